@@ -1,0 +1,208 @@
+"""Files: the one atomic write, the one lock and the one cache.
+
+Whatever is written appears whole or not at all: a temporary file in the same folder, flushed to disk, then renamed. A
+kill between any two instructions leaves the old file or the new one, never half of either.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from netwright.console import UserError, warn
+
+_cache: list[Path] = []
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a temporary path beside ``path`` that replaces it when the block ends well.
+
+    The folder is created when it is missing. When the block raises, ``path`` is left as it was.
+
+    Raises:
+        UserError: If the disk is full or the folder cannot be written.
+
+    Example:
+        >>> folder = tempfile.mkdtemp()
+        >>> with atomic_path(Path(folder) / "a.txt") as temporary:
+        ...     _ = temporary.write_text("whole")
+        >>> (Path(folder) / "a.txt").read_text()
+        'whole'
+    """
+    target = Path(path)
+    temporary = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part" + target.suffix, dir=target.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, target)
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise UserError(
+                "the disk is full", where=target, cure="free some room and give the same command again"
+            ) from error
+        if error.errno in {errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR}:
+            raise UserError(f"cannot write: {error.strerror}", where=target, cure="choose another folder") from error
+        raise
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a text file atomically, as UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Writes a file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: str | os.PathLike[str], value: object) -> None:
+    """Writes JSON atomically; NaN and infinities are refused, since JSON has none.
+
+    Raises:
+        ValueError: If ``value`` holds a NaN or an infinity.
+    """
+    write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Reads JSON.
+
+    Raises:
+        UserError: If the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError("no such file", where=path) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"not a JSON file: {error}", where=path) from error
+
+
+def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Any], metadata: dict[str, str] | None = None) -> None:
+    """Writes tensors as safetensors, atomically (a copy is made of tensors that share or skip memory)."""
+    from safetensors.torch import save
+
+    write_bytes(path, save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, metadata))
+
+
+def read_tensors(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads a safetensors file.
+
+    Raises:
+        UserError: If the file is missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise UserError("no such file", where=path) from error
+    except (SafetensorError, ValueError, OSError) as error:
+        raise UserError(f"damaged weights file: {error}", where=path, cure="delete it and run the command again") from error
+
+
+def digest(*parts: object) -> str:
+    """SHA-256 over bytes, text and JSON-able values: the name of a cache entry.
+
+    Example:
+        >>> digest("table", {"a": 1})[:8] == digest("table", {"a": 1})[:8]
+        True
+    """
+    total = hashlib.sha256()
+    for part in parts:
+        data = part if isinstance(part, bytes) else json.dumps(part, sort_keys=True, default=str).encode()
+        total.update(len(data).to_bytes(8, "big") + data)
+    return total.hexdigest()
+
+
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_folder(*names: str) -> Path:
+    """A folder for data, tables and compiled objects: ``$NETWRIGHT_CACHE``, else ``~/.cache/netwright``.
+
+    When that cannot be written, a temporary folder serves for this process, with one warning.
+    """
+    if not _cache:
+        wanted = Path(os.environ.get("NETWRIGHT_CACHE") or Path.home() / ".cache" / "netwright")
+        try:
+            wanted.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=wanted):
+                pass
+            _cache.append(wanted)
+        except OSError:
+            _cache.append(Path(tempfile.mkdtemp(prefix="netwright-")))
+            warn(f"the cache {wanted} cannot be written; {_cache[0]} serves until this process ends")
+    folder = _cache[0].joinpath(*names)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def lock(folder: str | os.PathLike[str], *, name: str = ".lock") -> Iterator[None]:
+    """Holds the one lock of a folder; the operating system frees it when the process dies.
+
+    Raises:
+        UserError: At once when another process holds it, naming that process and its machine.
+    """
+    from filelock import FileLock, SoftFileLock, Timeout
+
+    path = Path(folder) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    holder = Path(folder) / f"{name}.holder"
+    guard: FileLock | SoftFileLock = FileLock(path, timeout=0)
+    try:
+        guard.acquire()
+    except NotImplementedError:
+        warn(f"this file system has no locks; a lock file guards {folder} instead")
+        guard = SoftFileLock(path, timeout=0)
+        guard.acquire()
+    except Timeout as error:
+        who = holder.read_text().strip() if holder.exists() else "another process"
+        raise UserError(
+            f"the folder is in use by {who}", where=folder, cure="wait for it, or choose another folder with --out"
+        ) from error
+    try:
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        guard.release()
+
+
+def free_bytes(path: str | os.PathLike[str]) -> int:
+    """Free room on the disk that holds ``path`` (or its nearest existing parent)."""
+    folder = Path(path).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
