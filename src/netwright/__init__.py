@@ -14,7 +14,19 @@ _NAMES = {
     "cite": "netwright.papers.index",
     "load": "netwright.design.model",
 }
-_PACKAGES = ("compress", "console", "cost", "data", "deploy", "design", "metrics", "nn", "page", "papers", "parallel")
+_PACKAGES = (
+    "compress",
+    "console",
+    "cost",
+    "data",
+    "deploy",
+    "design",
+    "metrics",
+    "nn",
+    "page",
+    "papers",
+    "parallel",
+)
 _PACKAGES += ("results", "search", "seeding", "storage", "train")
 
 if TYPE_CHECKING:

@@ -105,10 +105,60 @@ def clock(seconds: float) -> str:
 
 class _Display:
     live: Any = None
-    depth = 0
+    overall: Overall | None = None
+    open_tasks = 0
 
 
 _display = _Display()
+
+
+class Overall:
+    """The one bar over all stages of a job; a task that is opened inside a stage moves it.
+
+    Args:
+        description: What the bar says.
+        weights: Expected seconds of each stage, by name, in their order.
+    """
+
+    def __init__(self, description: str, weights: dict[str, float]):
+        self.description, self.weights = description, weights
+        self._base = self._share = 0.0
+        self._bar: Task | None = None
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """The named stage: its first-level tasks fill its part of the bar."""
+        names = list(self.weights)
+        self._base = sum(self.weights[n] for n in names[: names.index(name)])
+        self._share = self.weights[name]
+        note(f"[{names.index(name) + 1}/{len(names)}] {name}")
+        yield
+        self.inner(1.0, "")
+
+    def inner(self, fraction: float, message: str) -> None:
+        """Called by the running task with how much of the stage is done."""
+        if self._bar is not None:
+            self._bar.update(self._base + self._share * min(1.0, fraction), message=message or self._bar.message)
+
+
+@contextmanager
+def overall(description: str, weights: dict[str, float]) -> Iterator[Overall]:
+    """Shows one total bar over stages while the block runs.
+
+    Example:
+        >>> configure(quiet=True)
+        >>> with overall("design", {"search": 30.0, "train": 60.0}) as total:
+        ...     with total.stage("search"), task("search", total=10) as bar:
+        ...         bar.advance()
+        >>> configure()
+    """
+    total = Overall(description, weights)
+    with task(description, total=sum(weights.values())) as bar:
+        total._bar, _display.overall, _display.open_tasks = bar, total, 0
+        try:
+            yield total
+        finally:
+            _display.overall, _display.open_tasks = None, 1
 
 
 class Task:
@@ -118,6 +168,7 @@ class Task:
         self.description, self.total, self.done, self.message = description, total, 0.0, ""
         self._start = self._last_line = time.monotonic()
         self._id: Any = None
+        self.leads = False
         if _display.live is not None:
             self._id = _display.live.add_task(description, total=total, message="")
 
@@ -130,6 +181,10 @@ class Task:
         self.done = done
         self.total = self.total if total is None else total
         self.message = self.message if message is None else message
+        if self.leads and _display.overall is not None and self.total:
+            _display.overall.inner(self.done / self.total, self.message)
+            if self._id is None:
+                return
         if _settings.quiet:
             return
         if self._id is not None and _display.live is not None:
@@ -174,9 +229,12 @@ def task(description: str, total: float) -> Iterator[Task]:
         _display.live.start()
         owner = True
     bar = Task(description, total)
+    bar.leads = _display.overall is not None and _display.open_tasks == 0
+    _display.open_tasks += 1
     try:
         yield bar
     finally:
+        _display.open_tasks -= 1
         bar.close()
         if owner:
             _display.live.stop()

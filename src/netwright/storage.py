@@ -104,7 +104,9 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise UserError(f"not a JSON file: {error}", where=path) from error
 
 
-def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Any], metadata: dict[str, str] | None = None) -> None:
+def write_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Any], metadata: dict[str, str] | None = None
+) -> None:
     """Writes tensors as safetensors, atomically (a copy is made of tensors that share or skip memory)."""
     from safetensors.torch import save
 
@@ -125,7 +127,35 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError("no such file", where=path) from error
     except (SafetensorError, ValueError, OSError) as error:
-        raise UserError(f"damaged weights file: {error}", where=path, cure="delete it and run the command again") from error
+        raise UserError(
+            f"damaged weights file: {error}", where=path, cure="delete it and run the command again"
+        ) from error
+
+
+def write_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
+    """Writes plain values and tensors as torch does, atomically."""
+    import torch
+
+    with atomic_path(path) as temporary:
+        torch.save(dict(state), temporary)
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads a checkpoint of plain values and tensors; anything that would run code is refused.
+
+    Raises:
+        UserError: If the file is damaged or holds more than plain values.
+    """
+    import pickle
+
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError("no such file", where=path) from error
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, KeyError, ValueError) as error:
+        raise UserError("damaged checkpoint", where=path, cure="delete it and give the same command again") from error
 
 
 def digest(*parts: object) -> str:
@@ -190,7 +220,9 @@ def lock(folder: str | os.PathLike[str], *, name: str = ".lock") -> Iterator[Non
     except Timeout as error:
         who = holder.read_text().strip() if holder.exists() else "another process"
         raise UserError(
-            f"the folder is in use by {who}", where=folder, cure="wait for it, or choose another folder with --out"
+            f"the folder is in use by {who}",
+            where=folder,
+            cure="wait for it, or choose another folder with --out",
         ) from error
     try:
         holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")

@@ -1,0 +1,89 @@
+# Everything happens in .venv, which the first target that needs it makes; a stamp file remembers that it is done.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+BIN := $(VENV)/bin
+WORKERS ?= 2
+FASHION := /usr/share/datasets/fashion-mnist
+SUDO := $(shell if [ "$$(id -u)" = 0 ]; then :; elif sudo -n true 2>/dev/null; then echo "sudo -n"; else echo none; fi)
+# One thread a process: two test workers on two cores must not fight over them.
+test bench: export OMP_NUM_THREADS := 1
+# Our own lines are the output; pip's notes about versions and mirrors are not.
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test lint docs bench data clean
+
+help:
+	@echo "make demo    set up, then design a small sparse network for the handwritten digits of scikit-learn"
+	@echo "make test    set up, then lint, types, layer contracts, documentation and all tests"
+	@echo "make lint    format, lint, types and layer contracts only"
+	@echo "make docs    the documentation, into site/"
+	@echo "make bench   our code against its peers (benchmarks/)"
+
+# Debian ships venv apart from python3; it is fetched when we may.
+$(BIN)/python:
+	@python=; \
+	for candidate in python3 python3.11 python3.12 python3.13 python3.14; do \
+	  if $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$candidate; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then echo "netwright needs Python 3.11 or newer: apt-get install python3.11 python3.11-venv" >&2; exit 2; fi; \
+	echo "environment: $$($$python --version) in $(VENV)"; \
+	if ! $$python -m venv $(VENV) >/dev/null 2>&1; then \
+	  rm -rf $(VENV); \
+	  version=$$($$python -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])'); \
+	  if [ "$(SUDO)" = none ] || ! command -v apt-get >/dev/null; then \
+	    echo "$$python has no venv: apt-get install $$version" >&2; exit 2; fi; \
+	  $(SUDO) apt-get update -qq && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$version >/dev/null; \
+	  $$python -m venv $(VENV); \
+	fi
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	@echo "installing netwright (the first time takes minutes: PyTorch is large)"
+	@$(BIN)/pip install -q -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
+	@echo "installing netwright and its tools (the first time takes minutes: PyTorch is large)"
+	@$(BIN)/pip install -q -e ".[dev]"
+	@touch $(VENV)/.installed $@
+
+# Real images for the tests; where we may not install packages the tests that need them are skipped and say so.
+data:
+	@if [ ! -d $(FASHION) ]; then \
+	  if [ "$(SUDO)" != none ] && command -v apt-get >/dev/null; then \
+	    echo "installing the Debian package dataset-fashion-mnist"; \
+	    ( $(SUDO) apt-get update -qq && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq dataset-fashion-mnist >/dev/null ) \
+	      || echo "dataset-fashion-mnist could not be installed; tests on Fashion-MNIST will be skipped" >&2; \
+	  else \
+	    echo "no right to install dataset-fashion-mnist; tests on Fashion-MNIST will be skipped" >&2; \
+	  fi; \
+	fi
+
+demo: $(VENV)/.installed
+	@$(BIN)/netwright design digits --out demo
+	@echo
+	@echo "open the report:  file://$(CURDIR)/demo/report.html"
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python scripts/method_pages.py --check
+	$(BIN)/python scripts/method_pages.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+test: $(VENV)/.installed-dev data lint docs
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
+
+bench: $(VENV)/.installed-dev
+	@shopt -s nullglob; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
+
+clean:
+	rm -rf $(VENV) site demo dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

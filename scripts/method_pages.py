@@ -1,0 +1,206 @@
+"""Writes what comes from cards and evidence: docs/methods/, docs/reproduced.md, and README.md's table.
+
+    python scripts/method_pages.py            writes them
+    python scripts/method_pages.py --check    writes nothing; exits 1 when README.md's table is stale
+
+The table stands between the markers <!-- evidence --> and <!-- /evidence -->. It ends with a digest of every
+figure, so that a figure changed anywhere in the evidence makes the table stale.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from netwright.console import clock
+from netwright.papers.evidence import Evidence, Verdict, mean, standard_error
+from netwright.papers.index import Paper, module_of, papers
+from netwright.papers.run import published
+from netwright.storage import atomic_path, digest, write_text
+
+START, END = "<!-- evidence -->", "<!-- /evidence -->"
+ROOT = Path(__file__).resolve().parents[1]
+RULE = (
+    "A claim is supported when the 90 % bootstrap interval over paired seeds (or the rule named beside it) "
+    "lies wholly on the claimed side, not supported when it lies wholly on the other, else inconclusive. "
+    "Sizes are far below the papers': see each page."
+)
+
+
+def cell(text: str) -> str:
+    """Text for a cell of a Markdown table."""
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell(text) for text in line) + " |" for line in lines)
+
+
+def figure(claim: Verdict) -> str:
+    """The figure of a claim with its interval."""
+    if claim.statistic is None:
+        return "no figure"
+    interval = f" [{claim.interval[0]:.4g}, {claim.interval[1]:.4g}]" if claim.interval else ""
+    return f"{claim.statistic:.4g}{interval}"
+
+
+def address(card: Paper) -> str:
+    """Where the paper is on the web."""
+    return f"https://arxiv.org/abs/{card.arxiv}" if card.arxiv else f"https://doi.org/{card.doi}"
+
+
+def link(card: Paper) -> str:
+    """The paper's number, linked."""
+    return f"[{f'arXiv:{card.arxiv}' if card.arxiv else f'doi:{card.doi}'}]({address(card)})"
+
+
+def readme_table(found: Sequence[tuple[Paper, Evidence | None]]) -> str:
+    """The table of README.md: a row a paper, whatever its verdict."""
+    rows = []
+    for card, evidence in found:
+        name = f"[{card.title}]({address(card)})"
+        command = f"`netwright reproduce {card.slug}`"
+        if evidence is None:
+            rows.append([name, "no full run yet", "", "", command])
+            continue
+        measured = "; ".join(
+            f"{claim.text} **{claim.verdict}**, {figure(claim)}" for claim in evidence.claims.values() if claim.gated
+        )
+        spent = f"{len(evidence.seeds)} seeds, {clock(evidence.seconds)}"
+        rows.append([name, f"**{evidence.verdict}**", measured, spent, command])
+    body = table(["paper", "verdict", "gated claims, measured", "budget", "again"], rows)
+    stamp = digest([evidence.to_dict() for _, evidence in found if evidence is not None])
+    return f"{body}\n\n{RULE}\n<!-- digest of the evidence: {stamp} -->"
+
+
+def reproduced_page(found: Sequence[tuple[Paper, Evidence | None]]) -> str:
+    """docs/reproduced.md: every claim of every paper."""
+    rows = []
+    for card, evidence in found:
+        name = f"[{card.slug}](methods/{card.slug}.md)"
+        if evidence is None:
+            rows += [[name, claim.text, "no full run yet", "", ""] for claim in card.claims]
+            continue
+        for claim in evidence.claims.values():
+            gate = "gated" if claim.gated else "reported only"
+            rows.append([name, claim.text, f"**{claim.verdict}**", figure(claim), gate])
+    verdicts = [evidence.verdict for _, evidence in found if evidence is not None]
+    counts = ", ".join(f"{verdicts.count(v)} {v}" for v in ("supported", "not supported", "inconclusive"))
+    head = f"{len(found)} papers: {counts}, {len(found) - len(verdicts)} without a full run."
+    body = table(["paper", "claim", "verdict", "figure", "weight"], rows)
+    return f"# Reproduced claims\n\n{head}\n\n{RULE}\n\n{body}\n"
+
+
+def method_page(card: Paper, evidence: Evidence | None) -> str:
+    """docs/methods/SLUG.md: what it is, how to use and cite it, and what was found."""
+    where = "; ".join(part for part in (", ".join(card.authors), card.venue, str(card.year), link(card)) if part)
+    module, _, name = card.method.partition(":")
+    parts = [
+        f"# {card.title}",
+        where + ".",
+        card.summary,
+        f"```python\nfrom {module} import {name}\n```",
+        f"::: {module}.{name}",
+        "## Reproduction",
+        (inspect.getdoc(module_of(card.slug)) or "").strip(),
+        f"```\nnetwright reproduce {card.slug} --fast\nnetwright reproduce {card.slug}\n```",
+    ]
+    if evidence is None:
+        claims = [[claim.key, claim.text, "gated" if claim.gated else "reported only"] for claim in card.claims]
+        parts += [table(["claim", "in words", "weight"], claims), "No full run is recorded yet."]
+    else:
+        parts += evidence_parts(evidence)
+    return "\n\n".join([*parts, "## Citation", f"```bibtex\n{card.bibtex()}\n```"]) + "\n"
+
+
+def values(figures: Sequence[float | None]) -> str:
+    """Mean and standard error of one figure over the seeds."""
+    error = standard_error(figures)
+    return f"{mean(figures):.4g}" + (f" ± {error:.2g}" if math.isfinite(error) else "")
+
+
+def evidence_parts(evidence: Evidence) -> list[str]:
+    """The evidence as Markdown."""
+    claims = [
+        [
+            claim.text,
+            f"**{claim.verdict}**",
+            figure(claim),
+            claim.reason,
+            "gated" if claim.gated else "reported only",
+        ]
+        for claim in evidence.claims.values()
+    ]
+    metrics = list(dict.fromkeys(name for figures in evidence.figures.values() for name in figures))
+    arms = [
+        [arm, *(values(figures[name]) if name in figures else "" for name in metrics)]
+        for arm, figures in evidence.figures.items()
+    ]
+    sizes = [[name, f"{s.used:g}", f"{s.specified:g}"] for name, s in evidence.settings.items()]
+    facts = evidence.machine | evidence.versions
+    made = (
+        f"Made on {evidence.date} with `{evidence.command}` at {evidence.commit} in "
+        f"{clock(evidence.seconds)}, {len(evidence.seeds)} seeds. "
+        + ", ".join(f"{name} {value}" for name, value in facts.items())
+        + "."
+    )
+    return [
+        f"**{evidence.verdict}**",
+        table(["claim", "verdict", "figure", "rule", "weight"], claims),
+        f"![Every arm and seed]({evidence.slug}.svg)",
+        "Every dot is a seed; the diamond is the mean, the bar its 90 % bootstrap interval.",
+        table(["arm (mean ± standard error)", *metrics], arms),
+        *([table(["size", "used", "specified"], sizes)] if sizes else []),
+        made,
+    ]
+
+
+def write_picture(evidence: Evidence, path: Path) -> None:
+    """The evidence's picture as SVG with the same bytes each time."""
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": evidence.slug}), atomic_path(path) as temporary:
+        figure_of = evidence.plot().figure
+        figure_of.savefig(temporary, format="svg", metadata={"Date": None})
+
+
+def with_table(readme: str, body: str) -> str:
+    """README's text with the table between the markers replaced."""
+    if readme.count(START) != 1 or readme.count(END) != 1 or readme.index(START) > readme.index(END):
+        raise SystemExit(f"README.md must hold {START} and then {END}, each once")
+    return readme.partition(START)[0] + f"{START}\n{body}\n{END}" + readme.partition(END)[2]
+
+
+def main(arguments: Sequence[str] | None = None, *, root: Path = ROOT) -> int:
+    """Writes the pages, or checks the table; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when README.md's table is stale")
+    check = parser.parse_args(arguments).check
+    found = [(card, published(card.slug)) for card in papers()]
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    fresh = with_table(readme, readme_table(found))
+    if check:
+        if fresh != readme:
+            print(
+                "README.md's table is not that of the evidence: run python scripts/method_pages.py",
+                file=sys.stderr,
+            )
+        return int(fresh != readme)
+    if fresh != readme:
+        write_text(root / "README.md", fresh)
+    write_text(root / "docs" / "reproduced.md", reproduced_page(found))
+    for card, evidence in found:
+        write_text(root / "docs" / "methods" / f"{card.slug}.md", method_page(card, evidence))
+        if evidence is not None:
+            write_picture(evidence, root / "docs" / "methods" / f"{card.slug}.svg")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""Making trained networks smaller: pruning to an exact ratio, on any module and in any training loop.
+
+Names are resolved when they are first used, so that importing this package loads nothing heavy. ``METHODS``
+tells where each method is, by the name that people type.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+METHODS = {
+    "magnitude": "netwright.compress.prune:magnitude",
+    "gradual": "netwright.compress.callbacks:GradualPruning",
+    "dense-sparse-dense": "netwright.compress.prune:dense_sparse_dense",
+    "hydra": "netwright.compress.hydra:HydraPruner",
+}
+
+_NAMES = {
+    "GradualPruning": "callbacks",
+    "HydraPruner": "hydra",
+    "KeepSparse": "callbacks",
+    "Sparsity": "prune",
+    "begin_finetune": "hydra",
+    "begin_scores": "hydra",
+    "cubic_sparsity": "prune",
+    "dense_sparse_dense": "prune",
+    "hold": "prune",
+    "magnitude": "prune",
+    "place_masks": "prune",
+    "remove": "prune",
+    "sparsity": "prune",
+    "update": "prune",
+}
+_MODULES = ("callbacks", "hydra", "prune")
+
+if TYPE_CHECKING:
+    from netwright.compress.callbacks import GradualPruning, KeepSparse
+    from netwright.compress.hydra import HydraPruner, begin_finetune, begin_scores
+    from netwright.compress.prune import (
+        Sparsity,
+        cubic_sparsity,
+        dense_sparse_dense,
+        hold,
+        magnitude,
+        place_masks,
+        remove,
+        sparsity,
+        update,
+    )
+
+__all__ = [
+    "METHODS",
+    "GradualPruning",
+    "HydraPruner",
+    "KeepSparse",
+    "Sparsity",
+    "begin_finetune",
+    "begin_scores",
+    "cubic_sparsity",
+    "dense_sparse_dense",
+    "hold",
+    "magnitude",
+    "place_masks",
+    "remove",
+    "sparsity",
+    "update",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        return getattr(importlib.import_module(f"netwright.compress.{_NAMES[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"netwright.compress.{name}")
+    raise AttributeError(f"module 'netwright.compress' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_MODULES])

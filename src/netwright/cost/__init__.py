@@ -1,0 +1,27 @@
+"""What a network costs: parameters, multiply-adds and time, with one definition for every part of netwright.
+
+Multiply-adds (MACs) are those of convolutions and matrix products; what papers call "FLOPs" is usually this
+number. A convolution has k_h k_w (C_in / groups) C_out H_out W_out of them.
+"""
+
+from netwright.cost.counting import Cost, LayerCost, count
+from netwright.cost.timing import (
+    Comparison,
+    LatencyTable,
+    Timing,
+    compare_times,
+    cpu_name,
+    threads,
+)
+
+__all__ = [
+    "Comparison",
+    "Cost",
+    "LatencyTable",
+    "LayerCost",
+    "Timing",
+    "compare_times",
+    "count",
+    "cpu_name",
+    "threads",
+]

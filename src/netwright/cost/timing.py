@@ -1,0 +1,343 @@
+"""Time: of one operation, for tables, and of several ways to do the same thing, against each other."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from netwright import storage
+from netwright.console import UserError, table, task
+from netwright.results import Result, new_axes
+from netwright.seeding import stream
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Key = str | tuple[Any, ...]
+
+
+def cpu_name() -> str:
+    """The processor's name, as its maker writes it where the system tells.
+
+    Example:
+        >>> len(cpu_name()) > 0
+        True
+    """
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.lower().startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine() or "unknown"
+
+
+@contextmanager
+def threads(number: int | None) -> Iterator[int]:
+    """Lets torch use ``number`` threads inside the block; ``None`` leaves them as they are.
+
+    Raises:
+        ValueError: If ``number`` is below 1.
+
+    Example:
+        >>> with threads(1):
+        ...     torch.get_num_threads()
+        1
+    """
+    before = torch.get_num_threads()
+    if number is not None and number < 1:
+        raise ValueError(f"threads must be >= 1, got {number}")
+    try:
+        if number is not None:
+            torch.set_num_threads(number)
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+
+
+@dataclass(frozen=True)
+class LatencyTable(Result, Mapping[Key, float]):
+    """Measured milliseconds by operation, with where and how they were measured.
+
+    Attributes:
+        milliseconds: Median time of each operation; keys are names or tuples such as
+            (op, C_in, C_out, H, W, stride, extra).
+        cpu: Name of the processor.
+        threads: Threads torch had.
+        batch: Inputs at once.
+        dtype: Type of the inputs.
+        torch_version: Version of torch.
+
+    Example:
+        >>> times = LatencyTable.measure({("relu", 8): (nn.ReLU(), (8, 4, 4))}, repeats=3)
+        >>> times["relu", 8] > 0
+        True
+        >>> times["tanh", 8]
+        Traceback (most recent call last):
+        KeyError: "no latency was measured for ('tanh', 8)"
+    """
+
+    milliseconds: Mapping[Key, float]
+    cpu: str
+    threads: int
+    batch: int
+    dtype: str
+    torch_version: str
+
+    @classmethod
+    def measure(
+        cls,
+        ops: Mapping[Key, tuple[Callable[[torch.Tensor], Any], Sequence[int]]],
+        *,
+        warmup: int = 5,
+        repeats: int = 30,
+        threads: int = 1,
+        batch: int = 1,
+        dtype: torch.dtype = torch.float32,
+    ) -> LatencyTable:
+        """Times each operation on random input: the median of single calls under ``inference_mode``.
+
+        Args:
+            ops: What runs each operation (a module, in evaluation mode meanwhile, or a compiled function),
+                with the shape of one input without the batch.
+            warmup: Untimed calls before, at least 0.
+            repeats: Timed calls, at least 1.
+            threads: Threads of torch.
+            batch: Inputs at once.
+            dtype: Type of the input.
+
+        Raises:
+            ValueError: If ``ops`` is empty or a number is below its bound.
+        """
+        _at_least(warmup=(warmup, 0), repeats=(repeats, 1), threads=(threads, 1), batch=(batch, 1))
+        if not ops:
+            raise ValueError("ops must hold at least 1 operation, got 0")
+        found: dict[Key, float] = {}
+        with _fixed_threads(threads), torch.inference_mode(), task("latencies", total=len(ops)) as bar:
+            for key, (op, shape) in ops.items():
+                x = torch.rand(batch, *shape, generator=stream(0, "latency")).to(dtype)
+                with _evaluating(op):
+                    times = [_seconds(partial(op, x)) for _ in range(warmup + repeats)]
+                found[key] = 1e3 * float(np.median(times[warmup:]))
+                bar.advance()
+        return cls(found, cpu_name(), threads, batch, str(dtype).removeprefix("torch."), torch.__version__)
+
+    def __getitem__(self, key: Key) -> float:
+        try:
+            return self.milliseconds[key]
+        except KeyError:
+            raise KeyError(f"no latency was measured for {key!r}") from None
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self.milliseconds)
+
+    def __len__(self) -> int:
+        return len(self.milliseconds)
+
+    def total(self, keys: Iterable[Key]) -> float:
+        """Milliseconds of a chain of operations.
+
+        Raises:
+            KeyError: If some were not measured; it lists them all.
+        """
+        keys = list(keys)
+        missing = sorted({repr(key) for key in keys if key not in self.milliseconds})
+        if missing:
+            raise KeyError(f"no latency was measured for {', '.join(missing)}")
+        return sum(self.milliseconds[key] for key in keys)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, with the times as a list of key and milliseconds."""
+        times = [{"key": key, "ms": ms} for key, ms in self.milliseconds.items()]
+        return {"milliseconds": times, **{name: getattr(self, name) for name in _CONDITIONS}}
+
+    def __str__(self) -> str:
+        rows = [[_label(key), round(ms, 4)] for key, ms in self.milliseconds.items()]
+        return f"{self.cpu}, threads {self.threads}, batch {self.batch}\n{table(rows, ['operation', 'ms'])}"
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the table as JSON."""
+        storage.write_json(path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> LatencyTable:
+        """Reads what :meth:`save` wrote.
+
+        Raises:
+            UserError: If the file is missing, is not JSON, or is no such table.
+        """
+        data = storage.read_json(path)
+        try:
+            times = {_key(entry["key"]): float(entry["ms"]) for entry in data["milliseconds"]}
+            conditions = {name: kind(data[name]) for name, kind in _CONDITIONS.items()}
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"not a latency table: {error!r}", where=path, cure="measure it again") from error
+        if not all(math.isfinite(ms) and ms >= 0 for ms in times.values()):
+            raise UserError("a latency must be a number >= 0", where=path, cure="measure it again")
+        return cls(times, **conditions)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """A bar for each operation."""
+        ax = new_axes(ax, size=(5.0, 1.0 + 0.25 * len(self)))
+        ax.barh([_label(key) for key in self], list(self.milliseconds.values()))
+        ax.set_xlabel("milliseconds")
+        return ax
+
+
+_CONDITIONS: dict[str, Callable[[Any], Any]] = {
+    "cpu": str,
+    "threads": int,
+    "batch": int,
+    "dtype": str,
+    "torch_version": str,
+}
+_fixed_threads = threads
+
+
+def _key(value: Any) -> Key:
+    """Tuples come back from JSON as lists."""
+    return tuple(_key(item) for item in value) if isinstance(value, list) else value
+
+
+def _label(key: Key) -> str:
+    return key if isinstance(key, str) else " ".join(map(str, key))
+
+
+def _at_least(**bounds: tuple[int, int]) -> None:
+    for name, (value, least) in bounds.items():
+        if value < least:
+            raise ValueError(f"{name} must be >= {least}, got {value}")
+
+
+@contextmanager
+def _evaluating(op: Any) -> Iterator[None]:
+    modes = [(part, part.training) for part in op.modules()] if isinstance(op, nn.Module) else []
+    try:
+        for part, _ in modes:
+            part.training = False
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Timing(Result):
+    """One competitor.
+
+    Attributes:
+        name: Its name.
+        best_ms: Shortest time, milliseconds.
+        median_ms: Median time, milliseconds.
+        ratio: Median over rounds of its time over the first competitor's in the same round; below 1 is
+        faster. ratio_low: Lower quartile of that.
+        ratio_high: Upper quartile of that.
+    """
+
+    name: str
+    best_ms: float
+    median_ms: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+
+
+@dataclass(frozen=True)
+class Comparison(Result):
+    """Times of several ways to do the same thing.
+
+    Attributes:
+        timings: One for each, in the order given; ratios are to the first.
+        rounds: How often each was timed.
+        threads: Threads torch had.
+        cpu: Name of the processor.
+    """
+
+    timings: tuple[Timing, ...]
+    rounds: int
+    threads: int
+    cpu: str
+
+    def __getitem__(self, name: str) -> Timing:
+        for timing in self.timings:
+            if timing.name == name:
+                return timing
+        raise KeyError(f"no timing of {name!r}; there are {', '.join(t.name for t in self.timings)}")
+
+    def __str__(self) -> str:
+        rows = [
+            [t.name, f"{t.best_ms:.4g}", f"{t.median_ms:.4g}", f"{t.ratio:.3f} [{t.ratio_low:.3f}, {t.ratio_high:.3f}]"]
+            for t in self.timings
+        ]
+        header = ["", "best ms", "median ms", f"time / {self.timings[0].name}"]
+        return f"{self.cpu}, threads {self.threads}, {self.rounds} rounds\n{table(rows, header)}"
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Ratios with their quartiles."""
+        ax = new_axes(ax)
+        middle = np.array([t.ratio for t in self.timings])
+        ends = np.array([[t.ratio - t.ratio_low, t.ratio_high - t.ratio] for t in self.timings]).T
+        ax.barh([t.name for t in self.timings], middle, xerr=ends)
+        ax.set_xlabel(f"time / {self.timings[0].name}")
+        return ax
+
+
+def compare_times(
+    callables: Mapping[str, Callable[[], Any]], *, rounds: int = 30, threads: int | None = None
+) -> Comparison:
+    """Times several callables against the first, in alternating rounds.
+
+    In each round every callable runs once, and the order is rotated from round to round, so that a change of
+    the machine's speed meets all of them. Each runs once untimed beforehand.
+
+    Args:
+        callables: What to time, by name; the first is what the others are compared with.
+        rounds: Timed calls of each, at least 1.
+        threads: Threads of torch; ``None`` leaves them as they are. A callable that uses another runtime sets
+        its own.
+
+    Raises:
+        ValueError: If ``callables`` is empty, or a number is below 1.
+
+    Example:
+        >>> result = compare_times({"one": lambda: sum(range(10)), "two": lambda: sum(range(10))}, rounds=5)
+        >>> result["one"].ratio, result["two"].median_ms >= result["two"].best_ms
+        (1.0, True)
+    """
+    if not callables:
+        raise ValueError("callables must hold at least 1 entry, got 0")
+    _at_least(rounds=(rounds, 1))
+    names = list(callables)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    with _fixed_threads(threads) as used:
+        for call in callables.values():
+            call()
+        for turn in range(rounds):
+            start = turn % len(names)
+            for name in names[start:] + names[:start]:
+                times[name].append(_seconds(callables[name]))
+    first = np.array(times[names[0]])
+    timings = []
+    for name in names:
+        ms, ratios = 1e3 * np.array(times[name]), np.array(times[name]) / first
+        low, middle, high = (float(q) for q in np.quantile(ratios, [0.25, 0.5, 0.75]))
+        timings.append(Timing(name, float(ms.min()), float(np.median(ms)), middle, low, high))
+    return Comparison(tuple(timings), rounds, used, cpu_name())

@@ -1,0 +1,25 @@
+"""Data sets by name or path, split without leaks and checked before use; batches and augmentation."""
+
+from netwright.data.folder import FolderImages, write_folder
+from netwright.data.loading import Data, load
+from netwright.data.problems import Problem
+from netwright.data.report import DataReport, check
+from netwright.data.sources import names
+from netwright.data.splits import split_train, subset
+from netwright.data.tensors import Batches, Normalise, TensorImages
+
+__all__ = [
+    "Batches",
+    "Data",
+    "DataReport",
+    "FolderImages",
+    "Normalise",
+    "Problem",
+    "TensorImages",
+    "check",
+    "load",
+    "names",
+    "split_train",
+    "subset",
+    "write_folder",
+]

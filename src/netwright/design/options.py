@@ -1,0 +1,162 @@
+"""Everything that a design run can be told, in one frozen object that is saved with the run and replays it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+from netwright.console import UserError, nearest
+from netwright.results import Result
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+# What changes where or how fast a run is computed, not what it computes: free to differ when a run is taken up again.
+MOVABLE = ("out", "devices", "nodes", "strategy", "jobs", "download")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(Result):
+    """The options of ``netwright design``; see ``netwright design --help`` for each.
+
+    Raises:
+        UserError: If a value is out of its range, naming the option, the bound and the value.
+
+    Example:
+        >>> Options(data="digits").sparsity
+        0.95
+        >>> Options(data="digits", sparsity=1.0)
+        Traceback (most recent call last):
+        ...
+        netwright.console.UserError: sparsity must lie in [0, 1), got 1.0
+          do 0.95 keeps one weight in twenty
+    """
+
+    data: str
+    sparsity: float = 0.95
+    time_budget: float | None = None
+    accuracy_goal: float | None = None
+    search: str = "dass"
+    space: str = "micro-darts"
+    pruning: str = "magnitude"
+    baseline: str = "mobilenet_v2"
+    seed: int = 0
+    size: int | None = None
+    channels: int | None = None
+    cells: int | None = None
+    search_channels: int | None = None
+    search_epochs: int | None = None
+    epochs: int | None = None
+    batch_size: int = 64
+    lr: float = 0.1
+    skip_broken: bool = False
+    drop_unknown: bool = False
+    download: bool = False
+    logger: str = "csv"
+    devices: int = 1
+    nodes: int = 1
+    strategy: str = "auto"
+    jobs: int = 1
+    out: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sparsity < 1:
+            raise UserError(f"sparsity must lie in [0, 1), got {self.sparsity}", cure="0.95 keeps one weight in twenty")
+        if self.time_budget is not None and not self.time_budget > 0:
+            raise UserError(f"time budget must be > 0 s, got {self.time_budget}", cure="for example --time-budget 10m")
+        if self.accuracy_goal is not None and not 0 < self.accuracy_goal <= 1:
+            raise UserError(f"accuracy must lie in (0, 1], got {self.accuracy_goal}", cure="for example --accuracy 0.9")
+        if not self.lr > 0:
+            raise UserError(f"lr must be > 0, got {self.lr}")
+        if self.seed < 0:
+            raise UserError(f"seed must be >= 0, got {self.seed}")
+        for name in ("size", "channels", "cells", "search_channels", "search_epochs", "epochs"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name.replace('_', '-')} must be >= 1, got {value}")
+        if self.batch_size < 2:
+            raise UserError(f"batch-size must be >= 2 (batch norm needs two examples), got {self.batch_size}")
+        if self.devices < 1 or self.nodes < 1:
+            raise UserError(f"devices and nodes must be >= 1, got {self.devices} and {self.nodes}")
+        if self.batch_size % (self.devices * self.nodes):
+            raise UserError(
+                f"batch-size must be a multiple of all processes ({self.devices * self.nodes}), got {self.batch_size}"
+            )
+        self._check_names()
+
+    def _check_names(self) -> None:
+        from netwright.compress import METHODS as PRUNING
+        from netwright.search import METHODS as SEARCH
+        from netwright.search.spaces import SPACES
+
+        choices = {
+            "search": SEARCH,
+            "space": SPACES,
+            "pruning": PRUNING,
+            "strategy": ("auto", "ddp", "fsdp"),
+            "logger": ("csv", "tensorboard", "none"),
+        }
+        for name, known in choices.items():
+            value = getattr(self, name)
+            if value not in known:
+                raise UserError(f"unknown --{name} {value!r}", cure=nearest(value, known))
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the outcome: two runs with equal identity are the same run."""
+        return {name: value for name, value in self.to_dict().items() if name not in MOVABLE}
+
+
+def duration(text: str | float) -> float:
+    """Seconds of ``"90"``, ``"90s"``, ``"15m"`` or ``"1h30m"``.
+
+    Raises:
+        UserError: If the text is no duration.
+
+    Example:
+        >>> duration("15m"), duration("1h30m"), duration("90")
+        (900.0, 5400.0, 90.0)
+    """
+    if isinstance(text, (int, float)):
+        return float(text)
+    compact = text.strip().lower().replace(" ", "")
+    if re.fullmatch(r"\d+(\.\d+)?", compact):
+        return float(compact)
+    parts = re.findall(r"(\d+(?:\.\d+)?)(s|m|h|d)(?:in|ec)?", compact)
+    if not parts or not re.fullmatch(r"(\d+(\.\d+)?(s|sec|m|min|h|d))+", compact):
+        raise UserError(f"not a duration: {text!r}", cure="write it like 90s, 15m or 1h30m")
+    return float(sum(float(number) * _UNITS[unit] for number, unit in parts))
+
+
+def from_config(path: str | Path) -> dict[str, Any]:
+    """The options of a saved ``run.json`` (or of a plain JSON object of options).
+
+    Raises:
+        UserError: If the file is not JSON or names an option that does not exist, telling every fault.
+    """
+    from netwright.storage import read_json
+
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError("a configuration is a JSON object of options", where=path)
+    options = content.get("options", content)
+    known = {f.name for f in dataclasses.fields(Options)}
+    for name in options:
+        if name not in known:
+            raise UserError(f"unknown option {name!r}", where=path, cure=nearest(name, known))
+    return _typed(options, path)
+
+
+def _typed(options: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    import typing
+
+    from pydantic import TypeAdapter, ValidationError
+
+    hints = typing.get_type_hints(Options)
+    fields = {name: (hints[name], ...) for name in options}
+    shape = typing.TypedDict("GivenOptions", {name: kind for name, (kind, _) in fields.items()})  # type: ignore[misc]
+    try:
+        return dict(TypeAdapter(shape).validate_python(options))
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors())
+        raise UserError(faults, where=path) from error

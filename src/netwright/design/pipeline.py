@@ -1,0 +1,363 @@
+"""``netwright design``: search, train, compress, export, measure and report, each stage resumable.
+
+A stage is done when its artefact is in the run folder. The same command goes on where the last one stopped, so a stage
+never asks whether it is resumed: it reads what is there and makes what is not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from netwright import storage
+from netwright.console import UserError, note, overall
+from netwright.design import distributed
+from netwright.design.model import Architecture
+from netwright.design.options import Options
+from netwright.design.plan import Plan, make_plan, refit
+from netwright.design.run import RunFolder, find_folder
+from netwright.results import Result
+
+if TYPE_CHECKING:
+    from netwright.design.training_stage import Stage
+    from netwright.search.genotype import Genotype
+
+SAMPLES = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class DesignResult(Result):
+    """What a finished run found.
+
+    Attributes:
+        folder: The run folder.
+        accuracy: Test accuracy of the designed network, in [0, 1].
+        baseline_accuracy: That of the baseline at the same sparsity.
+        sparsity: Zeros over all weights of convolutions and linear layers.
+        nonzeros: Parameters that are not zero.
+        goal_met: Whether sparsity, accuracy and time are what was asked for.
+        missed: What was missed, and by how much.
+        seconds: Wall time over all sittings.
+        measurements: Everything, as in ``measurements.json``.
+    """
+
+    folder: str
+    accuracy: float
+    baseline_accuracy: float
+    sparsity: float
+    nonzeros: int
+    goal_met: bool
+    missed: tuple[str, ...]
+    seconds: float
+    measurements: dict[str, Any]
+
+
+def design(
+    data: str | Path | None = None,
+    *,
+    options: Options | None = None,
+    plan: Plan | None = None,
+    command: str = "",
+    **settings: Any,
+) -> DesignResult:
+    """Designs a sparse network for a data set, and everything that goes with it, in a run folder.
+
+    Args:
+        data: A data set by name or path, as for :func:`netwright.data.load`.
+        options: All options at once, in place of ``data`` and ``settings``.
+        plan: The plan of an earlier run to repeat; made anew when None.
+        command: The command line, for the record.
+        settings: Fields of :class:`netwright.design.options.Options`.
+
+    Returns:
+        The figures; everything else is in the folder.
+
+    Raises:
+        UserError: For bad input, a folder of another run, a full disk or a budget that is too small.
+        FloatingPointError: When a loss is no longer finite.
+        KeyboardInterrupt: On Ctrl-C; the same call goes on.
+    """
+    if options is None:
+        if data is None:
+            raise ValueError("data must be given when options are not")
+        options = Options(data=str(data), **settings)
+    distributed.join()
+    run = RunFolder(distributed.agree(str(find_folder(options))))
+    if not distributed.is_main():
+        distributed.barrier()
+        return _stages(run, options, plan)
+    with run.locked():
+        run.open_for(options, command or f"netwright design {options.data}")
+        distributed.barrier()
+        return _stages(run, options, plan)
+
+
+def _stages(run: RunFolder, options: Options, plan: Plan | None) -> DesignResult:
+    from netwright.design.search_stage import run_search
+    from netwright.design.training_stage import Stage, train_network
+
+    clock = _Clock(run)
+    data = _load_data(run, options)
+    plan = _planned(run, options, data, plan)
+    stage = Stage(run, options, data, plan)
+    names = {"search": 0.0, "train": 0.0, "export": 5.0, "baseline": 0.0, "measure": 15.0}
+    names["search"] = plan.search["seconds"]
+    names["train"] = sum(p.seconds for p in plan.phases if p.network == "model")
+    names["baseline"] = sum(p.seconds for p in plan.phases if p.network == "baseline")
+    try:
+        with overall("design", names) as total:
+            with total.stage("search"):
+                architecture = _architecture(stage, run_search(stage))
+            clock.save()
+            with total.stage("train"):
+                network, dense = train_network(stage, "model", architecture.build)
+            clock.save()
+            with total.stage("export"):
+                _export(stage, "model", architecture, network, dense)
+                _report(run)
+            with total.stage("baseline"):
+                other = _baseline_architecture(stage)
+                rival, rival_dense = train_network(stage, "baseline", other.build)
+                _export(stage, "baseline", other, rival, rival_dense)
+            clock.save()
+            with total.stage("measure"):
+                four = {"model": network, "dense": dense, "baseline": rival, "baseline_dense": rival_dense}
+                _measure(stage, four, {"model": architecture, "baseline": other}, clock)
+    except KeyboardInterrupt:
+        clock.save()
+        if distributed.is_main():
+            _report(run)
+        raise
+    if distributed.is_main():
+        _report(run)
+    distributed.barrier()
+    return result_of(run)
+
+
+class _Clock:
+    """Wall time of a run over all its sittings, kept in the folder."""
+
+    def __init__(self, run: RunFolder):
+        self.run = run
+        self._before = float(run.read("work/clock.json")["seconds"]) if run.has("work/clock.json") else 0.0
+        self._start = time.monotonic()
+
+    def seconds(self) -> float:
+        """So far."""
+        return self._before + time.monotonic() - self._start
+
+    def save(self) -> None:
+        """Writes it down."""
+        if distributed.is_main():
+            self.run.write("work/clock.json", {"seconds": self.seconds()})
+
+
+def _load_data(run: RunFolder, options: Options) -> Any:
+    from netwright.data import check, load
+
+    size = None if options.size is None else (options.size, options.size)
+    known = {
+        "skip_broken": options.skip_broken,
+        "drop_unknown": options.drop_unknown,
+        "download": options.download,
+    }
+    data = load(options.data, seed=options.seed, size=size, **known)
+    fingerprint = data.fingerprint()
+    if run.has("data.json"):
+        if run.read("data.json")["fingerprint"] != fingerprint:
+            raise UserError(
+                "the data have changed since this run began", where=options.data, cure="choose another --out"
+            )
+        return data
+    note(data.summary())
+    if distributed.is_main():
+        report = check(options.data, size=size, **known)
+        for problem in report.problems:
+            note(f"  {problem.message} ({problem.where})")
+        counts = {
+            part: dict(
+                zip(data.classes, torch.bincount(getattr(data, part).labels, minlength=len(data.classes)).tolist())
+            )
+            for part in ("train", "validation", "test")
+        }
+        run.write("data.json", {**report.to_dict(), "counts": counts, "fingerprint": fingerprint})
+    return data
+
+
+def _planned(run: RunFolder, options: Options, data: Any, plan: Plan | None) -> Plan:
+    if distributed.is_main():
+        if run.has("plan.json"):
+            plan = Plan.from_dict(run.read("plan.json"))
+        else:
+            plan = make_plan(options, data) if plan is None else plan.replayed()
+            run.write("plan.json", plan.to_dict())
+            note(str(plan))
+    plan = distributed.agree(plan)
+    assert plan is not None
+    return plan
+
+
+def _architecture(stage: Stage, genotype: Genotype) -> Architecture:
+    run, data = stage.run, stage.data
+    if run.has("architecture.json"):
+        return Architecture.read(run / "architecture.json")
+    if distributed.is_main():
+        stage.amend(refit(stage.plan, stage.options, data, genotype))
+    stage.plan = distributed.agree(stage.plan)
+    architecture = Architecture(
+        kind="genotype",
+        shape=data.shape,
+        classes=data.classes,
+        mean=data.mean,
+        std=data.std,
+        picture=_is_picture(data),
+        genotype=genotype.to_dict(),
+        **stage.plan.model,
+    )
+    distributed.barrier()
+    if distributed.is_main():
+        run.write("architecture.json", architecture.to_dict())
+        run.write("classes.json", list(data.classes))
+    distributed.barrier()
+    return architecture
+
+
+def _baseline_architecture(stage: Stage) -> Architecture:
+    run, data, name = stage.run, stage.data, stage.options.baseline
+    architecture = Architecture(
+        kind="named",
+        shape=data.shape,
+        classes=data.classes,
+        mean=data.mean,
+        std=data.std,
+        picture=_is_picture(data),
+        name=name,
+    )
+    if distributed.is_main():
+        run.write("baseline/architecture.json", architecture.to_dict())
+    return architecture
+
+
+def _is_picture(data: Any) -> bool:
+    images = getattr(data.test, "images", None)
+    return images is None or images.dtype == torch.uint8
+
+
+def _export(stage: Stage, which: str, architecture: Architecture, network: nn.Module, dense: nn.Module) -> None:
+    """Leaves weights and ONNX files, sparse and dense; the sparse ones last, since they mark the stage as done."""
+    from netwright.deploy import onnx as deploy
+    from netwright.design.measure import first_images, onnx_input
+    from netwright.design.report import readme_text
+
+    run: RunFolder = stage.run
+    prefix = "" if which == "model" else "baseline/"
+    if not distributed.is_main():
+        distributed.barrier()
+        return
+    for suffix, net in (("-dense", dense), ("", network)):
+        weights, file = f"{prefix}model{suffix}.safetensors", f"{prefix}model{suffix}.onnx"
+        if not run.has(weights):
+            storage.write_tensors(run / weights, net.state_dict())
+        if not run.has(file):
+            deploy.export(
+                net,
+                run / file,
+                shape=architecture.shape,
+                mean=architecture.mean,
+                std=architecture.std,
+                classes=architecture.classes,
+                scale=255.0 if architecture.picture else None,
+            )
+    if which == "model":
+        images, labels = first_images(stage.data, SAMPLES)
+        arrays = {"images": onnx_input(images, architecture.picture), "labels": labels.numpy()}
+        _write_arrays(run / "sample.npz", arrays)
+        storage.write_text(run / "README.txt", readme_text(architecture))
+    distributed.barrier()
+
+
+def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with storage.atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def _measure(
+    stage: Stage, networks: dict[str, nn.Module], architectures: dict[str, Architecture], clock: _Clock
+) -> None:
+    from netwright.design.measure import measure, mistakes
+    from netwright.design.training_stage import histories, training_seconds
+
+    run: RunFolder = stage.run
+    if run.has("measurements.json") or not distributed.is_main():
+        distributed.barrier()
+        return
+    run.write("training.json", histories(run))
+    figures: dict[str, Any] = {}
+    for key, network in networks.items():
+        which = "baseline" if key.startswith("baseline") else "model"
+        file = ("baseline/" if which == "baseline" else "") + f"model{'-dense' if key.endswith('dense') else ''}.onnx"
+        measured, probs = measure(
+            key,
+            network,
+            architectures[which],
+            stage.data,
+            run / file,
+            train_seconds=training_seconds(run, which),
+        )
+        figures[key] = measured.to_dict()
+        if key == "model":
+            _write_arrays(run / "mistakes.npz", mistakes(stage.data, probs))
+    options: Options = stage.options
+    clock.save()
+    figures["goal"] = {
+        "sparsity": options.sparsity,
+        "accuracy": options.accuracy_goal,
+        "time_budget": options.time_budget,
+        "seconds_used": clock.seconds(),
+    }
+    run.write("measurements.json", figures)
+    distributed.barrier()
+
+
+def result_of(run: RunFolder) -> DesignResult:
+    """The result of a finished run, from its folder.
+
+    Raises:
+        UserError: If the run has not come to its measurements yet.
+    """
+    if not run.has("measurements.json"):
+        raise UserError("the run is not finished", where=run.path, cure="give its command again; it goes on")
+    figures = run.read("measurements.json")
+    goal, model = figures["goal"], figures["model"]
+    missed = []
+    if model["sparsity"] < goal["sparsity"] - 5e-4:
+        missed.append(f"sparsity {model['sparsity']:.4f}, asked for {goal['sparsity']}")
+    if goal.get("accuracy") is not None and model["accuracy"] < goal["accuracy"]:
+        short = 100 * (goal["accuracy"] - model["accuracy"])
+        missed.append(f"accuracy {model['accuracy']:.4f}, {short:.2f} points below the goal of {goal['accuracy']}")
+    if goal["time_budget"] is not None and goal["seconds_used"] > 1.15 * goal["time_budget"]:
+        missed.append(f"{goal['seconds_used']:.0f} s used of a budget of {goal['time_budget']:.0f} s")
+    return DesignResult(
+        folder=str(run.path),
+        accuracy=model["accuracy"],
+        baseline_accuracy=figures["baseline"]["accuracy"],
+        sparsity=model["sparsity"],
+        nonzeros=model["nonzeros"],
+        goal_met=not missed,
+        missed=tuple(missed),
+        seconds=goal["seconds_used"],
+        measurements=figures,
+    )
+
+
+def _report(run: RunFolder) -> None:
+    from netwright.design.report import build
+
+    if distributed.is_main():
+        build(run.path).write(run.path)

@@ -1,0 +1,362 @@
+"""How long each stage may take and how large the networks are, decided before anything starts and shown first.
+
+Steps are timed on this machine with the run's own batch size. Under a time budget the seconds are shared out first and
+the sizes chosen to fit them; without one the sizes are fixed and the seconds are a forecast.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from netwright.console import UserError, clock, table
+from netwright.results import Result
+from netwright.search import spaces
+from netwright.seeding import seeded, stream
+
+if TYPE_CHECKING:
+    from netwright.data import Data
+    from netwright.design.options import Options
+    from netwright.search.genotype import Genotype
+
+# Shares of a time budget, after what export, measuring and the report need.
+SEARCH_SHARE, MODEL_SHARE = 0.2, 0.42
+PHASES = (("pretrain", 0.5), ("prune", 0.25), ("finetune", 0.25))
+CHUNKS = 8  # an epoch under a time budget is at most this part of its phase, so that an amended plan still anneals
+SAFETY = 0.92
+CHANNELS = (8, 12, 16, 24, 32, 48, 64, 96)
+MIN_PASSES = 6  # passes over the data that a size must allow before a larger one is chosen
+DEFAULT_STEPS, SEARCH_STEPS = 900, 240
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase(Result):
+    """One phase of training of one network.
+
+    Attributes:
+        network: ``"model"`` or ``"baseline"``.
+        name: ``"pretrain"``, ``"prune"`` or ``"finetune"``.
+        epochs: How many.
+        steps: Batches in each.
+        seconds: Expected wall time.
+        limit: Seconds after which the plan is amended; None where the number of epochs is fixed.
+        changes: Amendments made on the way, as pairs (epochs so far, epochs in all).
+    """
+
+    network: str
+    name: str
+    epochs: int
+    steps: int
+    seconds: float
+    limit: float | None = None
+    changes: tuple[tuple[int, int], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan(Result):
+    """Stages with their seconds, sizes and reasons; what ``plan.json`` holds.
+
+    Attributes:
+        stages: Dictionaries with ``name``, ``seconds``, ``sizes`` and ``why``.
+        search: Sizes of the search: ``channels``, ``cells``, ``epochs`` (one number a stage), ``steps``, ``limit``.
+        model: Sizes of the designed network: ``channels``, ``cells``, ``stem``.
+        phases: Every phase of training, both networks.
+        step_seconds: What was timed.
+        amendments: What changed on the way, and why.
+    """
+
+    stages: tuple[dict[str, Any], ...]
+    search: dict[str, Any]
+    model: dict[str, Any]
+    phases: tuple[Phase, ...]
+    step_seconds: dict[str, float]
+    amendments: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        """Expected wall time of all stages."""
+        return sum(stage["seconds"] for stage in self.stages)
+
+    def phase(self, network: str, name: str) -> Phase:
+        """One phase by its network and name."""
+        return next(p for p in self.phases if (p.network, p.name) == (network, name))
+
+    def amended(self, what: str, why: str, **changes: Any) -> Plan:
+        """This plan with a change, and the change on record."""
+        return dataclasses.replace(self, amendments=(*self.amendments, {"what": what, "why": why}), **changes)
+
+    def with_change(self, network: str, name: str, done: int, total: int) -> Plan:
+        """This plan with another number of epochs in one phase, from ``done`` epochs on."""
+        phases = tuple(
+            dataclasses.replace(p, changes=(*p.changes, (done, total))) if (p.network, p.name) == (network, name) else p
+            for p in self.phases
+        )
+        return self.amended(f"{network}: {name} has {total} epochs", f"time, seen after epoch {done}", phases=phases)
+
+    def replayed(self) -> Plan:
+        """This plan for another run: the epochs that really were run, without looking at the clock."""
+        phases = tuple(dataclasses.replace(p, limit=None) for p in self.phases)
+        return dataclasses.replace(self, phases=phases, search={**self.search, "limit": None})
+
+    def __str__(self) -> str:
+        rows = [
+            [s["name"], clock(s["seconds"]), ", ".join(f"{k} {v}" for k, v in s["sizes"].items()), s["why"]]
+            for s in self.stages
+        ]
+        return table(rows, ["stage", "time", "sizes", "why"]) + f"\nin all about {clock(self.seconds)}"
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Plan:
+        """The plan that ``to_dict`` made."""
+        fields = {f.name: content[f.name] for f in dataclasses.fields(cls)}
+        fields["stages"], fields["amendments"] = tuple(fields["stages"]), tuple(fields["amendments"])
+        fields["phases"] = tuple(
+            Phase(**{**phase, "changes": tuple((a, b) for a, b in phase["changes"])}) for phase in fields["phases"]
+        )
+        return cls(**fields)
+
+
+def step_seconds(step: Callable[[], object], *, repeats: int = 4, most: float = 6.0) -> float:
+    """Median seconds of a step after one untimed call, spending at most about ``most`` seconds.
+
+    Example:
+        >>> step_seconds(lambda: sum(range(1000))) > 0
+        True
+    """
+    step()
+    times: list[float] = []
+    while len(times) < repeats and (not times or sum(times) + times[-1] < most):
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def training_step(
+    network: nn.Module, shape: tuple[int, int, int], classes: int, batch_size: int
+) -> Callable[[], object]:
+    """One step of stochastic gradient descent on random images, for timing."""
+    generator = stream(0, "plan")
+    network = network.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = torch.randn(batch_size, *shape, generator=generator).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(classes, (batch_size,), generator=generator)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(images), labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def stem_for(shape: tuple[int, int, int]) -> str:
+    """The stem for inputs of ``shape``: it keeps small images, halves those from 20 pixels on, and shrinks large ones.
+
+    Example:
+        >>> stem_for((1, 8, 8)), stem_for((1, 28, 28)), stem_for((3, 224, 224))
+        ('cifar', 'strided', 'imagenet')
+    """
+    side = max(shape[1:])
+    return "imagenet" if side >= 96 else "strided" if side >= 20 else "cifar"
+
+
+def make_plan(options: Options, data: Data) -> Plan:
+    """Times the steps on this machine and decides seconds and sizes.
+
+    Raises:
+        UserError: If the budget is too small for one epoch, telling what would be enough.
+    """
+    from netwright.design.model import baseline_network
+
+    shape, classes, batch = data.shape, len(data.classes), options.batch_size
+    per_pass = max(1, len(data.train) // batch)
+    stem = stem_for(shape)
+    cells = options.cells or 3
+    with seeded(options.seed, "plan"):
+        baseline = step_seconds(
+            training_step(baseline_network(options.baseline, shape, classes), shape, classes, batch)
+        )
+    finish = 20.0 + 8 * baseline * math.ceil(len(data.test) / batch)
+    times = {"baseline": baseline}
+
+    genotype = spaces.get(options.space).random(stream(options.seed, "plan"))
+    model_seconds = _timer(options, genotype, shape, classes, cells, stem, times)
+    search_channels = options.search_channels or 8
+    times["search"] = _search_step(options, shape, classes, search_channels, stem)
+    budget = options.time_budget
+    if budget is None:
+        epochs = options.epochs or max(MIN_PASSES, math.ceil(DEFAULT_STEPS / per_pass))
+        channels = options.channels or 16
+        why = "as given" if options.epochs else f"at least {DEFAULT_STEPS} steps and {MIN_PASSES} passes"
+        phases = _fixed_phases("model", epochs, per_pass, model_seconds(channels))
+        phases += _fixed_phases("baseline", epochs, per_pass, baseline)
+        search = _search_sizes(options, data, search_channels, times["search"], None)
+    else:
+        usable = (budget - finish) * SAFETY
+        if usable <= 0:
+            raise _too_small(options, finish / SAFETY + 3 * MIN_PASSES * baseline)
+        seconds = usable * MODEL_SHARE
+        channels = options.channels or _largest(model_seconds, seconds, per_pass)
+        why = f"the largest that allows {MIN_PASSES} passes in its share of the time"
+        rest = usable * (1 - SEARCH_SHARE - MODEL_SHARE)
+        phases = _timed_phases("model", seconds, per_pass, model_seconds(channels))
+        phases += _timed_phases("baseline", rest, per_pass, baseline)
+        search = _search_sizes(options, data, search_channels, times["search"], usable * SEARCH_SHARE)
+        if min(p.epochs * p.steps for p in phases) < 2 or min(search["epochs"]) < 1:
+            slowest = max(baseline, model_seconds(channels), times["search"])
+            raise _too_small(options, (finish + 3 * CHUNKS * slowest / min(SEARCH_SHARE, 0.2)) / SAFETY)
+    model = {"channels": channels, "cells": cells, "stem": stem}
+    stages = [
+        {
+            "name": "search",
+            "seconds": search["seconds"],
+            "sizes": {"channels": search["channels"], "epochs": "+".join(map(str, search["epochs"]))},
+            "why": f"{options.search.upper()} over {options.space} at {options.sparsity:.0%} sparsity",
+        }
+    ]
+    for network, sizes, reason in (
+        ("model", {"channels": channels, "cells": cells}, why),
+        ("baseline", {"network": options.baseline}, "the same " + ("seconds" if budget else "epochs")),
+    ):
+        for phase in phases:
+            if phase.network == network:
+                shown = {**sizes, "epochs": phase.epochs, "steps": phase.epochs * phase.steps}
+                stages.append(
+                    {
+                        "name": f"{network}: {phase.name}",
+                        "seconds": phase.seconds,
+                        "sizes": shown,
+                        "why": reason,
+                    }
+                )
+    stages.append({"name": "finish", "seconds": finish, "sizes": {}, "why": "export, measure, report"})
+    return Plan(tuple(stages), search, model, tuple(phases), times)
+
+
+def _too_small(options: Options, enough: float) -> UserError:
+    return UserError(
+        f"a time budget of {clock(options.time_budget or 0)} is too small for one epoch of every stage",
+        cure=f"give at least --time-budget {math.ceil(enough / 30) * 30}s, or a smaller --baseline",
+    )
+
+
+def _fixed_phases(network: str, epochs: int, per_pass: int, step: float) -> list[Phase]:
+    return [
+        Phase(
+            network,
+            name,
+            max(1, round(share * epochs)),
+            per_pass,
+            max(1, round(share * epochs)) * per_pass * step,
+        )
+        for name, share in PHASES
+    ]
+
+
+def _timed_phases(network: str, seconds: float, per_pass: int, step: float) -> list[Phase]:
+    phases = []
+    for name, share in PHASES:
+        limit = share * seconds
+        steps = max(1, min(per_pass, math.floor(limit / CHUNKS / step)))
+        epochs = math.floor(limit / (steps * step))
+        phases.append(Phase(network, name, epochs, steps, limit, limit))
+    return phases
+
+
+def _largest(seconds_per_step: Callable[[int], float], seconds: float, per_pass: int) -> int:
+    best = CHANNELS[0]
+    for channels in CHANNELS:
+        if seconds_per_step(channels) * per_pass * MIN_PASSES > seconds:
+            break
+        best = channels
+    return best
+
+
+def _timer(
+    options: Options,
+    genotype: Genotype,
+    shape: tuple[int, int, int],
+    classes: int,
+    cells: int,
+    stem: str,
+    times: dict[str, float],
+) -> Callable[[int], float]:
+    """Seconds of a training step of a genotype's network as a function of its channels; kept in ``times``."""
+
+    def seconds(channels: int) -> float:
+        key = f"model {channels}"
+        if key not in times:
+            with seeded(options.seed, "plan"):
+                network = spaces.get(genotype.space).build(
+                    genotype,
+                    in_channels=shape[0],
+                    num_classes=classes,
+                    channels=channels,
+                    cells=cells,
+                    stem=stem,
+                )
+            times[key] = step_seconds(training_step(network, shape, classes, options.batch_size))
+        return times[key]
+
+    return seconds
+
+
+def refit(plan: Plan, options: Options, data: Data, genotype: Genotype) -> Plan:
+    """The plan with the network's size chosen anew for the genotype that was found.
+
+    Before the search the sizes rest on a random genotype, which may be slower or faster than the one found.
+    """
+    phases = [p for p in plan.phases if p.network == "model"]
+    if any(p.limit is None for p in phases):
+        return plan
+    seconds = sum(p.limit or 0.0 for p in phases)
+    per_pass = max(1, len(data.train) // options.batch_size)
+    times: dict[str, float] = {}
+    timer = _timer(options, genotype, data.shape, len(data.classes), plan.model["cells"], plan.model["stem"], times)
+    channels = options.channels or _largest(timer, seconds, per_pass)
+    fitted = _timed_phases("model", seconds, per_pass, timer(channels))
+    others = [p for p in plan.phases if p.network != "model"]
+    return plan.amended(
+        f"model: {channels} channels, {sum(p.epochs * p.steps for p in fitted)} steps",
+        "timed again with the genotype that was found",
+        model={**plan.model, "channels": channels},
+        phases=(*fitted, *others),
+        step_seconds={**plan.step_seconds, **{f"found {name}": value for name, value in times.items()}},
+    )
+
+
+def _search_step(options: Options, shape: tuple[int, int, int], classes: int, channels: int, stem: str) -> float:
+    from netwright.design.search_stage import make_supernet
+
+    supernet = make_supernet(options, shape, classes, channels, stem)
+    # A first-order step runs the supernet on two batches.
+    return 2 * step_seconds(training_step(supernet, shape, classes, options.batch_size), repeats=2)
+
+
+def _search_sizes(options: Options, data: Data, channels: int, step: float, limit: float | None) -> dict[str, Any]:
+    from netwright.design.search_stage import STAGE_SHARES
+
+    per_pass = max(1, len(data.train) // 2 // options.batch_size)
+    shares = STAGE_SHARES.get(options.search, (1.0,))
+    if limit is None:
+        epochs = options.search_epochs or max(len(shares), math.ceil(SEARCH_STEPS / per_pass))
+        steps = per_pass
+    else:
+        steps = max(1, min(per_pass, math.floor(limit / 12 / step)))
+        epochs = options.search_epochs or math.floor(limit / (steps * step))
+    split = [max(1, round(share * epochs)) for share in shares]
+    return {
+        "channels": channels,
+        "epochs": split,
+        "steps": steps,
+        "seconds": sum(split) * steps * step,
+        "limit": limit,
+    }

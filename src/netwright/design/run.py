@@ -1,0 +1,146 @@
+"""The run folder: the product of ``netwright design``, readable and movable, where every stage leaves its artefact."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from netwright import storage
+from netwright.console import UserError
+from netwright.design.options import Options
+
+_MARK = "netwright-run"
+
+
+class RunFolder:
+    """Paths and artefacts of one run.
+
+    Args:
+        path: The folder; it need not exist.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def has(self, name: str) -> bool:
+        """Whether an artefact is there."""
+        return (self.path / name).exists()
+
+    def read(self, name: str) -> Any:
+        """A JSON artefact."""
+        return storage.read_json(self.path / name)
+
+    def write(self, name: str, value: object) -> None:
+        """Writes a JSON artefact atomically."""
+        storage.write_json(self.path / name, value)
+
+    def open_for(self, options: Options, command: str) -> None:
+        """Claims the folder for a run with these options, or takes up that run again.
+
+        Raises:
+            UserError: If the folder holds anything else: another run, or files that are no run's.
+        """
+        if self.has("run.json"):
+            earlier = self.read("run.json")
+            if not isinstance(earlier, dict) or earlier.get("kind") != _MARK:
+                raise UserError("run.json is not a run of netwright", where=self.path, cure="choose another --out")
+            before, now = earlier["identity"], options.identity()
+            if before != now:
+                changed = [n for n in sorted({*before, *now}) if before.get(n) != now.get(n)]
+                told = ", ".join(f"{n} {before.get(n)!r} there, {now.get(n)!r} here" for n in changed[:3])
+                raise UserError(
+                    f"the folder holds another run ({told})",
+                    where=self.path,
+                    cure="choose another --out, or give the options of that run to go on with it",
+                )
+            return
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError("--out names a file, not a folder", where=self.path, cure="choose another --out")
+        strangers = (
+            [p.name for p in self.path.iterdir() if not p.name.startswith(".lock")] if self.path.exists() else []
+        )
+        if strangers:
+            raise UserError(
+                f"the folder is not empty and holds no run ({', '.join(sorted(strangers)[:3])})",
+                where=self.path,
+                cure="choose another --out",
+            )
+        self.write(
+            "run.json",
+            {
+                "kind": _MARK,
+                "command": command,
+                "options": options.to_dict(),
+                "identity": options.identity(),
+                "versions": versions(),
+                "machine": machine(),
+                "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            },
+        )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder's lock; a second process is refused with the holder's pid."""
+        with storage.lock(self.path):
+            yield
+
+
+def find_folder(options: Options) -> Path:
+    """Where a run goes: ``--out``, else the unfinished run with the same options, else ``runs/NAME-DATE``.
+
+    Example:
+        >>> find_folder(Options(data="some/my-flowers")).name.startswith("my-flowers-2")
+        True
+    """
+    if options.out is not None:
+        return Path(options.out)
+    stem = Path(options.data).stem
+    for folder in sorted(Path("runs").glob(f"{stem}-*")):
+        run = RunFolder(folder)
+        if run.has("run.json") and not run.has("measurements.json"):
+            content = run.read("run.json")
+            if isinstance(content, dict) and content.get("identity") == options.identity():
+                return folder
+    folder, number = Path("runs") / f"{stem}-{datetime.now():%Y-%m-%d}", 2
+    while folder.exists():
+        folder, number = Path("runs") / f"{stem}-{datetime.now():%Y-%m-%d}-{number}", number + 1
+    return folder
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of what decides the figures."""
+    names = ("netwright", "torch", "torchvision", "lightning", "onnx", "onnxruntime", "numpy", "scikit-learn")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """The processor, its cores, and torch's threads."""
+    import os
+
+    import torch
+
+    from netwright.cost import cpu_name
+
+    return {
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": sys.implementation.name,
+    }

@@ -1,0 +1,133 @@
+"""The search of a run: resumable at every epoch, inside its share of the time."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from netwright import storage
+from netwright.data.augment import standard
+from netwright.data.splits import split_train
+from netwright.data.tensors import Batches
+from netwright.design.distributed import agree, barrier, is_main, world_size
+from netwright.design.options import Options
+from netwright.search import spaces
+from netwright.search.genotype import Genotype
+from netwright.seeding import derive, stream
+
+if TYPE_CHECKING:
+    from netwright.design.training_stage import Stage
+    from netwright.search.searcher import EpochEnd, Searcher
+
+# Shares of the epochs that a searcher's stages get: DASS trains dense, learns masks, and fine-tunes.
+STAGE_SHARES = {"dass": (0.4, 0.2, 0.4)}
+
+
+def make_supernet(options: Options, shape: tuple[int, int, int], classes: int, channels: int, stem: str) -> Any:
+    """The supernet of the run's space."""
+    return spaces.get(options.space).supernet(
+        in_channels=shape[0], num_classes=classes, channels=channels, seed=options.seed, stem=stem
+    )
+
+
+def make_searcher(options: Options, supernet: nn.Module, epochs: list[int]) -> Searcher:
+    """The searcher by its name, with the plan's epochs in its stages."""
+    if options.search == "dass":
+        from netwright.search.dass import DASS, DASSStages
+
+        stages = DASSStages(*epochs)
+        return DASS(supernet, density=1 - options.sparsity, stages=stages, unrolled=False)
+    from netwright.search.darts import DARTS
+
+    return DARTS(supernet, order=1, epochs=sum(epochs))
+
+
+def run_search(stage: Stage) -> Genotype:
+    """Searches, or reads back what was found, and leaves ``search.json``.
+
+    Raises:
+        FloatingPointError: When a loss or an architecture parameter is no longer finite.
+        UserError: If the checkpoint of an interrupted search is damaged.
+    """
+    run, options, data, plan = stage.run, stage.options, stage.data, stage.plan
+    if run.has("search.json"):
+        return Genotype.from_dict(run.read("search.json")["genotype"])
+    if options.search == "random":
+        genotype = spaces.get(options.space).random(stream(options.seed, "search"))
+        if is_main():
+            run.write("search.json", {"genotype": genotype.to_dict(), "seed": options.seed, "wall_time": 0.0})
+        barrier()
+        return genotype
+    sizes = plan.search
+    supernet = make_supernet(options, data.shape, len(data.classes), sizes["channels"], plan.model["stem"])
+    supernet = supernet.to(memory_format=torch.channels_last)
+    if world_size() > 1:
+        from netwright.nn.batchnorm import synchronise
+
+        supernet = synchronise(supernet)
+    searcher = make_searcher(options, supernet, sizes["epochs"])
+    checkpoint = run / "work/search.ckpt"
+    if checkpoint.exists():
+        searcher.load_state_dict(storage.read_checkpoint(checkpoint))
+    clock = _Clock(sizes["limit"], stage)
+
+    def on_epoch(ended: EpochEnd) -> None:
+        clock.look(ended)
+        if is_main():
+            storage.write_checkpoint(checkpoint, searcher.state_dict())
+
+    halves = split_train(data.train.labels, 0.5, seed=derive(options.seed, "search halves"))
+    shared: dict[str, Any] = {
+        "batch_size": options.batch_size,
+        "augment": standard(data.shape, data.name),
+        "normalise": data.normalise(),
+        "steps": sizes["steps"],
+        "world": world_size(),
+        "rank": torch.distributed.get_rank() if world_size() > 1 else 0,
+    }
+    loaders = [
+        Batches(data.train.subset(half), seed=derive(options.seed, "search", name), **shared)
+        for half, name in zip(halves, ("weights", "architecture"), strict=True)
+    ]
+    result = searcher.search(*loaders, seed=derive(options.seed, "searcher"), on_epoch=on_epoch)
+    if is_main():
+        run.write("search.json", result.to_dict())
+        checkpoint.unlink(missing_ok=True)
+    barrier()
+    return result.genotype
+
+
+class _Clock:
+    """Takes epochs away from the stages that are left when the search would end late."""
+
+    def __init__(self, limit: float | None, stage: Stage):
+        self.limit, self.stage = limit, stage
+        self._last = time.monotonic()
+
+    def look(self, ended: EpochEnd) -> None:
+        """After each epoch."""
+        now = time.monotonic()
+        took, self._last = now - self._last, now
+        searcher = ended.searcher
+        left = searcher.epochs - searcher.epoch
+        if self.limit is None or left == 0:
+            return
+        room = agree(math.floor((self.limit - searcher.seconds) / took))
+        if room >= left:
+            return
+        current = searcher.stages.index(searcher.stage)
+        done = searcher.epoch - sum(s.epochs for s in searcher.stages[:current])
+        changes = {}
+        for place, part in enumerate(searcher.stages[current:]):
+            planned = part.epochs - (done if place == 0 else 0)
+            kept = max(0 if place == 0 else 1, math.floor(planned * max(0, room) / left))
+            changes[part.name] = kept + (done if place == 0 else 0)
+        if changes == {part.name: part.epochs for part in searcher.stages[current:]}:
+            return
+        searcher.set_epochs(changes)
+        told = ", ".join(f"{name} {number}" for name, number in changes.items())
+        self.stage.amend(self.stage.plan.amended(f"search: {told}", f"time, seen after epoch {searcher.epoch}"))

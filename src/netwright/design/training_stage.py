@@ -1,0 +1,212 @@
+"""Training and pruning of one network in phases, each of which leaves its weights and its history."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import lightning
+import torch
+from torch import nn
+
+from netwright import storage
+from netwright.compress import hydra, prune
+from netwright.console import note
+from netwright.data.augment import standard
+from netwright.data.tensors import Batches
+from netwright.design.distributed import barrier, is_main
+from netwright.design.options import Options
+from netwright.design.plan import Phase, Plan
+from netwright.design.run import RunFolder
+from netwright.nn.batchnorm import synchronise
+from netwright.nn.sparse import to_dense
+from netwright.seeding import derive, seeded
+from netwright.train.fit import Classifier, fit
+from netwright.train.schedules import CosineProgress, Deadline, Timetable, remaining_epochs
+
+if TYPE_CHECKING:
+    from netwright.data import Data
+
+VALIDATION_EXAMPLES = 2000
+RAMP_EVERY = 8  # steps between two prunings
+
+# Learning rate of a phase as a share of the run's, and the share of that which is left at its end.
+_SCHEDULES = {
+    ("pretrain", "magnitude"): (1.0, 0.0),
+    ("prune", "magnitude"): (0.5, 0.5),
+    ("finetune", "magnitude"): (0.25, 0.0),
+    ("pretrain", "hydra"): (1.0, 0.0),
+    ("prune", "hydra"): (1.0, 0.0),
+    ("finetune", "hydra"): (0.3, 0.0),
+}
+
+
+class _Ramp(lightning.Callback):
+    """Raises the sparsity along the cubic curve over the progress of a phase whose length may change."""
+
+    def __init__(self, network: nn.Module, sparsity: float):
+        self.network, self.sparsity, self.progress = network, sparsity, 0.0
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        left = remaining_epochs(trainer) * int(trainer.num_training_batches) - batch_idx
+        self.progress += (1 - self.progress) / max(1, left)
+        if (batch_idx + 1) % RAMP_EVERY == 0 or left == 1:
+            # The last tenth is left to recover in; the curve is flat there anyway.
+            reached = prune.cubic_sparsity(round(1000 * self.progress), 0, 900, 0.0, self.sparsity)
+            prune.update(self.network, reached, scope="global", regrow=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"progress": self.progress}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.progress = state_dict["progress"]
+
+
+@dataclasses.dataclass
+class Stage:
+    """What every stage of a run works with."""
+
+    run: RunFolder
+    options: Options
+    data: Data
+    plan: Plan
+
+    def amend(self, plan: Plan) -> None:
+        """Takes a changed plan and writes it down."""
+        self.plan = plan
+        if is_main():
+            self.run.write("plan.json", plan.to_dict())
+
+
+def train_network(stage: Stage, which: str, build: Callable[[], nn.Module]) -> tuple[nn.Module, nn.Module]:
+    """Trains, prunes and fine-tunes one network; finished phases are read back instead.
+
+    Args:
+        stage: The run.
+        which: ``"model"`` or ``"baseline"``; its phases are those of the plan.
+        build: Makes the untrained network.
+
+    Returns:
+        The finished network and the dense one it was before pruning, both plain modules.
+    """
+    with seeded(stage.options.seed, "init", which):
+        network = build()
+    if stage.options.devices * stage.options.nodes > 1:
+        network = synchronise(network)
+    dense: nn.Module | None = None
+    for phase in (p for p in stage.plan.phases if p.network == which):
+        _prepare(network, phase.name, stage.options)
+        finished = f"work/{which}-{phase.name}.safetensors"
+        if stage.run.has(finished):
+            network.load_state_dict(storage.read_tensors(stage.run / finished))
+        else:
+            _train_phase(stage, phase, network)
+            if is_main():
+                storage.write_tensors(stage.run / finished, network.state_dict())
+                (stage.run / f"work/{which}-{phase.name}.ckpt").unlink(missing_ok=True)
+            barrier()
+        if phase.name == "pretrain":
+            dense = to_dense(network)
+    assert dense is not None
+    return to_dense(network), dense
+
+
+def training_seconds(run: RunFolder, which: str) -> float:
+    """Wall time of all finished phases of a network."""
+    return sum(float(run.read(f"work/{which}-{name}.json")["seconds"]) for name in _finished(run, which))
+
+
+def histories(run: RunFolder) -> dict[str, Any]:
+    """What ``training.json`` holds: the epochs of every finished phase of both networks."""
+    return {
+        which: {name: run.read(f"work/{which}-{name}.json")["epochs"] for name in _finished(run, which)}
+        for which in ("model", "baseline")
+    }
+
+
+def _finished(run: RunFolder, which: str) -> list[str]:
+    return [name for name in ("pretrain", "prune", "finetune") if run.has(f"work/{which}-{name}.json")]
+
+
+def _prepare(network: nn.Module, phase: str, options: Options) -> None:
+    """Gives the network the masks with which a phase starts."""
+    if options.sparsity == 0 or phase == "pretrain":
+        return
+    if options.pruning == "hydra":
+        if phase == "prune":
+            hydra.begin_scores(network, 1 - options.sparsity)
+        else:
+            hydra.begin_finetune(network)
+    elif phase == "prune":
+        prune.magnitude(network, 0.0, scope="global")
+
+
+def _train_phase(stage: Stage, phase: Phase, network: nn.Module) -> None:
+    options, data = stage.options, stage.data
+    share, floor = _SCHEDULES[phase.name, options.pruning]
+    seed = derive(options.seed, phase.network, phase.name)
+    module = Classifier(network, lr=options.lr * share, label_smoothing=0.1 if phase.name == "pretrain" else 0.0)
+    callbacks: list[lightning.Callback] = []
+    if phase.name == "prune" and options.pruning == "magnitude" and options.sparsity > 0:
+        callbacks.append(_Ramp(network, options.sparsity))
+    callbacks.append(CosineProgress(floor=floor, warmup=0.05 if phase.name == "pretrain" else 0.0))
+    if phase.limit is not None:
+
+        def changed(done: int, total: int) -> None:
+            stage.amend(stage.plan.with_change(phase.network, phase.name, done, total))
+
+        callbacks.append(Deadline(phase.limit, most=2 * phase.epochs, amended=changed))
+    elif phase.changes:
+        callbacks.append(Timetable(phase.changes))
+    normalise = data.normalise()
+    batches = Batches(
+        data.train,
+        options.batch_size,
+        seed=seed,
+        augment=standard(data.shape, data.name),
+        normalise=normalise,
+        steps=phase.steps,
+    )
+    # Enough to draw a curve; the test part is measured in full.
+    watched = data.validation.subset(torch.arange(min(VALIDATION_EXAMPLES, len(data.validation))))
+    history = fit(
+        module,
+        batches,
+        epochs=phase.epochs,
+        validation=Batches(watched, 256, shuffle=False, normalise=normalise),
+        callbacks=callbacks,
+        seed=seed,
+        checkpoint=stage.run / f"work/{phase.network}-{phase.name}.ckpt",
+        devices=options.devices,
+        nodes=options.nodes,
+        strategy=options.strategy,
+        logger=_logger(stage, phase),
+        figures=lambda: {"sparsity": prune.sparsity(network).sparsity},
+        description=f"{phase.network}: {phase.name}",
+    )
+    if is_main():
+        stage.run.write(f"work/{phase.network}-{phase.name}.json", history.to_dict())
+        accuracy = history.last.get("val_accuracy")
+        if accuracy is not None:
+            note(f"  {phase.network} after {phase.name}: validation accuracy {accuracy:.4f}")
+
+
+def _logger(stage: Stage, phase: Phase) -> Any:
+    if stage.options.logger == "none" or not is_main():
+        return False
+    where = {"save_dir": str(stage.run / "logs"), "name": phase.network, "version": phase.name}
+    if stage.options.logger == "csv":
+        from lightning.pytorch.loggers import CSVLogger
+
+        return CSVLogger(where["save_dir"], name=where["name"], version=where["version"])
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    return TensorBoardLogger(where["save_dir"], name=where["name"], version=where["version"])

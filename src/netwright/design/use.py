@@ -1,0 +1,176 @@
+"""What a finished run is used for: predicting images and measuring it on labelled data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from netwright import metrics
+from netwright.console import UserError, table
+from netwright.design.measure import wilson
+from netwright.design.model import RunModel, load_run
+from netwright.results import Result
+
+CHUNK = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation(Result):
+    """A network on labelled data.
+
+    Attributes:
+        data: The data.
+        images: How many.
+        accuracy: Share of right answers, in [0, 1].
+        low, high: Wilson's 95 % interval of it.
+        nll: Mean negative log-likelihood, nats.
+        ece: Expected calibration error, percent.
+    """
+
+    data: str
+    images: int
+    accuracy: float
+    low: float
+    high: float
+    nll: float
+    ece: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions(Result):
+    """The most probable class of each image.
+
+    Attributes:
+        files: What was looked at.
+        classes: The most probable class of each.
+        probabilities: Its probability, in [0, 1].
+    """
+
+    files: tuple[str, ...]
+    classes: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+    def __str__(self) -> str:
+        rows = zip(self.files, self.classes, (f"{p:.3f}" for p in self.probabilities), strict=True)
+        return table([list(row) for row in rows], ["image", "class", "probability"])
+
+
+def evaluate_run(
+    run: str | Path, data: str | None = None, *, skip_broken: bool = False, download: bool = False
+) -> Evaluation:
+    """Measures a run's network on the test part of a data set: the run's own, or another with the same classes.
+
+    Raises:
+        UserError: If the run is not finished, the data cannot be read, or have a class that the network does not know.
+    """
+    from netwright.data import load
+    from netwright.design.run import RunFolder
+
+    folder = RunFolder(run)
+    model = load_run(folder.path)
+    seed = 0
+    if data is None:
+        options = folder.read("run.json")["options"]
+        data, seed = options["data"], options["seed"]
+        skip_broken, download = skip_broken or options["skip_broken"], download or options["download"]
+    _, height, width = model.architecture.shape
+    found = load(data, seed=seed, size=(height, width), skip_broken=skip_broken, download=download)
+    unknown = [name for name in found.classes if name not in model.classes]
+    if unknown:
+        raise UserError(
+            f"the network does not know the class {unknown[0]!r}",
+            where=data,
+            cure=f"its classes: {', '.join(model.classes)}",
+        )
+    place = torch.tensor([model.classes.index(name) for name in found.classes])
+    probs, labels = [], []
+    for start in range(0, len(found.test), CHUNK):
+        part = found.test.subset(torch.arange(start, min(start + CHUNK, len(found.test))))
+        images = part.images if hasattr(part, "images") else torch.stack([part[i][0] for i in range(len(part))])
+        probs.append(probabilities(model, images))
+        labels.append(place[part.labels])
+    p, y = torch.cat(probs), torch.cat(labels)
+    share = metrics.accuracy(p, y)
+    low, high = wilson(share, len(y))
+    return Evaluation(str(data), len(y), share, low, high, metrics.nll(p, y), metrics.expected_calibration_error(p, y))
+
+
+@torch.inference_mode()
+def probabilities(model: RunModel, images: Tensor) -> Tensor:
+    """Class probabilities of images of 0..255 or floats in [0, 1]; grey and colour become what the network takes."""
+    wanted = model.architecture.shape[0]
+    if images.shape[1] != wanted:
+        if images.shape[1] == 3 and wanted == 1:
+            weights = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+            grey = (images.float() * weights).sum(1, keepdim=True)
+            images = grey.round().to(torch.uint8) if images.dtype == torch.uint8 else grey
+        elif images.shape[1] == 1:
+            images = images.expand(-1, wanted, -1, -1)
+        else:
+            raise UserError(f"images have {images.shape[1]} channels, the network takes {wanted}")
+    return model(images).softmax(1)
+
+
+def predict_files(run: str | Path, files: Sequence[str | Path]) -> Predictions:
+    """The class of each image file, or of each image in ``.npy`` and ``.npz`` files (key ``images`` or the first).
+
+    Raises:
+        UserError: If a file is missing, no image, or of a shape that the network cannot take.
+    """
+    model = load_run(run)
+    names: list[str] = []
+    parts: list[Tensor] = []
+    for file in map(Path, files):
+        if not file.is_file():
+            raise UserError("no such file", where=file)
+        images = _arrays(file, model) if file.suffix in (".npy", ".npz") else _picture(file, model)
+        names += [str(file)] if len(images) == 1 else [f"{file}[{i}]" for i in range(len(images))]
+        parts.append(probabilities(model, images))
+    best = torch.cat(parts).max(1)
+    return Predictions(
+        tuple(names),
+        tuple(model.classes[i] for i in best.indices.tolist()),
+        tuple(round(p, 6) for p in best.values.tolist()),
+    )
+
+
+def _picture(file: Path, model: RunModel) -> Tensor:
+    from netwright.data.pictures import UnreadableError, decode
+
+    channels, height, width = model.architecture.shape
+    if not model.architecture.picture:
+        raise UserError("the network was not trained on pictures", where=file, cure="give its input as .npy")
+    try:
+        return torch.from_numpy(decode(str(file), (channels, height, width)))[None]
+    except UnreadableError as error:
+        raise UserError(f"not a readable image: {error}", where=file) from error
+
+
+def _arrays(file: Path, model: RunModel) -> Tensor:
+    try:
+        content = np.load(file, allow_pickle=False)
+    except (ValueError, OSError) as error:
+        raise UserError(f"not a NumPy file of images: {error}", where=file) from error
+    if isinstance(content, np.lib.npyio.NpzFile):
+        keys = list(content)
+        array = content["images" if "images" in keys else "x" if "x" in keys else keys[0]]
+    else:
+        array = content
+    channels, height, width = model.architecture.shape
+    if array.ndim == 3 and array.shape[1:] == (height, width):
+        array = array[:, None]
+    elif array.ndim == 4 and array.shape[1:3] == (height, width) and array.shape[-1] in (1, 3, channels):
+        array = array.transpose(0, 3, 1, 2)
+    if array.ndim != 4 or array.shape[2:] != (height, width):
+        raise UserError(
+            f"images must be (number, {height}, {width}, channels), got {array.shape}",
+            where=file,
+            cure="resize them, or give image files",
+        )
+    floats = array.dtype.kind == "f"
+    return torch.from_numpy(np.ascontiguousarray(array.astype(np.float32 if floats else np.uint8)))

@@ -1,0 +1,1 @@
+"""Layers, masks and networks: pure torch, usable in anybody's training loop."""

@@ -1,0 +1,175 @@
+"""Whom to cite for the parts of netwright that come from publications without a card of their own."""
+
+from __future__ import annotations
+
+from netwright.papers.index import Reference
+
+HYDRA = Reference(
+    title="HYDRA: Pruning Adversarially Robust Neural Networks",
+    authors=("Vikash Sehwag", "Shiqi Wang", "Prateek Mittal", "Suman Jana"),
+    year=2020,
+    venue="Advances in Neural Information Processing Systems",
+    kind="inproceedings",
+    arxiv="2002.10509",
+)
+HIDDEN_NETWORKS = Reference(
+    title="What's Hidden in a Randomly Weighted Neural Network?",
+    authors=(
+        "Vivek Ramanujan",
+        "Mitchell Wortsman",
+        "Aniruddha Kembhavi",
+        "Ali Farhadi",
+        "Mohammad Rastegari",
+    ),
+    year=2020,
+    venue="IEEE/CVF Conference on Computer Vision and Pattern Recognition",
+    kind="inproceedings",
+    arxiv="1911.13299",
+)
+MAGNITUDE_PRUNING = Reference(
+    title="Learning both Weights and Connections for Efficient Neural Networks",
+    authors=("Song Han", "Jeff Pool", "John Tran", "William J. Dally"),
+    year=2015,
+    venue="Advances in Neural Information Processing Systems",
+    kind="inproceedings",
+    arxiv="1506.02626",
+)
+GRADUAL_PRUNING = Reference(
+    title="To prune, or not to prune: exploring the efficacy of pruning for model compression",
+    authors=("Michael Zhu", "Suyog Gupta"),
+    year=2017,
+    arxiv="1710.01878",
+)
+DARTS = Reference(
+    title="DARTS: Differentiable Architecture Search",
+    authors=("Hanxiao Liu", "Karen Simonyan", "Yiming Yang"),
+    year=2019,
+    venue="International Conference on Learning Representations",
+    kind="inproceedings",
+    arxiv="1806.09055",
+)
+RANDOM_SEARCH = Reference(
+    title="Random Search and Reproducibility for Neural Architecture Search",
+    authors=("Liam Li", "Ameet Talwalkar"),
+    year=2019,
+    venue="Conference on Uncertainty in Artificial Intelligence",
+    kind="inproceedings",
+    arxiv="1902.07638",
+)
+MOBILENET_V2 = Reference(
+    title="MobileNetV2: Inverted Residuals and Linear Bottlenecks",
+    authors=("Mark Sandler", "Andrew Howard", "Menglong Zhu", "Andrey Zhmoginov", "Liang-Chieh Chen"),
+    year=2018,
+    venue="IEEE/CVF Conference on Computer Vision and Pattern Recognition",
+    kind="inproceedings",
+    arxiv="1801.04381",
+)
+RESNET = Reference(
+    title="Deep Residual Learning for Image Recognition",
+    authors=("Kaiming He", "Xiangyu Zhang", "Shaoqing Ren", "Jian Sun"),
+    year=2016,
+    venue="IEEE Conference on Computer Vision and Pattern Recognition",
+    kind="inproceedings",
+    arxiv="1512.03385",
+)
+LENET = Reference(
+    title="Gradient-based learning applied to document recognition",
+    authors=("Yann LeCun", "Léon Bottou", "Yoshua Bengio", "Patrick Haffner"),
+    year=1998,
+    venue="Proceedings of the IEEE",
+    kind="article",
+    doi="10.1109/5.726791",
+)
+CALIBRATION = Reference(
+    title="Self-Knowledge Distillation with Progressive Refinement of Targets",
+    authors=("Kyungyul Kim", "ByeongMoon Ji", "Doyoung Yoon", "Sangheum Hwang"),
+    year=2021,
+    venue="IEEE/CVF International Conference on Computer Vision",
+    kind="inproceedings",
+    arxiv="2006.12000",
+)
+CUTOUT = Reference(
+    title="Improved Regularization of Convolutional Neural Networks with Cutout",
+    authors=("Terrance DeVries", "Graham W. Taylor"),
+    year=2017,
+    arxiv="1708.04552",
+)
+MIXUP = Reference(
+    title="mixup: Beyond Empirical Risk Minimization",
+    authors=("Hongyi Zhang", "Moustapha Cisse", "Yann N. Dauphin", "David Lopez-Paz"),
+    year=2018,
+    venue="International Conference on Learning Representations",
+    kind="inproceedings",
+    arxiv="1710.09412",
+)
+DENSE_SPARSE_DENSE = Reference(
+    title="DSD: Dense-Sparse-Dense Training for Deep Neural Networks",
+    authors=(
+        "Song Han",
+        "Jeff Pool",
+        "Sharan Narang",
+        "Huizi Mao",
+        "Enhao Gong",
+        "Shijian Tang",
+        "Erich Elsen",
+        "Peter Vajda",
+        "Manohar Paluri",
+        "John Tran",
+        "Bryan Catanzaro",
+        "William J. Dally",
+    ),
+    year=2017,
+    venue="International Conference on Learning Representations",
+    kind="inproceedings",
+    arxiv="1607.04381",
+)
+BATCH_NORM = Reference(
+    title="Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate Shift",
+    authors=("Sergey Ioffe", "Christian Szegedy"),
+    year=2015,
+    venue="International Conference on Machine Learning",
+    kind="inproceedings",
+    arxiv="1502.03167",
+)
+COSINE = Reference(
+    title="SGDR: Stochastic Gradient Descent with Warm Restarts",
+    authors=("Ilya Loshchilov", "Frank Hutter"),
+    year=2017,
+    venue="International Conference on Learning Representations",
+    kind="inproceedings",
+    arxiv="1608.03983",
+)
+BOOTSTRAP = Reference(
+    title="Bootstrap Methods: Another Look at the Jackknife",
+    authors=("Bradley Efron",),
+    year=1979,
+    venue="The Annals of Statistics",
+    kind="article",
+    doi="10.1214/aos/1176344552",
+)
+
+# Module, or module and name; the longest match wins, and a card's own method wins over all.
+CITATIONS: dict[str, Reference] = {
+    "netwright.compress.callbacks:GradualPruning": GRADUAL_PRUNING,
+    "netwright.compress.hydra": HYDRA,
+    "netwright.compress.prune": MAGNITUDE_PRUNING,
+    "netwright.compress.prune:cubic_sparsity": GRADUAL_PRUNING,
+    "netwright.compress.prune:dense_sparse_dense": DENSE_SPARSE_DENSE,
+    "netwright.data.augment:Cutout": CUTOUT,
+    "netwright.data.augment:mixup": MIXUP,
+    "netwright.metrics": CALIBRATION,
+    "netwright.nn.batchnorm": BATCH_NORM,
+    "netwright.nn.convnet:LeNet": LENET,
+    "netwright.nn.mbconv": MOBILENET_V2,
+    "netwright.nn.resnet": RESNET,
+    "netwright.nn.sparse": HIDDEN_NETWORKS,
+    "netwright.papers.evidence.statistics": BOOTSTRAP,
+    "netwright.search.bilevel": DARTS,
+    "netwright.search.darts": DARTS,
+    "netwright.search.genotype": DARTS,
+    "netwright.search.random_search": RANDOM_SEARCH,
+    "netwright.search.selection": DARTS,
+    "netwright.search.spaces": DARTS,
+    "netwright.search.supernet": DARTS,
+    "netwright.train.schedules:CosineProgress": COSINE,
+}

@@ -1,0 +1,125 @@
+"""Architecture search: spaces, supernets, searchers and what they find.
+
+A search is a short composition: a space (:mod:`netwright.search.spaces`), its supernet, a searcher
+(:data:`METHODS`), and the genotype that a selector reads off. Names are resolved when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+METHODS = {
+    "darts": "netwright.search.darts:DARTS",
+    "dass": "netwright.search.dass:DASS",
+    "random": "netwright.search.random_search:RandomSearch",
+}
+"""Searchers by the name that ``--search`` takes: "module:class"."""
+
+_NAMES = {
+    "CellGenotype": "genotype",
+    "Genotype": "genotype",
+    "DARTS_V1": "genotype",
+    "DARTS_V2": "genotype",
+    "DASS_90": "genotype",
+    "DASS_95": "genotype",
+    "DASS_99": "genotype",
+    "draw": "drawing",
+    "Choice": "supernet",
+    "Gate": "supernet",
+    "MaskedGate": "supernet",
+    "SoftmaxGate": "supernet",
+    "Supernet": "supernet",
+    "Space": "spaces",
+    "Network": "spaces.network",
+    "Selector": "selection",
+    "ArgmaxSelector": "selection",
+    "MagnitudeSelector": "selection",
+    "FirstOrder": "bilevel",
+    "SecondOrder": "bilevel",
+    "TaskLoss": "objective",
+    "CostPenalty": "objective",
+    "DARTS": "darts",
+    "DASS": "dass",
+    "DASSStages": "dass",
+    "RandomSearch": "random_search",
+    "Searcher": "searcher",
+    "SearchModule": "lightning",
+    "SearchResult": "result",
+}
+_MODULES: tuple[str, ...] = ("bilevel", "darts", "dass", "drawing", "genotype", "lightning", "objective")
+_MODULES += ("random_search", "result", "searcher", "selection", "spaces", "supernet")
+
+if TYPE_CHECKING:
+    from netwright.search.bilevel import FirstOrder, SecondOrder
+    from netwright.search.darts import DARTS
+    from netwright.search.dass import DASS, DASSStages
+    from netwright.search.drawing import draw
+    from netwright.search.genotype import DARTS_V1, DARTS_V2, DASS_90, DASS_95, DASS_99, CellGenotype, Genotype
+    from netwright.search.lightning import SearchModule
+    from netwright.search.objective import CostPenalty, TaskLoss
+    from netwright.search.random_search import RandomSearch
+    from netwright.search.result import SearchResult
+    from netwright.search.searcher import Searcher
+    from netwright.search.selection import ArgmaxSelector, MagnitudeSelector, Selector
+    from netwright.search.spaces import Space
+    from netwright.search.spaces.network import Network
+    from netwright.search.supernet import Choice, Gate, MaskedGate, SoftmaxGate, Supernet
+
+__all__ = [
+    "DARTS",
+    "DARTS_V1",
+    "DARTS_V2",
+    "DASS",
+    "DASS_90",
+    "DASS_95",
+    "DASS_99",
+    "METHODS",
+    "ArgmaxSelector",
+    "CellGenotype",
+    "Choice",
+    "CostPenalty",
+    "DASSStages",
+    "FirstOrder",
+    "Gate",
+    "Genotype",
+    "MagnitudeSelector",
+    "MaskedGate",
+    "Network",
+    "RandomSearch",
+    "SearchModule",
+    "SearchResult",
+    "Searcher",
+    "SecondOrder",
+    "Selector",
+    "SoftmaxGate",
+    "Space",
+    "Supernet",
+    "TaskLoss",
+    "draw",
+    "method",
+]
+
+
+def method(name: str) -> Any:
+    """The searcher class of a name in :data:`METHODS`.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if name not in METHODS:
+        raise ValueError(f"search must be one of {', '.join(METHODS)}, got {name!r}")
+    module, attribute = METHODS[name].split(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        return getattr(importlib.import_module(f"netwright.search.{_NAMES[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"netwright.search.{name}")
+    raise AttributeError(f"module 'netwright.search' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_MODULES])

@@ -1,0 +1,72 @@
+"""DARTS: architecture search by gradient descent on a continuous relaxation.
+
+Liu, Simonyan and Yang, "DARTS: Differentiable Architecture Search", ICLR 2019, arXiv:1806.09055.
+
+    y = sum_i softmax(alpha)_i o_i(x)
+    min_alpha L_val(w*(alpha), alpha)  with  w*(alpha) = argmin_w L_train(w, alpha)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from netwright.search.bilevel import FirstOrder, SecondOrder
+from netwright.search.searcher import Searcher, Stage
+from netwright.search.selection import MagnitudeSelector
+
+if TYPE_CHECKING:
+    from netwright.search.objective import Objective
+    from netwright.search.selection import Selector
+    from netwright.search.supernet import Supernet
+
+
+class DARTS(Searcher):
+    """The original search: one stage, magnitude selection; the defaults are those of the paper.
+
+    Args:
+        supernet: The network with the choices.
+        order: 1 updates the architecture at the present weights, 2 one training step ahead (four times the passes).
+        objective: Loss of both parts; cross-entropy by default.
+        selector: How the genotype is read off at the end; the magnitude rule by default.
+        epochs: Epochs of the search.
+        lr, lr_min: Learning rate of the weights at the start and at the end of a cosine.
+        weight_decay: Weight decay of the weights.
+        **options: ``momentum``, ``clip``, ``alpha_lr``, ``alpha_betas``, ``alpha_weight_decay`` of :class:`Searcher`.
+
+    Raises:
+        ValueError: If ``order`` is neither 1 nor 2, or another value is out of range.
+
+    Example:
+        >>> import torch
+        >>> from netwright.search import spaces
+        >>> supernet = spaces.get("micro-darts-2-shared").supernet(1, 3, channels=2, seed=0)
+        >>> batch = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
+        >>> result = DARTS(supernet, epochs=1).search([batch], [batch], seed=0)
+        >>> result.genotype.space, len(result.alpha_history)
+        ('micro-darts-2-shared', 2)
+    """
+
+    def __init__(
+        self,
+        supernet: Supernet,
+        order: Literal[1, 2] = 1,
+        objective: Objective | None = None,
+        selector: Selector | None = None,
+        *,
+        epochs: int = 50,
+        lr: float = 0.025,
+        lr_min: float = 0.001,
+        weight_decay: float = 3e-4,
+        **options: Any,
+    ):
+        if order not in (1, 2):
+            raise ValueError(f"order must be 1 or 2, got {order!r}")
+        super().__init__(
+            supernet,
+            objective=objective,
+            selector=selector or MagnitudeSelector(),
+            method=FirstOrder() if order == 1 else SecondOrder(),
+            stages=[Stage("search", epochs, lr, lr_min, weight_decay)],
+            **options,
+        )
+        self.order = order

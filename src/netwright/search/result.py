@@ -1,0 +1,85 @@
+"""What a search returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from netwright.console import table
+from netwright.results import Result, new_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from netwright.search.genotype import Genotype
+    from netwright.search.supernet import Supernet
+
+
+@dataclass(frozen=True, eq=False)
+class SearchResult(Result):
+    """The architecture that was found, and how.
+
+    Attributes:
+        genotype: The architecture.
+        alpha_history: Architecture parameters by key before the first epoch and after every epoch.
+        cost: ``expected_macs``: multiply-adds of the choices for one input, averaged by the final mixing weights;
+            empty when the search has seen no input or the supernet cannot tell.
+        seed: The seed of the search.
+        wall_time: Seconds, over all sittings.
+        config: All settings, as plain values.
+        skip_share: Share of skip connections among the edges of the genotype of every epoch; near 1 means that the
+            search has collapsed.
+        epochs: Means of the figures of every epoch, among them ``train_loss`` and ``val_loss``.
+    """
+
+    genotype: Genotype
+    alpha_history: tuple[dict[str, Tensor], ...] = ()
+    cost: dict[str, float] = field(default_factory=dict)
+    seed: int = 0
+    wall_time: float = 0.0
+    config: dict[str, Any] = field(default_factory=dict)
+    skip_share: tuple[float, ...] = ()
+    epochs: tuple[dict[str, float], ...] = ()
+
+    def __str__(self) -> str:
+        last = self.epochs[-1] if self.epochs else {}
+        rows: list[list[object]] = [["epochs", str(len(self.epochs))], ["seed", str(self.seed)]]
+        rows += [["seconds", f"{self.wall_time:.1f}"]]
+        rows += [[name, f"{value:.4g}"] for name, value in {**last, **self.cost}.items()]
+        return f"{self.genotype}\n{table(rows, ['figure', 'value'])}"
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """How decided each choice is (its largest softmax weight, one line a choice), and the skip share."""
+        ax = new_axes(ax)
+        for key in self.alpha_history[0] if self.alpha_history else ():
+            sure = [float(alphas[key].softmax(-1).max()) for alphas in self.alpha_history]
+            ax.plot(range(len(sure)), sure, color="0.7", linewidth=0.8)
+        ax.plot(range(1, len(self.skip_share) + 1), self.skip_share, color="tab:red", marker=".", label="skip share")
+        ax.set_xlabel("epoch")
+        ax.set_ylabel("share; largest weight of each choice")
+        ax.set_ylim(0, 1.02)
+        ax.legend()
+        return ax
+
+
+def expected_macs(supernet: Supernet, shape: tuple[int, int, int]) -> float:
+    """Multiply-adds of all choices for one input of ``shape`` (C, H, W), averaged by the mixing weights.
+
+    Stem, preprocessing and classifier, which no choice changes, are left out.
+
+    Example:
+        >>> from netwright.search import spaces
+        >>> supernet = spaces.get("micro-darts-2-shared").supernet(1, 10)
+        >>> before = expected_macs(supernet, (1, 16, 16))
+        >>> _ = supernet.arch["normal_0_2"].data[0].fill_(9.0)    # "none" costs nothing
+        >>> expected_macs(supernet, (1, 16, 16)) < before
+        True
+    """
+    from netwright.cost import count
+
+    table = {key: float(count(op, size).macs) for key, (op, size) in supernet.operations(shape).items()}
+    with torch.no_grad():
+        return float(supernet.expected_cost(table, shape))

@@ -1,0 +1,115 @@
+"""Selectors: from a trained supernet to a genotype.
+
+The derivation rule of Liu, Simonyan and Yang, "DARTS: Differentiable Architecture Search", 2019, arXiv:1806.09055: the
+strength of edge (j, i) is the largest mixing weight on it apart from that of ``none``,
+
+    s_(j,i) = max_{o != none} m_o^(j,i),
+
+each node keeps the two strongest edges, and each kept edge its strongest operation apart from ``none``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from netwright.search.spaces import edge_key
+
+if TYPE_CHECKING:
+    from netwright.search.genotype import Genotype
+    from netwright.search.supernet import Supernet
+
+
+class Selector(Protocol):
+    """Reads a genotype off a supernet; ``train`` and ``validation`` are batches for those that measure or tune."""
+
+    def select(
+        self,
+        supernet: Supernet,
+        train: Iterable[Any] | None = None,
+        validation: Iterable[Any] | None = None,
+        *,
+        seed: int = 0,
+    ) -> Genotype:
+        """The genotype."""
+        ...
+
+
+def _weights(supernet: Supernet) -> dict[str, tuple[tuple[str, ...], Tensor]]:
+    """Names of the candidates and finite mixing weights, by key."""
+    supernet.arch_parameters()
+    found = {}
+    choices = supernet.keyed_choices()
+    with torch.no_grad():
+        for key, weights in supernet.mixing_weights().items():
+            if not (supernet.arch[key].isfinite().all() and weights.isfinite().all()):
+                raise FloatingPointError(f"alpha of {key!r} must be finite, got {supernet.arch[key].tolist()}")
+            found[key] = choices[key].names, weights.cpu()
+    return found
+
+
+class MagnitudeSelector:
+    """The DARTS rule for cell spaces: two strongest edges a node, from different predecessors; ties: lowest index.
+
+    ``none`` takes part in the softmax and is left out afterwards.
+
+    Raises:
+        FloatingPointError: If an alpha is not finite.
+
+    Example:
+        >>> from netwright.search import spaces
+        >>> supernet = spaces.get("micro-darts-2-shared").supernet(1, 10)
+        >>> for alpha in supernet.arch.values():
+        ...     _ = alpha.data.copy_(torch.tensor([9.0, 0.0, 0.0, 1.0, 0.0]))
+        >>> MagnitudeSelector().select(supernet).normal.ops     # all edges equal: predecessors 0 and 1
+        (('sep_conv_3x3', 0), ('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('sep_conv_3x3', 1))
+    """
+
+    def select(
+        self,
+        supernet: Supernet,
+        train: Iterable[Any] | None = None,
+        validation: Iterable[Any] | None = None,
+        *,
+        seed: int = 0,
+    ) -> Genotype:
+        """The genotype; the data and the seed are not needed."""
+        weights = _weights(supernet)
+        space = supernet.space
+        decisions: dict[str, str] = {}
+        for cell in space.cell_types:
+            for state in range(2, space.nodes + 2):
+                best = {}
+                for predecessor in range(state):
+                    key = edge_key(cell, predecessor, state)
+                    names, m = weights[key]
+                    allowed = [(-float(m[i]), i) for i, name in enumerate(names) if name != "none"]
+                    strength, index = min(allowed)
+                    best[strength, predecessor] = key, names[index]
+                decisions.update(best[edge] for edge in sorted(best)[:2])
+        return space.genotype(decisions)
+
+
+class ArgmaxSelector:
+    """The candidate of largest mixing weight on every choice, for spaces that keep all choices (chains).
+
+    The supernet's ``space.genotype`` receives the operation by key. Ties: lowest index.
+
+    Raises:
+        FloatingPointError: If an alpha is not finite.
+    """
+
+    def select(
+        self,
+        supernet: Supernet,
+        train: Iterable[Any] | None = None,
+        validation: Iterable[Any] | None = None,
+        *,
+        seed: int = 0,
+    ) -> Genotype:
+        """The genotype; the data and the seed are not needed."""
+        decisions = {key: names[int((m == m.max()).nonzero()[0])] for key, (names, m) in _weights(supernet).items()}
+        return supernet.space.genotype(decisions)

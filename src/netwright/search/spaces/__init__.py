@@ -1,0 +1,333 @@
+"""Search spaces by name: what may be chosen, the supernet over it, and the network of one choice.
+
+========================  ========================================================================================
+``darts``                 Liu et al., arXiv:1806.09055: 8 primitives, 4 nodes, normal and reduction cell
+``micro-darts``           5 primitives, 3 nodes, 3 cells of 8 channels: a search in minutes on a processor
+``micro-darts-2``         the same with 2 nodes
+``micro-darts-shared``    3 nodes and one cell type: the reduction cell is the normal cell with stride 2
+``micro-darts-2-shared``  2 nodes and one cell type: small enough to tabulate
+========================  ========================================================================================
+
+Reading names and genotypes loads no PyTorch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from netwright.console import nearest
+from netwright.search.genotype import CellGenotype, Genotype
+
+if TYPE_CHECKING:
+    import torch
+
+    from netwright.search.selection import Selector
+    from netwright.search.spaces.cells import CellSupernet
+    from netwright.search.spaces.network import Network, Stem
+    from netwright.search.supernet import Gate
+
+DARTS_PRIMITIVES = (
+    "none",
+    "max_pool_3x3",
+    "avg_pool_3x3",
+    "skip_connect",
+    "sep_conv_3x3",
+    "sep_conv_5x5",
+    "dil_conv_3x3",
+    "dil_conv_5x5",
+)
+MICRO_PRIMITIVES = ("none", "skip_connect", "max_pool_3x3", "sep_conv_3x3", "dil_conv_3x3")
+
+
+def edge_key(cell: str, predecessor: int, state: int) -> str:
+    """The key of the architecture parameters of one edge; states 0 and 1 are the cell's inputs.
+
+    Example:
+        >>> edge_key("normal", 0, 2)
+        'normal_0_2'
+    """
+    return f"{cell}_{predecessor}_{state}"
+
+
+@dataclass(frozen=True)
+class Space:
+    """A cell space: which operations, how many nodes, and how cells are stacked.
+
+    Attributes:
+        name: Its name, which genotypes carry.
+        primitives: Candidate operations of every edge, in the order of ``alpha``; names of
+            :data:`netwright.search.spaces.operations.OPERATIONS`.
+        nodes: Intermediate nodes of a cell, at least 1.
+        channels: Default width of the supernet's first cell.
+        cells: Default number of cells of the supernet.
+        reductions: Which cells halve the resolution and double the width: number L//3 and 2L//3 of L (``thirds``, as
+            in DARTS), or L//2 alone (``middle``).
+        shared: Whether both cells have one genotype and share ``alpha``.
+        version: Raised when a definition changes so that old genotypes would build another network.
+
+    Raises:
+        ValueError: If a field is out of range or a primitive is given twice.
+
+    Example:
+        >>> get("darts").size, get("micro-darts-2-shared").size
+        (1076746950455072400, 768)
+    """
+
+    name: str
+    primitives: tuple[str, ...]
+    nodes: int
+    channels: int
+    cells: int
+    reductions: Literal["thirds", "middle"] = "thirds"
+    shared: bool = False
+    version: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("nodes", "channels", "cells"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if len(set(self.primitives)) != len(self.primitives) or not self.choosable:
+            raise ValueError(f"primitives must be different names, one besides 'none', got {self.primitives}")
+        if self.reductions not in ("thirds", "middle"):
+            raise ValueError(f"reductions must be 'thirds' or 'middle', got {self.reductions!r}")
+
+    @property
+    def choosable(self) -> tuple[str, ...]:
+        """The primitives that a derived genotype may hold: all but ``none``."""
+        return tuple(name for name in self.primitives if name != "none")
+
+    @property
+    def cell_types(self) -> tuple[str, ...]:
+        """Cells with architecture parameters of their own."""
+        return ("normal",) if self.shared else ("normal", "reduce")
+
+    @property
+    def size(self) -> int:
+        """Number of derived genotypes: two different predecessors a node and an operation on each."""
+        cell = math.prod(math.comb(node + 2, 2) * len(self.choosable) ** 2 for node in range(self.nodes))
+        return cell ** len(self.cell_types)
+
+    def reduction_cells(self, cells: int) -> frozenset[int]:
+        """Indices of the reduction cells among ``cells``.
+
+        Example:
+            >>> sorted(get("darts").reduction_cells(8)), sorted(get("micro-darts").reduction_cells(3))
+            ([2, 5], [1])
+        """
+        if cells < 1:
+            raise ValueError(f"cells must be >= 1, got {cells}")
+        return frozenset({cells // 2} if self.reductions == "middle" else {cells // 3, 2 * cells // 3})
+
+    def validate(self, genotype: Genotype) -> None:
+        """Refuses a genotype that is not of this space.
+
+        Raises:
+            ValueError: If the space's name or version, an operation, or the number of nodes does not fit.
+        """
+        if (genotype.space, genotype.version) != (self.name, self.version):
+            raise ValueError(
+                f"the genotype must be of space {self.name!r} version {self.version}, got {genotype.space!r} version "
+                f"{genotype.version}"
+            )
+        for name, cell in genotype.cells().items():
+            if cell.nodes != self.nodes:
+                raise ValueError(f"{name} must have {self.nodes} nodes in space {self.name!r}, got {cell.nodes}")
+            for operation, predecessor in cell.ops:
+                if operation not in self.choosable:
+                    raise ValueError(
+                        f"operation of edge ({operation}, {predecessor}) in {name} must be one of "
+                        f"{', '.join(self.choosable)}; {nearest(operation, self.choosable)}"
+                    )
+        if self.shared and genotype.normal != genotype.reduce:
+            raise ValueError(f"normal and reduce must be equal in space {self.name!r}, got {genotype.cells()}")
+
+    def genotype(self, decisions: Mapping[str, str]) -> Genotype:
+        """The genotype that keeps exactly the edges named in ``decisions``.
+
+        Args:
+            decisions: Operation by :func:`edge_key`, two edges a node.
+
+        Raises:
+            ValueError: If a key is no edge of the space, or a node does not have two.
+        """
+        cells = {}
+        known = set()
+        for cell in self.cell_types:
+            ops: list[tuple[str, int]] = []
+            for state in range(2, self.nodes + 2):
+                keys = {edge_key(cell, predecessor, state): predecessor for predecessor in range(state)}
+                kept = [(decisions[key], predecessor) for key, predecessor in keys.items() if key in decisions]
+                if len(kept) != 2:
+                    raise ValueError(f"{cell} node {state - 2} must keep 2 edges, got {len(kept)}")
+                known |= set(keys)
+                ops += kept
+            cells[cell] = CellGenotype(tuple(ops))
+        if unknown := set(decisions) - known:
+            raise ValueError(f"decisions must name edges of space {self.name!r}, got {sorted(unknown)}")
+        genotype = Genotype(cells["normal"], cells[self.cell_types[-1]], space=self.name, version=self.version)
+        self.validate(genotype)
+        return genotype
+
+    def random(self, generator: torch.Generator) -> Genotype:
+        """A genotype drawn uniformly among the :attr:`size` derived ones.
+
+        Example:
+            >>> from netwright.seeding import stream
+            >>> space = get("micro-darts-2-shared")
+            >>> space.random(stream(0, "random")) == space.random(stream(0, "random"))
+            True
+        """
+        import torch
+
+        decisions = {}
+        for cell in self.cell_types:
+            for state in range(2, self.nodes + 2):
+                for predecessor in torch.randperm(state, generator=generator)[:2].tolist():
+                    index = int(torch.randint(len(self.choosable), (), generator=generator))
+                    decisions[edge_key(cell, predecessor, state)] = self.choosable[index]
+        return self.genotype(decisions)
+
+    def selector(self) -> Selector:
+        """The rule that derives a genotype when no other is given."""
+        from netwright.search.selection import MagnitudeSelector
+
+        return MagnitudeSelector()
+
+    def supernet(
+        self,
+        in_channels: int = 3,
+        num_classes: int = 10,
+        *,
+        channels: int | None = None,
+        cells: int | None = None,
+        stem: Stem = "cifar",
+        seed: int = 0,
+        gate: Gate | None = None,
+    ) -> CellSupernet:
+        """The supernet over this space, with every weight drawn from streams of ``seed``.
+
+        Args:
+            in_channels: Channels of the images.
+            num_classes: Number of classes.
+            channels: Width of the first cell; the space's default if ``None``.
+            cells: Number of cells; the space's default if ``None``.
+            stem: ``cifar`` keeps the resolution, ``strided`` halves it, ``imagenet`` divides it by 8.
+            seed: Of weights and architecture parameters.
+            gate: Mixing rule of every edge, softmax if ``None``.
+
+        Raises:
+            ValueError: If a number is out of range or the stem unknown.
+
+        Example:
+            >>> import torch
+            >>> supernet = get("micro-darts").supernet(in_channels=1, num_classes=4)
+            >>> supernet(torch.zeros(2, 1, 1, 40)).shape, supernet.derive().space
+            (torch.Size([2, 4]), 'micro-darts')
+        """
+        from netwright.search.spaces.cells import CellSupernet
+
+        channels = self.channels if channels is None else channels
+        cells = self.cells if cells is None else cells
+        return CellSupernet(
+            self, in_channels, num_classes, channels=channels, cells=cells, stem=stem, seed=seed, gate=gate
+        )
+
+    def build(
+        self,
+        genotype: Genotype,
+        in_channels: int = 3,
+        num_classes: int = 10,
+        *,
+        channels: int | None = None,
+        cells: int | None = None,
+        drop_path: float = 0.0,
+        auxiliary: bool = False,
+        stem: Stem = "cifar",
+        seed: int | None = None,
+    ) -> Network:
+        """The evaluation network of a genotype, made from the genotype alone.
+
+        Args:
+            genotype: An architecture of this space.
+            in_channels: Channels of the images.
+            num_classes: Number of classes.
+            channels: Width of the first cell; the space's default if ``None``.
+            cells: Number of cells; the space's default if ``None``.
+            drop_path: Probability in [0, 1) with which a sample skips an operation in training; the attribute of the
+                same name may be changed from epoch to epoch.
+            auxiliary: Whether there is an auxiliary classifier after cell 2L//3.
+            stem: ``cifar`` keeps the resolution, ``strided`` halves it, ``imagenet`` divides it by 8.
+            seed: Of the initial weights; ``None`` draws from torch's global generator.
+
+        Raises:
+            ValueError: If the genotype is not of this space or a number is out of range.
+
+        Example:
+            >>> from netwright.search.genotype import DARTS_V1
+            >>> network = get("darts").build(DARTS_V1, channels=36, cells=20)
+            >>> sum(p.numel() for p in network.parameters())
+            3169414
+        """
+        from netwright.search.spaces.network import Network
+
+        self.validate(genotype)
+        channels = self.channels if channels is None else channels
+        cells = self.cells if cells is None else cells
+        return Network(
+            genotype, in_channels, num_classes, channels=channels, cells=cells,
+            reductions=self.reduction_cells(cells), drop_path=drop_path, auxiliary=auxiliary, stem=stem, seed=seed,
+        )  # fmt: skip
+
+
+SPACES: dict[str, Space] = {}
+
+
+def register(space: Space) -> Space:
+    """Makes a space known by its name, so that its genotypes can be read and built.
+
+    Raises:
+        ValueError: If another space has that name.
+
+    Example:
+        >>> import dataclasses
+        >>> s2 = dataclasses.replace(get("darts"), name="s2", primitives=("skip_connect", "sep_conv_3x3"))
+        >>> register(s2).size == get("s2").size
+        True
+    """
+    if SPACES.setdefault(space.name, space) != space:
+        raise ValueError(f"name must not be that of another space, got {space.name!r}")
+    return space
+
+
+def get(name: str) -> Space:
+    """The space of that name.
+
+    Raises:
+        ValueError: If there is none.
+
+    Example:
+        >>> get("darts").nodes
+        4
+    """
+    if name not in SPACES:
+        raise ValueError(f"space must be a known name, got {name!r}; {nearest(name, SPACES)}")
+    return SPACES[name]
+
+
+register(Space("darts", DARTS_PRIMITIVES, nodes=4, channels=16, cells=8))
+for _nodes, _two in ((3, ""), (2, "-2")):
+    for _shared, _one in ((False, ""), (True, "-shared")):
+        register(
+            Space(
+                f"micro-darts{_two}{_one}",
+                MICRO_PRIMITIVES,
+                nodes=_nodes,
+                channels=8,
+                cells=3,
+                reductions="middle",
+                shared=_shared,
+            )
+        )

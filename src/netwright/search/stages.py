@@ -1,0 +1,49 @@
+"""Stages of a search: how long, and with which learning rate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a search.
+
+    Attributes:
+        name: What the stage is called in figures and errors.
+        epochs: Epochs, 0 to pass through it.
+        lr, lr_min: Learning rate of the weights at its start and its end; a cosine joins them.
+        weight_decay: Weight decay of the weights.
+        alpha_step: Whether the architecture is updated.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    name: str = "search"
+    epochs: int = 50
+    lr: float = 0.025
+    lr_min: float = 0.001
+    weight_decay: float = 3e-4
+    alpha_step: bool = True
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0:
+            raise ValueError(f"epochs of stage {self.name!r} must be >= 0, got {self.epochs}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr of stage {self.name!r} must be > 0 and finite, got {self.lr}")
+        if not 0 <= self.lr_min <= self.lr:
+            raise ValueError(f"lr_min of stage {self.name!r} must lie in [0, {self.lr:g}], got {self.lr_min}")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"weight_decay of stage {self.name!r} must be >= 0, got {self.weight_decay}")
+
+    def lr_at(self, progress: float) -> float:
+        """The learning rate after a share ``progress`` in [0, 1] of the stage.
+
+        Example:
+            >>> stage = Stage(lr=0.025, lr_min=0.001)
+            >>> stage.lr_at(0.0), round(stage.lr_at(0.5), 4), stage.lr_at(1.0)
+            (0.025, 0.013, 0.001)
+        """
+        return self.lr_min + (self.lr - self.lr_min) * (1 + math.cos(math.pi * progress)) / 2

@@ -1,0 +1,357 @@
+"""The supernet: every candidate operation at once, mixed by architecture parameters.
+
+The continuous relaxation of DARTS: Liu, Simonyan and Yang, "DARTS: Differentiable Architecture Search", 2019,
+arXiv:1806.09055.
+
+    y = sum_i m_i o_i(x),    m = softmax(alpha)    (SoftmaxGate; other gates, other m)
+
+Three small parts: a :class:`Gate` turns ``alpha`` into mixing weights and says which operations run, a :class:`Choice`
+holds the candidate operations, and a :class:`Supernet` owns every ``alpha`` in one ``ParameterDict`` called ``arch``
+and hands them down in ``forward``. Nothing is bound behind the scenes, so ``copy.deepcopy``, ``state_dict``,
+``torch.func.functional_call`` and ``vmap`` work as on any module.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from netwright.search.spaces.operations import Rectified, Zero
+from netwright.seeding import stream
+
+if TYPE_CHECKING:
+    from netwright.search.genotype import Genotype
+    from netwright.search.selection import Selector
+    from netwright.search.spaces import Space
+
+OperationKey = tuple[str, int, int, int, int, int, str]
+"""(operation, channels in, channels out, height, width, stride, extra): the key of a cost or latency table."""
+
+
+class Gate(ABC):
+    """A mixing rule: which candidates of a choice run, and with which weights.
+
+    A gate has no parameters of its own; the choices of one key share one ``alpha`` and may share one gate.
+    """
+
+    @abstractmethod
+    def weights(self, alpha: Float[Tensor, " candidates"], training: bool) -> Float[Tensor, " candidates"]:
+        """The mixing weights m, differentiable in ``alpha``."""
+
+    def forward(
+        self,
+        choice: Choice,
+        x: Float[Tensor, "batch c_in height width"],
+        alpha: Float[Tensor, " candidates"],
+    ) -> Float[Tensor, "batch c_out height_out width_out"]:
+        """The output of ``choice``: by default all candidates, weighted."""
+        return choice.mix(x, self.weights(alpha, choice.training))
+
+
+class SoftmaxGate(Gate):
+    """m = softmax(alpha); every candidate runs (DARTS).
+
+    Example:
+        >>> SoftmaxGate().weights(torch.zeros(4), training=True)
+        tensor([0.2500, 0.2500, 0.2500, 0.2500])
+    """
+
+    def weights(self, alpha: Tensor, training: bool) -> Tensor:
+        """softmax(alpha)."""
+        return alpha.softmax(-1)
+
+
+class MaskedGate(Gate):
+    """Another gate's weights times a fixed 0/1 mask, not renormalised; masked candidates do not run (DARTS-PT).
+
+    Args:
+        inner: The gate whose weights are masked.
+        mask: One truth value a candidate; all false makes the choice a zero tensor.
+
+    Example:
+        >>> MaskedGate(SoftmaxGate(), [True, False]).weights(torch.zeros(2), training=True)
+        tensor([0.5000, 0.0000])
+    """
+
+    def __init__(self, inner: Gate, mask: Sequence[bool]) -> None:
+        self.inner = inner
+        self.mask = tuple(bool(kept) for kept in mask)
+
+    def weights(self, alpha: Tensor, training: bool) -> Tensor:
+        """The inner gate's weights, zero where masked."""
+        if len(self.mask) != alpha.numel():
+            raise ValueError(f"mask must have one entry for each of {alpha.numel()} candidates, got {len(self.mask)}")
+        return self.inner.weights(alpha, training) * alpha.new_tensor(self.mask)
+
+    def forward(self, choice: Choice, x: Tensor, alpha: Tensor) -> Tensor:
+        """The weighted sum of the candidates that the mask keeps."""
+        return choice.mix(x, self.weights(alpha, choice.training), running=self.mask)
+
+
+class Choice(nn.Module):
+    """A mixed operation: candidates of equal input and output shape, one of which a derivation keeps.
+
+    ``forward(x, alpha)`` takes the architecture parameters of its key; the supernet passes them.
+
+    Args:
+        candidates: The operations by name, in the order of ``alpha``.
+        key: Name of the architecture parameters; choices with the same key share them.
+        gate: The mixing rule.
+        stride: Spatial stride of every candidate.
+
+    Raises:
+        ValueError: If there is no candidate, or (in ``forward``) if two candidates' outputs differ in shape.
+
+    Example:
+        >>> choice = Choice({"none": Zero(), "skip_connect": nn.Identity()}, key="edge", gate=SoftmaxGate())
+        >>> choice(torch.ones(1, 1, 1, 2), torch.zeros(2))
+        tensor([[[[0.5000, 0.5000]]]])
+    """
+
+    def __init__(self, candidates: Mapping[str, nn.Module], *, key: str, gate: Gate, stride: int = 1) -> None:
+        super().__init__()
+        if not candidates:
+            raise ValueError(f"choice {key!r} must have at least 1 candidate, got 0")
+        if not key or "." in key:
+            raise ValueError(f"key must be a non-empty string without a dot, got {key!r}")
+        self.candidates = nn.ModuleDict(candidates)
+        self.key = key
+        self.gate = gate
+        self.stride = stride
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The candidates' names, in the order of ``alpha``."""
+        return tuple(self.candidates)
+
+    def __len__(self) -> int:
+        return len(self.candidates)
+
+    def forward(
+        self, x: Float[Tensor, "batch c_in height width"], alpha: Float[Tensor, " candidates"]
+    ) -> Float[Tensor, "batch c_out height_out width_out"]:
+        """The mixed output; see the class."""
+        return self.gate.forward(self, x, alpha)
+
+    def mix(
+        self,
+        x: Float[Tensor, "batch c_in height width"],
+        weights: Float[Tensor, " candidates"],
+        running: Sequence[bool] | None = None,
+    ) -> Float[Tensor, "batch c_out height_out width_out"]:
+        """sum_i weights_i o_i(x) over the ``running`` candidates (all of them by default).
+
+        The zero operation costs nothing, and the ReLU that several candidates begin with is applied once.
+        """
+        if len(weights) != len(self):
+            raise ValueError(f"choice {self.key!r} has {len(self)} candidates, got {len(weights)} weights")
+        total: Tensor | None = None
+        rectified: Tensor | None = None
+        for i, (weight, (name, operation)) in enumerate(zip(weights.unbind(), self.candidates.items(), strict=True)):
+            if isinstance(operation, Zero) or (running is not None and not running[i]):
+                continue
+            if isinstance(operation, Rectified):
+                rectified = functional.relu(x) if rectified is None else rectified
+                y = operation.body(rectified)
+            else:
+                y = operation(x)
+            if total is None:
+                total = weight * y
+            elif y.shape != total.shape:
+                raise ValueError(
+                    f"choice {self.key!r}: candidate {name!r} gives shape {tuple(y.shape)}, "
+                    f"those before it {tuple(total.shape)}; all candidates must agree"
+                )
+            else:
+                total.add_(weight * y)
+        return Zero(self.stride)(x) if total is None else total
+
+    def extra_repr(self) -> str:
+        """The key, the gate and the stride."""
+        return f"key={self.key!r}, gate={type(self.gate).__name__}, stride={self.stride}"
+
+
+class Supernet(nn.Module):
+    """Base of every supernet: owns the architecture parameters and knows the choices inside it.
+
+    A subclass builds its modules, calls :meth:`initialise_arch` and defines ``forward(x) -> logits``, in which it calls
+    each choice as ``choice(x, self.arch[choice.key])``.
+
+    Attributes:
+        arch: One parameter (alpha) a key, drawn from 1e-3 N(0, 1).
+        space: The search space; ``space.genotype(decisions)`` makes a genotype.
+        num_classes: Number of classes the network tells apart.
+        input_shape: (C, H, W) of the last input; a subclass's ``forward`` sets it.
+    """
+
+    def __init__(self, space: Space | Any, num_classes: int) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be >= 1, got {num_classes}")
+        self.space = space
+        self.num_classes = num_classes
+        self.arch = nn.ParameterDict()
+        self.input_shape: tuple[int, ...] | None = None
+        self._known_shapes: dict[tuple[int, ...], dict[str, tuple[tuple[int, int, int], int]]] = {}
+
+    def initialise_arch(self, seed: int, shape: tuple[int, int, int]) -> None:
+        """Makes one alpha a key, then checks the candidates' shapes with one input of ``shape`` (C, H, W).
+
+        Raises:
+            ValueError: If choices of one key have different candidates, or candidates of one choice different shapes.
+        """
+        names: dict[str, tuple[str, ...]] = {}
+        for _, choice in self.named_choices():
+            if names.setdefault(choice.key, choice.names) != choice.names:
+                raise ValueError(
+                    f"choices of key {choice.key!r} must have the same candidates, got {choice.names} "
+                    f"and {names[choice.key]}"
+                )
+        for key, candidates in names.items():
+            draw = torch.randn(len(candidates), generator=stream(seed, "alpha", key))
+            self.arch[key] = nn.Parameter(1e-3 * draw)
+        self._shapes(shape)
+
+    def named_choices(self) -> Iterator[tuple[str, Choice]]:
+        """Every choice with its module name."""
+        for name, module in self.named_modules():
+            if isinstance(module, Choice):
+                yield name, module
+
+    def keyed_choices(self) -> dict[str, Choice]:
+        """The first choice of every key, in the order of the module tree."""
+        choices: dict[str, Choice] = {}
+        for _, choice in self.named_choices():
+            choices.setdefault(choice.key, choice)
+        return choices
+
+    def set_gate(self, gate: Gate, key: str | None = None) -> None:
+        """Gives every choice (of ``key``, if one is given) another mixing rule.
+
+        Raises:
+            ValueError: If no choice has that key.
+        """
+        chosen = [choice for _, choice in self.named_choices() if key is None or choice.key == key]
+        if not chosen:
+            raise ValueError(f"key must be one of {list(self.arch)}, got {key!r}")
+        for choice in chosen:
+            choice.gate = gate
+
+    def mixing_weights(self) -> dict[str, Tensor]:
+        """The mixing weights of every key as the gate gives them in evaluation mode, differentiable in alpha."""
+        return {key: c.gate.weights(self.arch[key], training=False) for key, c in self.keyed_choices().items()}
+
+    def arch_parameters(self) -> list[nn.Parameter]:
+        """The architecture parameters alpha.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        alphas = list(self.arch.parameters())
+        if not alphas:
+            raise ValueError("the supernet has no architecture parameters: call initialise_arch after building it")
+        return alphas
+
+    def weight_parameters(self) -> list[nn.Parameter]:
+        """All other parameters; with :meth:`arch_parameters` they make up ``parameters()``, none twice.
+
+        Raises:
+            ValueError: If an architecture parameter is also registered outside ``arch``.
+        """
+        alphas = {id(alpha) for alpha in self.arch_parameters()}
+        for name, parameter in self.named_parameters(remove_duplicate=False):
+            if id(parameter) in alphas and not name.startswith("arch."):
+                raise ValueError(f"architecture parameter {name!r} must be registered in arch alone")
+        weights = [parameter for parameter in self.parameters() if id(parameter) not in alphas]
+        assert len(weights) + len(alphas) == len(list(self.parameters()))
+        return weights
+
+    def operations(self, shape: tuple[int, int, int]) -> dict[OperationKey, tuple[nn.Module, tuple[int, int, int]]]:
+        """Every distinct costly candidate for inputs of ``shape``: one module of its kind and its (C, H, W) input.
+
+        What a cost table has to price: ``{k: count(op, s).macs for k, (op, s) in supernet.operations(shape).items()}``.
+        Zero and identity are left out: they cost nothing.
+        """
+        shapes = self._shapes(shape)
+        return {
+            key: (operation, shapes[name][0])
+            for name, choice in self.named_choices()
+            for key, operation in zip(_keys(choice, *shapes[name]), choice.candidates.values(), strict=True)
+            if key is not None
+        }
+
+    def expected_cost(
+        self, table: Mapping[OperationKey, float], shape: tuple[int, int, int] | None = None
+    ) -> Float[Tensor, ""]:
+        """E[cost] = sum over choices l and candidates i of m_li t_li; the gradient flows through m alone.
+
+        Costs outside the choices (stem, preprocessing, classifier) are a constant that the caller adds.
+
+        Args:
+            table: Cost (in any unit) of an operation by its key, as :meth:`operations` lists them.
+            shape: (C, H, W) of the network's input; by default that of the last ``forward``.
+
+        Raises:
+            KeyError: If the table misses an operation.
+            ValueError: If no shape is given before the first ``forward``.
+        """
+        size = shape or self.input_shape
+        if size is None:
+            raise ValueError("shape must be given before the first forward pass, got None")
+        weights = self.mixing_weights()
+        costs = {key: [0.0] * len(m) for key, m in weights.items()}
+        shapes = self._shapes(tuple(size))
+        for name, choice in self.named_choices():
+            keys = _keys(choice, *shapes[name])
+            if missing := [key for key in keys if key is not None and key not in table]:
+                raise KeyError(f"the table has no cost for {missing}")
+            for i, key in enumerate(keys):
+                costs[choice.key][i] += 0.0 if key is None else float(table[key])
+        return torch.stack([m @ m.new_tensor(costs[key]) for key, m in weights.items()]).sum()
+
+    def derive(self, selector: Selector | None = None) -> Genotype:
+        """The genotype that ``selector`` (the space's own by default) reads off."""
+        return (selector or self.space.selector()).select(self)
+
+    def _shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[tuple[int, int, int], int]]:
+        """Input (C, H, W) and output channels of every choice for a network input of ``shape``; remembered by shape."""
+        if shape in self._known_shapes:
+            return self._known_shapes[shape]
+        found: dict[str, tuple[tuple[int, int, int], int]] = {}
+
+        def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
+            def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+                c, h, w = inputs[0].shape[1:]
+                found[name] = ((c, h, w), output.shape[1])
+
+            return hook
+
+        handles = [choice.register_forward_hook(watch(name)) for name, choice in self.named_choices()]
+        modes = {module: module.training for module in self.modules()}
+        latest = self.input_shape
+        try:
+            with torch.no_grad():
+                self.eval()(next(self.parameters()).new_zeros(1, *shape))
+        finally:
+            self.input_shape = latest
+            for module, training in modes.items():
+                module.training = training
+            for handle in handles:
+                handle.remove()
+        self._known_shapes[shape] = found
+        return found
+
+
+def _keys(choice: Choice, shape: tuple[int, int, int], c_out: int) -> list[OperationKey | None]:
+    """The table key of every candidate, None for those that cost nothing."""
+    c_in, height, width = shape
+    return [
+        None if isinstance(operation, (Zero, nn.Identity)) else (name, c_in, c_out, height, width, choice.stride, "")
+        for name, operation in choice.candidates.items()
+    ]

@@ -1,0 +1,388 @@
+"""The one training loop: Lightning's Trainer with named random streams, exact resumption and our progress bar.
+
+Everything random in an epoch is a function of (seed, epoch): the order and augmentation of the data through
+``Batches.set_epoch``, dropout and the like through torch's global generator, which is seeded at the start of every
+epoch. A checkpoint therefore holds no generator state, and a run that was killed goes on bit for bit as if it had not
+been.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import signal
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import lightning
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from netwright import storage
+from netwright.console import Task, task
+from netwright.results import History
+from netwright.seeding import derive, seeded
+
+
+class Loader(Protocol):
+    """What :func:`fit` reads batches from; ``netwright.data.Batches`` is one."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch whose batches come next."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+    def __len__(self) -> int: ...
+
+
+class Classifier(lightning.LightningModule):
+    """Trains a network by stochastic gradient descent on the cross-entropy of its logits.
+
+    The network's convolutions are laid out channels last.
+
+    Args:
+        network: Maps (batch, channels, height, width) to logits (batch, classes).
+        lr: Learning rate at the start; schedules multiply it.
+        momentum: Nesterov momentum, in [0, 1).
+        weight_decay: L2 penalty on every parameter of two or more dimensions; biases and norms have none.
+        label_smoothing: Share of the target spread evenly over the classes, in [0, 1).
+        auxiliary_weight: Weight of the loss of an auxiliary head, for a network with ``forward_with_auxiliary``.
+        drop_path: Largest drop-path rate, reached linearly over the run, for a network with a ``drop_path`` attribute.
+        clip: Largest norm of the whole gradient; None leaves it as it is.
+
+    Raises:
+        ValueError: If ``lr`` is not positive or ``momentum`` or ``label_smoothing`` is out of its range.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        lr: float = 0.1,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        label_smoothing: float = 0.0,
+        auxiliary_weight: float = 0.0,
+        drop_path: float = 0.0,
+        clip: float | None = 5.0,
+    ):
+        super().__init__()
+        if not lr > 0:
+            raise ValueError(f"lr must be > 0, got {lr}")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must lie in [0, 1), got {momentum}")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.lr, self.momentum, self.weight_decay, self.clip = lr, momentum, weight_decay, clip
+        self.label_smoothing, self.auxiliary_weight, self.drop_path = (
+            label_smoothing,
+            auxiliary_weight,
+            drop_path,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        return self.network(x)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy in nats, with label smoothing."""
+        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+
+    def on_train_epoch_start(self) -> None:
+        """Raises the drop-path rate with the epochs."""
+        if self.drop_path and hasattr(self.network, "drop_path"):
+            self.network.drop_path = self.drop_path * self.current_epoch / max(1, int(self.trainer.max_epochs or 1))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """The loss of a batch."""
+        x, labels = _channels_last(batch[0]), batch[1]
+        if self.auxiliary_weight:
+            logits, auxiliary = self.network.forward_with_auxiliary(x)
+            loss = self.loss(logits, labels) + self.auxiliary_weight * self.loss(auxiliary, labels)
+        else:
+            loss = self.loss(self(x), labels)
+        self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(labels))
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Loss and accuracy of a validation batch."""
+        x, labels = _channels_last(batch[0]), batch[1]
+        logits = self(x)
+        size = len(labels)
+        self.log("val_loss", F.cross_entropy(logits, labels), on_epoch=True, batch_size=size, sync_dist=True)
+        accuracy = (logits.argmax(1) == labels).float().mean()
+        self.log("val_accuracy", accuracy, on_epoch=True, batch_size=size, sync_dist=True)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips by the norm of the whole gradient."""
+        limit = gradient_clip_val if gradient_clip_val is not None else self.clip
+        if limit is not None:
+            self.clip_gradients(optimizer, limit, gradient_clip_algorithm or "norm")
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """SGD with Nesterov momentum; weight decay on weights only."""
+        trained = [p for p in self.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        return torch.optim.SGD(
+            [g for g in groups if g["params"]], lr=self.lr, momentum=self.momentum, nesterov=self.momentum > 0
+        )
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    # Twice as fast as the default layout for convolutions on a CPU, when the weights are in it as well.
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+
+
+class _EpochLoader:
+    """Hands the Trainer the batches of its current epoch; lazily, since it asks before it has set the epoch."""
+
+    def __init__(self, data: Loader):
+        self.data = data
+        self.trainer: lightning.Trainer | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        assert self.trainer is not None
+        if hasattr(self.data, "rank"):
+            self.data.rank, self.data.world = self.trainer.global_rank, self.trainer.world_size
+        self.data.set_epoch(self.trainer.current_epoch)
+        yield from self.data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+
+class _Keeper(lightning.Callback):
+    """Seeds each epoch, watches the loss, records the figures, moves the bar and writes the checkpoint."""
+
+    def __init__(self, seed: int, bar: Task, checkpoint: Path | None, figures: Callable[[], dict[str, float]] | None):
+        self.seed, self.bar, self.checkpoint, self.figures = seed, bar, checkpoint, figures
+        self.epochs: list[dict[str, float]] = []
+        self.seconds = 0.0
+        self._start = time.monotonic()
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        torch.manual_seed(derive(self.seed, "noise", trainer.current_epoch, trainer.global_rank))
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        if isinstance(loss, Tensor) and not math.isfinite(float(loss)):
+            raise FloatingPointError(
+                f"the loss became {float(loss)} in epoch {trainer.current_epoch + 1}, step {batch_idx + 1}; "
+                "a smaller learning rate is the usual cure"
+            )
+        steps = int(trainer.num_training_batches)
+        self.bar.update(trainer.current_epoch * steps + batch_idx + 1, total=int(trainer.max_epochs or 1) * steps)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        figures = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if not name.endswith("_step") and Tensor.numel(torch.as_tensor(value)) == 1
+        }
+        if trainer.optimizers:
+            figures["lr"] = float(trainer.optimizers[0].param_groups[0]["lr"])
+        figures |= self.figures() if self.figures is not None else {}
+        figures["seconds"] = self.elapsed()
+        self.epochs.append(figures)
+        shown = [
+            f"{name.replace('_', ' ')} {figures[name]:.4g}" for name in ("val_accuracy", "val_loss") if name in figures
+        ]
+        self.bar.update(self.bar.done, message=", ".join(shown))
+
+    def elapsed(self) -> float:
+        """Seconds over all sittings."""
+        return self.seconds + time.monotonic() - self._start
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epochs": [dict(e) for e in self.epochs], "seconds": self.elapsed()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.epochs = [dict(e) for e in state_dict["epochs"]]
+        self.seconds, self._start = state_dict["seconds"], time.monotonic()
+
+
+class _Checkpoint(lightning.Callback):
+    """Saves after every epoch, last of all callbacks, so that it holds what the others did in theirs."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if trainer.world_size > 1:
+            # Every rank takes part in a save; only the first one writes, and renames when the file is whole.
+            temporary = self.path.with_suffix(".saving")
+            trainer.save_checkpoint(temporary)
+            if trainer.is_global_zero:
+                temporary.replace(self.path)
+            trainer.strategy.barrier("checkpoint")
+            return
+        with storage.atomic_path(self.path) as temporary:
+            trainer.save_checkpoint(temporary)
+
+
+@contextlib.contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Silences Lightning's advice to people who call its Trainer themselves, for the length of the block."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"lightning\..*")
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def fit(
+    module: nn.Module,
+    data: Loader,
+    *,
+    epochs: int,
+    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
+    validation: Iterable[Any] | None = None,
+    callbacks: Sequence[lightning.Callback] = (),
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    figures: Callable[[], dict[str, float]] | None = None,
+    devices: int | str = 1,
+    nodes: int = 1,
+    strategy: str = "auto",
+    precision: Any = "32-true",
+    logger: Any = False,
+    description: str = "training",
+) -> History:
+    """Trains a module in place and returns what each epoch recorded.
+
+    Args:
+        module: A ``LightningModule``; any other network is trained as a :class:`Classifier`.
+        data: Batches with ``set_epoch`` and a length, such as ``netwright.data.Batches``.
+        epochs: Epochs in all, those of earlier sittings included; at least 1.
+        optimizer: Makes the optimiser from the trainable parameters, in place of the module's own.
+        validation: Batches for the module's ``validation_step`` after each epoch.
+        callbacks: Any Lightning callbacks, among them the schedules of ``netwright.train.schedules``.
+        seed: Of everything random in the run.
+        checkpoint: Written after every epoch; when the file is there, training goes on from it, bit for bit.
+        figures: Called after each epoch; what it returns is recorded with the epoch.
+        devices: Processes on this machine, as Lightning understands it.
+        nodes: Machines.
+        strategy: Lightning's strategy: ``"auto"``, ``"ddp"``, ``"fsdp"``.
+        precision: Lightning's precision, ``"bf16-mixed"`` for example.
+        logger: Lightning's logger, or False for none.
+        description: What the progress bar says.
+
+    Returns:
+        The history over all sittings, when the last epoch is done.
+
+    Raises:
+        ValueError: If ``epochs`` is below 1 or a batch source is empty.
+        FloatingPointError: When the loss is no longer finite; the last good epoch stays in the checkpoint.
+        UserError: If the checkpoint is damaged.
+        KeyboardInterrupt: On Ctrl-C; the last finished epoch is in the checkpoint.
+
+    Example:
+        >>> from netwright.data.tensors import Batches, TensorImages
+        >>> images = torch.randint(0, 256, (64, 1, 4, 4), dtype=torch.uint8)
+        >>> data = Batches(TensorImages(images, (images.float().mean((1, 2, 3)) > 127).long()), 16)
+        >>> history = fit(nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), data, epochs=2)
+        >>> len(history.epochs), "train_loss" in history.last
+        (2, True)
+    """
+    if epochs < 1:
+        raise ValueError(f"epochs must be >= 1, got {epochs}")
+    if len(data) < 1:
+        raise ValueError(f"data must hold at least 1 batch, got {len(data)}")
+    wrapped = module if isinstance(module, lightning.LightningModule) else Classifier(module)
+    if optimizer is not None:
+        make = optimizer
+        wrapped.configure_optimizers = lambda: make([p for p in wrapped.parameters() if p.requires_grad])  # type: ignore[method-assign]
+    path = None if checkpoint is None else Path(checkpoint)
+    resume = path if path is not None and path.exists() else None
+    if resume is not None:
+        storage.read_checkpoint(resume)
+    loader = _EpochLoader(data)
+    with task(description, total=epochs * len(data)) as bar, seeded(seed, "fit"), _quiet_lightning():
+        keeper = _Keeper(seed, bar, path, figures)
+        all_callbacks = [*callbacks, keeper, *([_Checkpoint(path)] if path is not None else [])]
+        trainer = lightning.Trainer(
+            max_epochs=epochs,
+            callbacks=all_callbacks,
+            devices=devices,
+            num_nodes=nodes,
+            strategy=strategy,
+            precision=precision,
+            accelerator="gpu" if torch.cuda.is_available() else "cpu",
+            logger=logger,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+            log_every_n_steps=1,
+            default_root_dir=str(path.parent) if path is not None else None,
+        )
+        loader.trainer = trainer
+        previous = signal.getsignal(signal.SIGINT)
+        try:
+            trainer.fit(wrapped, loader, validation, ckpt_path=resume, weights_only=True)
+        except SystemExit as stopped:
+            # Lightning ignores further Ctrl-C and leaves by sys.exit; the caller decides here.
+            raise KeyboardInterrupt(f"stopped after epoch {len(keeper.epochs)}") from stopped
+        finally:
+            with contextlib.suppress(ValueError, TypeError):
+                signal.signal(signal.SIGINT, previous)
+    return History(tuple(keeper.epochs), keeper.elapsed())
+
+
+@torch.inference_mode()
+def evaluate(network: nn.Module, data: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Class probabilities and labels of a whole data set, in order.
+
+    Args:
+        network: Maps a batch to logits; evaluated in ``eval()`` and left as it was.
+        data: Batches (x, labels).
+
+    Returns:
+        Probabilities (examples, classes) float32 and labels (examples,) int64, on the CPU.
+
+    Example:
+        >>> probs, labels = evaluate(nn.Identity(), [(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))])
+        >>> probs.tolist(), labels.tolist()
+        ([[0.5, 0.5]], [1])
+    """
+    training = network.training
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    network.eval()
+    probs, labels = [], []
+    try:
+        for x, y in data:
+            probs.append(network(_channels_last(x.to(device))).float().softmax(1).cpu())
+            labels.append(y.cpu())
+    finally:
+        network.train(training)
+    return torch.cat(probs), torch.cat(labels)

@@ -1,0 +1,181 @@
+import collections
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from netwright import search
+from netwright.search import spaces
+from netwright.search.genotype import DARTS_V1
+from netwright.search.spaces.operations import FactorizedReduce, operation
+from netwright.seeding import stream
+
+
+def test_every_public_name_and_method_resolves():
+    for name in search.__all__:
+        assert getattr(search, name) is not None
+    assert {method: search.method(method).__name__ for method in search.METHODS} == {
+        "darts": "DARTS",
+        "dass": "DASS",
+        "random": "RandomSearch",
+    }
+    with pytest.raises(ValueError, match="search must be one of darts, dass, random, got 'rl'"):
+        search.method("rl")
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = search.nothing
+
+
+def test_spaces_by_name():
+    assert set(spaces.SPACES) >= {"darts", "micro-darts", "micro-darts-2", "micro-darts-shared", "micro-darts-2-shared"}
+    with pytest.raises(ValueError, match="did you mean darts"):
+        spaces.get("dart")
+    darts = spaces.get("darts")
+    assert spaces.register(darts) is darts
+    with pytest.raises(ValueError, match="another space"):
+        spaces.register(dataclasses.replace(darts, nodes=3))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("nodes", 0), ("channels", 0), ("cells", 0), ("primitives", ("none",)), ("primitives", ("a", "a"))],
+)
+def test_impossible_spaces_are_refused(field, value):
+    with pytest.raises(ValueError, match=field):
+        dataclasses.replace(spaces.get("darts"), **{field: value})
+
+
+def test_random_genotypes_are_uniform():
+    """Chi-squared over all 768 genotypes of the table's space; five standard deviations."""
+    space = spaces.get("micro-darts-2-shared")
+    assert space.size == 4**2 * 3 * 4**2 == 768
+    generator, draws = stream(0, "uniform"), 768 * 12
+    counts = collections.Counter(space.random(generator) for _ in range(draws))
+    assert len(counts) == space.size
+    chi2 = sum((n - 12) ** 2 / 12 for n in counts.values())
+    assert abs(chi2 - 767) < 5 * math.sqrt(2 * 767)
+
+
+def test_random_genotypes_belong_to_their_space():
+    for space in spaces.SPACES.values():
+        genotype = space.random(stream(1, "random"))
+        assert genotype.validate().space == space.name
+        assert (genotype.normal == genotype.reduce) == space.shared
+
+
+def test_size_of_the_darts_space():
+    cell = 7**8 * math.comb(2, 2) * math.comb(3, 2) * math.comb(4, 2) * math.comb(5, 2)
+    assert spaces.get("darts").size == cell**2
+
+
+def test_decisions_make_a_genotype():
+    space = spaces.get("micro-darts-2-shared")
+    decisions = {"normal_1_2": "skip_connect", "normal_0_2": "sep_conv_3x3"}
+    decisions |= {"normal_0_3": "dil_conv_3x3", "normal_2_3": "max_pool_3x3"}
+    genotype = space.genotype(decisions)
+    assert genotype.normal.ops == (
+        ("sep_conv_3x3", 0),
+        ("skip_connect", 1),
+        ("dil_conv_3x3", 0),
+        ("max_pool_3x3", 2),
+    )
+    with pytest.raises(ValueError, match="normal node 1 must keep 2 edges, got 3"):
+        space.genotype(decisions | {"normal_1_3": "skip_connect"})
+    with pytest.raises(ValueError, match="reduce_0_2"):
+        space.genotype(decisions | {"reduce_0_2": "skip_connect"})
+    with pytest.raises(ValueError, match="must be one of"):
+        space.genotype(decisions | {"normal_0_2": "none"})
+
+
+def test_reduction_cells():
+    darts, micro = spaces.get("darts"), spaces.get("micro-darts")
+    assert [sorted(darts.reduction_cells(n)) for n in (1, 3, 8, 20)] == [[0], [1, 2], [2, 5], [6, 13]]
+    assert [sorted(micro.reduction_cells(n)) for n in (1, 3, 4)] == [[0], [1], [2]]
+    with pytest.raises(ValueError, match="cells must be >= 1, got 0"):
+        darts.reduction_cells(0)
+
+
+def test_restricted_primitives_give_a_space_of_ones_own():
+    space = dataclasses.replace(
+        spaces.get("micro-darts"), name="test-s2", primitives=("skip_connect", "sep_conv_3x3"), shared=True
+    )
+    spaces.register(space)
+    try:
+        supernet = space.supernet(1, 3, channels=2)
+        assert {len(alpha) for alpha in supernet.arch_parameters()} == {2}
+        assert supernet.derive().build(1, 3)(torch.zeros(2, 1, 8, 8)).shape == (2, 3)
+    finally:
+        del spaces.SPACES["test-s2"]
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 9), (1, 1), (1, 40), (2, 3)])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("search", [True, False])
+@pytest.mark.parametrize("name", spaces.DARTS_PRIMITIVES)
+def test_every_operation_keeps_channels_and_divides_the_size(name, search, stride, size):
+    y = operation(name, 4, stride, search=search)(torch.randn(2, 4, *size))
+    assert y.shape == (2, 4, *(math.ceil(n / stride) for n in size))
+
+
+def test_operations_are_the_papers():
+    def convolutions(name, **options):
+        return [
+            (c.kernel_size[0], c.stride[0], c.padding[0], c.dilation[0], c.groups, c.bias is None)
+            for c in operation(name, 6, 2, **options).modules()
+            if isinstance(c, nn.Conv2d)
+        ]
+
+    point = (1, 1, 0, 1, 1, True)
+    assert convolutions("sep_conv_5x5") == [(5, 2, 2, 1, 6, True), point, (5, 1, 2, 1, 6, True), point]
+    assert convolutions("dil_conv_3x3") == [(3, 2, 2, 2, 6, True), point]
+    assert convolutions("dil_conv_5x5") == [(5, 2, 4, 2, 6, True), point]
+    pool = operation("avg_pool_3x3", 1)
+    assert pool(torch.ones(1, 1, 3, 3)).eq(1).all()
+    assert [type(m) for m in operation("max_pool_3x3", 1, search=True)] == [nn.MaxPool2d, nn.BatchNorm2d]
+    assert isinstance(operation("skip_connect", 2), nn.Identity)
+    assert operation("none", 2, 2)(torch.ones(1, 2, 5, 5)).eq(0).all()
+
+
+def test_factorized_reduce_by_hand():
+    """On even sizes the published form; on odd sizes the shifted branch ends in zeros."""
+    module = FactorizedReduce(1, 2).eval()
+    halving = module.body[0]
+    with torch.no_grad():
+        halving.even.weight.fill_(1.0)
+        halving.odd.weight.fill_(1.0)
+    x = torch.arange(16.0).reshape(1, 1, 4, 4)
+    assert torch.equal(halving(x)[0, 0], x[0, 0, ::2, ::2])
+    assert torch.equal(halving(x)[0, 1], x[0, 0, 1::2, 1::2])
+    odd = halving(torch.arange(1.0, 10.0).reshape(1, 1, 3, 3))[0]
+    assert torch.equal(odd[0], torch.tensor([[1.0, 3.0], [7.0, 9.0]]))
+    assert torch.equal(odd[1], torch.tensor([[5.0, 0.0], [0.0, 0.0]]))
+    mixed = halving(torch.arange(1.0, 13.0).reshape(1, 1, 3, 4))[0]
+    assert torch.equal(mixed[1], torch.tensor([[6.0, 8.0], [0.0, 0.0]]))
+    assert FactorizedReduce(3, 5)(torch.ones(2, 3, 4, 4)).shape == (2, 5, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("sep_conv_7x7", 4), "operation must be one of"),
+        (("none", 0), "channels must be >= 1, got 0"),
+        (("none", 4, 3), "stride must be 1 or 2, got 3"),
+    ],
+)
+def test_unknown_operations_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        operation(*arguments)
+
+
+def test_numbers_out_of_range_are_refused():
+    darts = spaces.get("darts")
+    for name, value in (("in_channels", 0), ("num_classes", 0), ("cells", -1), ("channels", 1)):
+        with pytest.raises(ValueError, match=f"{name} must be >= ., got {value}"):
+            darts.build(DARTS_V1, **{name: value})
+        with pytest.raises(ValueError, match=f"{name} must be >= ., got {value}"):
+            darts.supernet(**{name: value})
+    with pytest.raises(ValueError, match="stem must be one of"):
+        darts.build(DARTS_V1, stem="mnist")
+    with pytest.raises(ValueError, match="must be of space 'micro-darts'"):
+        spaces.get("micro-darts").build(DARTS_V1)
