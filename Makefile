@@ -43,12 +43,12 @@ $(BIN)/python:
 
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	@echo "installing netwright (the first time takes minutes: PyTorch is large)"
-	@$(BIN)/pip install -q -e .
+	@$(BIN)/pip install -qq -e .
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 	@echo "installing netwright and its tools (the first time takes minutes: PyTorch is large)"
-	@$(BIN)/pip install -q -e ".[dev]"
+	@$(BIN)/pip install -qq -e ".[dev]"
 	@touch $(VENV)/.installed $@
 
 # Real images for the tests; where we may not install packages the tests that need them are skipped and say so.

@@ -55,9 +55,12 @@ def _guarded(quiet: bool, debug: bool) -> Iterator[None]:
         _leave(f"error: {error}", 2, debug)
     except ModuleNotFoundError as error:
         _leave(f"error: {error.name} is not installed\n  do pip install {error.name}", 2, debug)
-    except (ValueError, KeyError, OSError, RuntimeError) as error:
+    except typer.Exit:
+        raise
+    except Exception as error:  # whatever else: one line for the user, the rest on request
         first = next((line for line in str(error).splitlines() if line.strip()), "")
-        _leave(f"error: {first or type(error).__name__}\n  do add --debug to see where it came from", 2, debug)
+        told = first if isinstance(error, ValueError) and first else f"{type(error).__name__}: {first}"
+        _leave(f"error: {told}\n  do add --debug to see where it came from", 2, debug)
 
 
 def _leave(message: str, code: int, debug: bool) -> NoReturn:

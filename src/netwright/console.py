@@ -31,7 +31,7 @@ class UserError(ValueError):
         if where is not None:
             lines.append(f"  in {where}")
         if cure is not None:
-            lines.append(f"  do {cure}")
+            lines.append(f"  {cure}" if cure.endswith("?") else f"  do {cure}")
         super().__init__("\n".join(lines))
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -104,6 +104,8 @@ def artefacts(classes=CLASSES):
         "sparsity": 0.95,
         "time_budget": 900.0,
         "accuracy_goal": None,
+        "search": "dass",
+        "space": "micro-darts",
         "baseline": "mobilenet_v2",
         "seed": 0,
         "download": False,
@@ -373,6 +375,43 @@ def test_an_unfinished_run_says_what_comes_next(kept, stage, undrawn, tmp_path):
     assert f"the next stage is {stage}." in told
     page.write(tmp_path)
     assert "What to doubt" not in page.html()
+
+
+def test_a_network_that_only_guesses_is_called_so():
+    guessing = {"accuracy": 0.5, "interval": [0.4, 0.6], "confusion": [[5, 0, 0], [3, 0, 0], [2, 0, 0]]}
+    learned = {**guessing, "interval": [0.51, 0.6]}
+    told = "\n".join(map(text_of, doubts({"model": learned, "baseline": guessing}, None, "abc", 0)))
+    assert "The baseline is no better than always naming the largest class, which gives 50.0 %." in told
+    assert "This network is no better" not in told
+
+
+def test_the_stages_that_are_done_count_before_training_json_is_written(undrawn, tmp_path):
+    parts = artefacts()
+    for name in ("run", "data", "plan", "search"):
+        storage.write_json(tmp_path / f"{name}.json", parts[name])
+    for stage, epochs_done in parts["training"]["model"].items():
+        storage.write_json(tmp_path / f"work/model-{stage}.json", {"epochs": epochs_done, "seconds": 1.0})
+    (tmp_path / "model.onnx").touch()
+    page = build(tmp_path)
+    assert "the next stage is dense training of the baseline." in text_of(page.verdict)
+    assert "Training curves" in page.markdown()
+    assert "InferenceSession" in page.markdown()
+
+
+def test_networks_measured_under_their_key_get_a_name(undrawn, tmp_path):
+    parts = artefacts()
+    for key in NETWORKS:
+        parts["measurements"][key]["name"] = key
+    page = build(write_run(tmp_path, parts))
+    assert "1.0 point more than the baseline, mobilenet_v2, with 90.0 %" in text_of(page.verdict)
+    assert "Networks: micro-darts cells found by dass, mobilenet_v2." in page.markdown()
+
+
+def test_without_pruning_nothing_is_said_about_it():
+    run = {"model": at(1.0, sparsity=0.0), "dense": at(1.0), "goal": {"sparsity": 0.0}}
+    assert text_of(speed(run)) == "This network takes 1.00 ms in ONNX Runtime (median at batch 1, 1 thread)."
+    assert "removed" not in text_of(verdict(run))
+    assert "goal" not in text_of(verdict(run))
 
 
 def test_training_half_done_names_the_next_stage_and_the_best_so_far(undrawn, tmp_path):

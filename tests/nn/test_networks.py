@@ -91,7 +91,8 @@ def test_mbconv_options():
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"kernel_size": 4}, "kernel_size must be odd and >= 1, got 4"), ({"expansion": 0}, "expansion must be >= 1, got 0"),
+    ({"kernel_size": 4}, "kernel_size must be odd and >= 1, got 4"),
+    ({"expansion": 0}, "expansion must be >= 1, got 0"),
     ({"stride": 0}, "stride must be >= 1, got 0"), ({"groups": 3}, "groups must divide 8, 48 and 8, got 3"),
     ({"expand": False}, "expand must be true when expansion is above 1, got expansion 6"),
 ])  # fmt: skip

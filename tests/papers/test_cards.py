@@ -12,7 +12,7 @@ import torch
 from netwright.papers.citations import CITATIONS
 from netwright.papers.evidence import Evidence
 from netwright.papers.index import cite, get, module_of, papers, resolve
-from netwright.papers.run import published, reproduce
+from netwright.papers.run import published, published_path, reproduce
 
 SLUGS = [card.slug for card in papers()]
 FAST_SECONDS = 30
@@ -58,16 +58,19 @@ def test_the_fast_reproduction_runs(slug, tmp_path):
     found.plot()
 
 
-@pytest.mark.parametrize("slug", [slug for slug in SLUGS if published(slug) is not None])
+@pytest.mark.parametrize("slug", SLUGS)
 def test_published_verdicts_follow_from_the_published_figures(slug):
     found = published(slug)
-    assert found is not None
+    if found is None:
+        assert not published_path(slug).exists()
+        return
     assert (found.slug, found.budget) == (slug, "full")
     card = get(slug)
     assert {key: (claim.text, claim.gated) for key, claim in found.claims.items()} == {
         claim.key: (claim.text, claim.gated) for claim in card.claims
     }
-    for key, verdict in module_of(slug).judge(found.figures).items():
+    judge = getattr(module_of(slug), "judge", None)
+    for key, verdict in (judge(found.figures) if judge else {}).items():
         assert verdict.verdict == found.claims[key].verdict, key
         assert verdict.statistic == pytest.approx(found.claims[key].statistic), key
 

@@ -14,12 +14,14 @@ from netwright.search.genotype import DASS_99, Genotype
 from netwright.search.random_search import uniform_genotypes
 
 SEEDS = 5
+LATENCY = {"ratio": 1.0, "lower quartile": 0.9, "upper quartile": 1.1, "DASS ms": 1.0, "MobileNet ms": 1.0}
 
 
 def arms(*, ours=0.7, theirs=0.6, ours_high=0.85, theirs_high=0.85, draw=0.6, ratio=0.5):
     def spread(value):
         return {"accuracy": [value + 0.001 * i for i in range(SEEDS)]}
 
+    ratios = {"ratio": ratio, "lower quartile": ratio - 0.1, "upper quartile": ratio + 0.1}
     return {
         "DASS at 3 %": {"accuracy": [ours + 0.002 * i for i in range(SEEDS)]},
         "DARTS at 3 %": spread(theirs),
@@ -29,11 +31,8 @@ def arms(*, ours=0.7, theirs=0.6, ours_high=0.85, theirs_high=0.85, draw=0.6, ra
         "random 1 at 3 %": spread(draw - 0.3),
         "random 2 at 3 %": spread(draw),
         "random 3 at 3 %": spread(draw + 0.2),
-        "latency": {
-            f"{form} {name}": [ratio if name == "ratio" else 1.0]
-            for form in ("dense", "CSR")
-            for name in ("ratio", "DASS ms", "MobileNet ms")
-        },
+        "latency": {"threads": [2]}
+        | {f"{form} {name}": [value] for form in ("dense", "CSR") for name, value in (LATENCY | ratios).items()},
     }
 
 
@@ -45,6 +44,7 @@ def arms(*, ours=0.7, theirs=0.6, ours_high=0.85, theirs_high=0.85, draw=0.6, ra
         ({}, "random", "supported"),
         ({}, "hand-made", "supported"),
         ({}, "speed", "not supported"),
+        ({"ratio": 1.05}, "speed", "inconclusive"),
         ({"ratio": 1.5}, "sparse-speed", "supported"),
         ({"theirs": 0.75}, "gain", "not supported"),
         ({"ours_high": 0.99}, "interaction", "not supported"),
@@ -137,7 +137,7 @@ def test_csr_changes_no_logit():
 
 
 def test_latency_is_of_the_published_networks():
-    found = dass._latency(0, 1)
+    found = dass._latency(0, 1, 1)
     assert found["DASS kept"] == pytest.approx(9_900, rel=0.02)
     assert found["MobileNet kept"] == pytest.approx(23_000, rel=0.02)
     assert found["DASS MACs"] > found["MobileNet MACs"]
@@ -154,8 +154,10 @@ def train_stub(seed, genotype, density, lr, images, test, epochs):
     return {**({"accuracy": score} if test else {}), "validation accuracy": score, "learning rate": lr, "kept": 1}
 
 
-def latency_stub(seed, rounds):
-    return {f"{form} {name}": 1.0 for form in ("dense", "CSR") for name in ("ratio", "DASS ms", "MobileNet ms")}
+def latency_stub(seed, rounds, threads):
+    return {"threads": threads} | {
+        f"{form} {name}": value for form in ("dense", "CSR") for name, value in LATENCY.items()
+    }
 
 
 def test_a_full_run_holds_every_arm_and_tunes_each_family(monkeypatch, tmp_path):

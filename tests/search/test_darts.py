@@ -104,6 +104,15 @@ def test_random_layers_are_part_of_the_seed_not_of_the_global_generator():
     assert not equal(results[1], results[2])
 
 
+def test_every_step_draws_numbers_of_its_own():
+    searcher, drawn = darts(epochs=2), []
+    searcher.supernet.register_forward_hook(
+        lambda module, inputs, output: drawn.append(torch.rand(()).item()) if module.training else None
+    )
+    searcher.search(*loaders(), seed=0)
+    assert len(drawn) == len(set(drawn)) == 2 * 3 * 2  # epochs, steps, passes
+
+
 def test_a_loop_of_ones_own_gives_the_same_bits():
     train, val = loaders()
     searcher, reference = darts(2), darts(2)

@@ -93,10 +93,13 @@ class Architecture(Result):
 
 def baseline_network(name: str, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     """A named network for inputs of ``shape``; MobileNet-v2 and ResNet-18 in their forms for small images."""
+    from netwright.nn.convnet import SmallConvNet
     from netwright.nn.mbconv import mobilenet_v2_32
     from netwright.nn.pretrained import create
     from netwright.nn.resnet import resnet18_cifar
 
+    if name == "small_convnet":
+        return SmallConvNet(num_classes=num_classes, in_channels=shape[0], grid=2)
     small = {"mobilenet_v2": mobilenet_v2_32, "resnet18": resnet18_cifar}
     if max(shape[1:]) <= SMALL_IMAGE and name in small:
         return small[name](num_classes=num_classes, in_channels=shape[0])

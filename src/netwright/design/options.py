@@ -153,10 +153,12 @@ def _typed(options: dict[str, Any], path: str | Path) -> dict[str, Any]:
     from pydantic import TypeAdapter, ValidationError
 
     hints = typing.get_type_hints(Options)
-    fields = {name: (hints[name], ...) for name in options}
-    shape = typing.TypedDict("GivenOptions", {name: kind for name, (kind, _) in fields.items()})  # type: ignore[misc]
-    try:
-        return dict(TypeAdapter(shape).validate_python(options))
-    except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors())
-        raise UserError(faults, where=path) from error
+    checked, faults = {}, []
+    for name, value in options.items():
+        try:
+            checked[name] = TypeAdapter(hints[name]).validate_python(value)
+        except ValidationError as error:
+            faults.append(f"{name}: {error.errors()[-1]['msg']} (got {value!r})")
+    if faults:
+        raise UserError("; ".join(faults), where=path)
+    return checked

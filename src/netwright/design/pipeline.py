@@ -25,6 +25,7 @@ from netwright.design.run import RunFolder, find_folder
 from netwright.results import Result
 
 if TYPE_CHECKING:
+    from netwright.data import Data
     from netwright.design.training_stage import Stage
     from netwright.search.genotype import Genotype
 
@@ -90,21 +91,25 @@ def design(
     distributed.join()
     run = RunFolder(distributed.agree(str(find_folder(options))))
     if not distributed.is_main():
-        distributed.barrier()
-        return _stages(run, options, plan)
+        return _stages(run, options, plan, command)
     with run.locked():
-        run.open_for(options, command or f"netwright design {options.data}")
-        distributed.barrier()
-        return _stages(run, options, plan)
+        run.refuse_strangers(options)
+        return _stages(run, options, plan, command or f"netwright design {options.data}")
 
 
-def _stages(run: RunFolder, options: Options, plan: Plan | None) -> DesignResult:
+def _stages(run: RunFolder, options: Options, plan: Plan | None, command: str) -> DesignResult:
     from netwright.design.search_stage import run_search
     from netwright.design.training_stage import Stage, train_network
 
     clock = _Clock(run)
-    data = _load_data(run, options)
+    data, report = _load_data(run, options)
     plan = _planned(run, options, data, plan)
+    # Nothing is written before data and budget are known to be good.
+    if distributed.is_main() and not run.has("plan.json"):
+        run.describe(options, command)
+        run.write("data.json", {**report, "counts": data.counts(), "fingerprint": data.fingerprint()})
+        run.write("plan.json", plan.to_dict())
+    distributed.barrier()
     stage = Stage(run, options, data, plan)
     names = {"search": 0.0, "train": 0.0, "export": 5.0, "baseline": 0.0, "measure": 15.0}
     names["search"] = plan.search["seconds"]
@@ -158,7 +163,7 @@ class _Clock:
             self.run.write("work/clock.json", {"seconds": self.seconds()})
 
 
-def _load_data(run: RunFolder, options: Options) -> Any:
+def _load_data(run: RunFolder, options: Options) -> tuple[Data, dict[str, Any]]:
     from netwright.data import check, load
 
     size = None if options.size is None else (options.size, options.size)
@@ -168,35 +173,27 @@ def _load_data(run: RunFolder, options: Options) -> Any:
         "download": options.download,
     }
     data = load(options.data, seed=options.seed, size=size, **known)
-    fingerprint = data.fingerprint()
     if run.has("data.json"):
-        if run.read("data.json")["fingerprint"] != fingerprint:
+        if run.read("data.json")["fingerprint"] != data.fingerprint():
             raise UserError(
                 "the data have changed since this run began", where=options.data, cure="choose another --out"
             )
-        return data
+        return data, {}
+    if not distributed.is_main():
+        return data, {}
     note(data.summary())
-    if distributed.is_main():
-        report = check(options.data, size=size, **known)
-        for problem in report.problems:
-            note(f"  {problem.message} ({problem.where})")
-        counts = {
-            part: dict(
-                zip(data.classes, torch.bincount(getattr(data, part).labels, minlength=len(data.classes)).tolist())
-            )
-            for part in ("train", "validation", "test")
-        }
-        run.write("data.json", {**report.to_dict(), "counts": counts, "fingerprint": fingerprint})
-    return data
+    report = check(options.data, size=size, **known)
+    for problem in report.problems:
+        note(f"  {problem.message} ({problem.where})")
+    return data, report.to_dict()
 
 
-def _planned(run: RunFolder, options: Options, data: Any, plan: Plan | None) -> Plan:
+def _planned(run: RunFolder, options: Options, data: Data, plan: Plan | None) -> Plan:
     if distributed.is_main():
         if run.has("plan.json"):
             plan = Plan.from_dict(run.read("plan.json"))
         else:
             plan = make_plan(options, data) if plan is None else plan.replayed()
-            run.write("plan.json", plan.to_dict())
             note(str(plan))
     plan = distributed.agree(plan)
     assert plan is not None
@@ -302,8 +299,9 @@ def _measure(
     for key, network in networks.items():
         which = "baseline" if key.startswith("baseline") else "model"
         file = ("baseline/" if which == "baseline" else "") + f"model{'-dense' if key.endswith('dense') else ''}.onnx"
+        name = stage.options.baseline if which == "baseline" else "the designed network"
         measured, probs = measure(
-            key,
+            name,
             network,
             architectures[which],
             stage.data,

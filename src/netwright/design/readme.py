@@ -11,6 +11,8 @@ FILES = {
     "model.onnx": "the network with its preprocessing, for ONNX Runtime and every other reader of ONNX",
     "architecture.json": "how the network is built: its cells, input shape, class names, mean and standard deviation",
     "model.safetensors": "its weights; with architecture.json they rebuild it in PyTorch",
+    "model-dense.onnx": "the same network before pruning, and model-dense.safetensors",
+    "baseline/": "the baseline it is compared with, in the same files",
     "classes.json": "names of the classes, in the order of the logits",
     "sample.npz": "a few test inputs (images) and their true classes (labels)",
     "report.html": "what was found; report.md and report.json hold the same figures",

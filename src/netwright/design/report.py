@@ -61,7 +61,9 @@ def build(folder: str | Path) -> Page:
     classes = [
         str(name) for name in parts.get("classes") or (parts.get("data") or {}).get("classes") or _counted(parts)
     ]
-    measurements = _with_goals(parts)
+    if "training" not in parts and (epochs := _trained(path / "work")):
+        parts["training"] = epochs
+    measurements = _measured(parts)
     sentence: Text
     if measurements.get("model"):
         sentence, first = verdict(measurements, _tested(measurements)), _finished(parts, measurements, classes)
@@ -105,10 +107,25 @@ def _tested(measurements: Mapping[str, Any]) -> int | None:
     return sum(map(sum, matrix)) if matrix else None
 
 
-def _with_goals(parts: Mapping[str, Any]) -> dict[str, Any]:
-    """The measurements, with the goals that only the options name."""
+def _trained(folder: Path) -> dict[str, Any]:
+    """Epochs of the stages that are done, as ``training.json`` will hold them."""
+    files = {(w, s): folder / f"{w}-{s}.json" for w in ("model", "baseline") for s in charts.STAGES}
+    found: dict[str, Any] = {}
+    for (which, stage), file in files.items():
+        if file.exists():
+            found.setdefault(which, {})[stage] = storage.read_json(file)["epochs"]
+    return found
+
+
+def _measured(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """The measurements, with the goals and the names that only the options tell."""
     measurements = dict(parts.get("measurements") or {})
     options = (parts.get("run") or {}).get("options") or {}
+    for key in charts.NETWORKS:
+        if (measurements.get(key) or {}).get("name") == key:
+            ours = f"{options.get('space')} cells found by {options['search']}" if options.get("search") else None
+            name = options.get("baseline") if key.startswith("baseline") else ours
+            measurements[key] = {**measurements[key], "name": name}
     set_goals = {"sparsity": options.get("sparsity"), "accuracy": options.get("accuracy_goal")}
     measurements["goal"] = {**set_goals, **(measurements.get("goal") or {})}
     return measurements

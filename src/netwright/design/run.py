@@ -43,8 +43,8 @@ class RunFolder:
         """Writes a JSON artefact atomically."""
         storage.write_json(self.path / name, value)
 
-    def open_for(self, options: Options, command: str) -> None:
-        """Claims the folder for a run with these options, or takes up that run again.
+    def refuse_strangers(self, options: Options) -> None:
+        """Makes sure that the folder is free, or holds the very run that these options describe.
 
         Raises:
             UserError: If the folder holds anything else: another run, or files that are no run's.
@@ -63,8 +63,6 @@ class RunFolder:
                     cure="choose another --out, or give the options of that run to go on with it",
                 )
             return
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError("--out names a file, not a folder", where=self.path, cure="choose another --out")
         strangers = (
             [p.name for p in self.path.iterdir() if not p.name.startswith(".lock")] if self.path.exists() else []
         )
@@ -74,6 +72,9 @@ class RunFolder:
                 where=self.path,
                 cure="choose another --out",
             )
+
+    def describe(self, options: Options, command: str) -> None:
+        """Writes ``run.json``: what was asked for, with which versions, where and when."""
         self.write(
             "run.json",
             {
@@ -89,9 +90,20 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the folder's lock; a second process is refused with the holder's pid."""
-        with storage.lock(self.path):
-            yield
+        """Holds the folder's lock; a second process is refused with the holder's pid.
+
+        A folder that was made for a run that never began is taken away again.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError("--out names a file, not a folder", where=self.path, cure="choose another --out")
+        new = not self.path.exists()
+        try:
+            with storage.lock(self.path):
+                yield
+        finally:
+            if new and {p.name for p in self.path.iterdir()} <= {".lock"}:
+                (self.path / ".lock").unlink(missing_ok=True)
+                self.path.rmdir()
 
 
 def find_folder(options: Options) -> Path:

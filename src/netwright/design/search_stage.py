@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from netwright import storage
-from netwright.data.augment import standard
 from netwright.data.splits import split_train
 from netwright.data.tensors import Batches
 from netwright.design.distributed import agree, barrier, is_main, world_size
@@ -83,7 +82,7 @@ def run_search(stage: Stage) -> Genotype:
     halves = split_train(data.train.labels, 0.5, seed=derive(options.seed, "search halves"))
     shared: dict[str, Any] = {
         "batch_size": options.batch_size,
-        "augment": standard(data.shape, data.name),
+        "augment": data.augmentation(),
         "normalise": data.normalise(),
         "steps": sizes["steps"],
         "world": world_size(),

@@ -13,7 +13,6 @@ from torch import nn
 from netwright import storage
 from netwright.compress import hydra, prune
 from netwright.console import note
-from netwright.data.augment import standard
 from netwright.data.tensors import Batches
 from netwright.design.distributed import barrier, is_main
 from netwright.design.options import Options
@@ -171,7 +170,7 @@ def _train_phase(stage: Stage, phase: Phase, network: nn.Module) -> None:
         data.train,
         options.batch_size,
         seed=seed,
-        augment=standard(data.shape, data.name),
+        augment=data.augmentation(),
         normalise=normalise,
         steps=phase.steps,
     )

@@ -62,7 +62,7 @@ def goals(measurements: Figures) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name in ("sparsity", "accuracy"):
         goal, reached = wanted.get(name), model.get(name)
-        if goal is not None and reached is not None:
+        if goal and reached is not None:
             slack = ROUNDING if name == "sparsity" else 0.0
             found[name] = {"wanted": goal, "reached": reached, "met": reached >= goal - slack}
     budget, used = wanted.get("time_budget"), wanted.get("seconds_used")
@@ -122,7 +122,7 @@ def verdict(measurements: Figures, tested: int | None = None) -> list[str | Em]:
     examples = f"{tested:,} test examples" if tested else "the test examples"
     start = f"The designed network is right on {percent(model['accuracy'])} of {examples}"
     start += _interval(model, "95 % interval ")
-    if model.get("sparsity") is not None:
+    if model.get("sparsity"):
         start += f" with {percent(model['sparsity'])} of its weights removed"
     sentence = [start, *_compared(model, baseline)]
     clauses = [_goal_clause(name, goal) for name, goal in goals(measurements).items()]
@@ -175,7 +175,7 @@ def speed(measurements: Figures) -> list[str | Em]:
     threads = pruned.get("threads", 1)
     setting = f"{threads} thread{'' if threads == 1 else 's'}"
     sentence: list[str | Em]
-    if before is None:
+    if before is None or (model or {}).get("sparsity") == 0:
         sentence = [
             f"This network takes {milliseconds(pruned['median_ms'])} in ONNX Runtime (median at batch 1, {setting})"
         ]
@@ -210,6 +210,9 @@ def doubts(measurements: Figures, data: Figures | None, classes: Sequence[str], 
     found: list[Text] = [*_smallest(data, confusion, classes), *_worst(confusion, classes)]
     which = "" if seed is None else f" (seed {seed})"
     found.append(f"One seed was run{which}: how far another one would move these figures was not measured.")
+    for name, network in (("This network", model), ("The baseline", baseline or {})):
+        if (guess := _guessing(network)) is not None and (network.get("interval") or [1.0])[0] <= guess:
+            found.append(f"{name} is no better than always naming the largest class, which gives {percent(guess)}.")
     if overlap(model, baseline):
         found.append("The intervals of this network and the baseline overlap: their difference may be chance.")
     if dense and round(dense["accuracy"] - model["accuracy"], 3) >= 0.01:
@@ -225,6 +228,12 @@ def doubts(measurements: Figures, data: Figures | None, classes: Sequence[str], 
         serious = f", {spoiling} of them serious" if spoiling else ""
         found.append(f"The data check found {len(problems)} fault{'' if len(problems) == 1 else 's'}{serious} (below).")
     return found
+
+
+def _guessing(network: Figures) -> float | None:
+    """Accuracy of always naming the class that is most frequent among the test examples."""
+    sizes = [sum(row) for row in network.get("confusion") or []]
+    return max(sizes) / sum(sizes) if sum(sizes) else None
 
 
 def _smallest(data: Figures | None, confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> list[str]:

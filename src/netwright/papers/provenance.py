@@ -41,7 +41,7 @@ def commit() -> str:
     if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
         return f"version {__version__}"
     sha = _git("rev-parse", "HEAD") or "unknown"
-    return sha + ("+changes" if _git("status", "--porcelain", "--", "..") else "")
+    return sha + ("+changes" if _git("status", "--porcelain", "--", "..", ":(exclude)results") else "")
 
 
 def machine() -> dict[str, str | int | float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast
@@ -372,5 +373,7 @@ def export_csr(module: nn.Module) -> dict[str, Tensor]:
     for name, layer in _require_layers(module):
         pointwise = isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.groups == 1
         if pointwise or isinstance(layer, nn.Linear):
-            matrices[name] = effective_weight(layer).detach().flatten(1).to_sparse_csr()
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
+                matrices[name] = effective_weight(layer).detach().flatten(1).to_sparse_csr()
     return matrices

@@ -1,0 +1,274 @@
+"""The main job end to end on real digits: what the folder holds, and that nothing that stops it harms it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_run import ARGUMENTS, TINY
+
+import netwright
+from netwright.console import UserError
+from netwright.data import load as load_data
+from netwright.design.measure import onnx_input, wilson
+from netwright.design.model import Architecture, load_run
+from netwright.design.options import Options
+from netwright.design.pipeline import design, result_of
+from netwright.design.plan import Plan
+from netwright.design.run import RunFolder
+from netwright.storage import read_json, read_tensors
+
+ARTEFACTS = (
+    "run.json data.json plan.json search.json architecture.json classes.json model.safetensors model.onnx "
+    "model-dense.safetensors model-dense.onnx baseline/model.onnx training.json measurements.json mistakes.npz "
+    "sample.npz README.txt report.html report.md report.json"
+).split()
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    one, two = read_tensors(a), read_tensors(b)
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+class TestFinishedRun:
+    def test_every_artefact_is_there(self, finished: Path):
+        assert [name for name in ARTEFACTS if not (finished / name).is_file()] == []
+
+    def test_sparsity_is_exact(self, finished: Path):
+        figures = read_json(finished / "measurements.json")
+        for which in ("model", "baseline"):
+            assert figures[which]["sparsity"] == pytest.approx(0.8, abs=1e-3)
+            assert figures[f"{which}_dense" if which == "baseline" else "dense"]["sparsity"] < 0.01
+        assert result_of(RunFolder(finished)).goal_met
+
+    def test_figures_are_those_of_the_files(self, finished: Path):
+        figures = read_json(finished / "measurements.json")["model"]
+        data = load_data("digits", seed=1)
+        model = load_run(finished)
+        right = sum(
+            name == data.classes[label]
+            for name, label in zip(model.predict(data.test.images), data.test.labels.tolist(), strict=True)
+        )
+        assert figures["accuracy"] == pytest.approx(right / len(data.test))
+        assert tuple(figures["interval"]) == pytest.approx(wilson(right / len(data.test), len(data.test)))
+        assert sum(map(sum, figures["confusion"])) == len(data.test)
+        assert sum(figures["confusion"][i][i] for i in range(10)) == right
+        assert figures["file_bytes"] == (finished / "model.onnx").stat().st_size
+        assert {entry["batch"] for entry in figures["latency"]} == {1, 32}
+        assert all(entry["threads"] == 1 for entry in figures["latency"])
+        assert figures["agreement"] <= 1e-4
+
+    def test_training_is_recorded(self, finished: Path):
+        training = read_json(finished / "training.json")
+        for which in ("model", "baseline"):
+            assert {name: len(epochs) for name, epochs in training[which].items()} == {
+                "pretrain": 2,
+                "prune": 1,
+                "finetune": 1,
+            }
+            assert training[which]["prune"][-1]["sparsity"] == pytest.approx(0.8, abs=1e-3)
+
+    def test_load_gives_a_module_that_takes_images(self, finished: Path):
+        model = netwright.load(finished)
+        images = load_data("digits", seed=1).test.images[:5]
+        assert model(images).shape == (5, 10)
+        assert torch.allclose(model(images), model(images.float() / 255), atol=1e-5)
+        with pytest.raises(ValueError, match=r"images must have shape \(batch, 1, 8, 8\)"):
+            model(torch.zeros(1, 3, 8, 8))
+
+    def test_moved_folder_works_without_netwright(self, finished: Path, tmp_path: Path):
+        moved = tmp_path / "elsewhere"
+        shutil.copytree(finished, moved)
+        readme = (moved / "README.txt").read_text()
+        lines = [line.strip() for line in readme.splitlines()]
+        start = next(i for i, line in enumerate(lines) if "import onnxruntime" in line or "import numpy" in line)
+        snippet = "\n".join(line for line in lines[start : start + 8] if line)
+        snippet = snippet.split("\n\n")[0]
+        program = (
+            "import sys\nclass Wall:\n def find_spec(self, name, path=None, target=None):\n"
+            "  if name.split('.')[0] in ('netwright', 'torch', 'lightning'): raise ImportError(name)\n"
+            "sys.meta_path.insert(0, Wall())\n"
+            "import json, numpy as np, onnxruntime\n"
+            "session = onnxruntime.InferenceSession('model.onnx')\n"
+            "images = np.load('sample.npz')['images']\n"
+            "logits = session.run(['logits'], {'image': images})[0]\n"
+            "print(json.dumps(logits.argmax(1).tolist()))\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=moved, capture_output=True, text=True, timeout=120, check=True
+        )
+        model = load_run(finished)
+        images = load_data("digits", seed=1).test.images[:8]
+        assert [model.classes[i] for i in json.loads(done.stdout)] == model.predict(images)
+        assert "model.onnx" in snippet
+
+    def test_mistakes_are_mistakes(self, finished: Path):
+        with np.load(finished / "mistakes.npz") as arrays:
+            assert (arrays["true"] != arrays["predicted"]).all()
+            assert (np.diff(arrays["confidence"]) <= 0).all()
+            assert arrays["images"].dtype == np.uint8
+
+    def test_the_same_command_changes_nothing(self, finished: Path):
+        before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file() and "clock" not in p.name}
+        result = design("digits", out=str(finished), **TINY)
+        assert result.goal_met
+        changed = [
+            p.name for p, content in before.items() if p.read_bytes() != content and p.suffix not in (".html", ".md")
+        ]
+        assert [name for name in changed if name != "report.json"] == []
+
+    def test_another_run_is_refused_and_nothing_is_lost(self, finished: Path):
+        before = (finished / "model.safetensors").read_bytes()
+        with pytest.raises(UserError, match=r"another run \(seed 1 there, 2 here\)"):
+            design("digits", out=str(finished), **{**TINY, "seed": 2})
+        assert (finished / "model.safetensors").read_bytes() == before
+
+    def test_damaged_weights_and_architecture(self, finished: Path, tmp_path: Path):
+        moved = tmp_path / "damaged"
+        shutil.copytree(finished, moved)
+        whole = (moved / "model.safetensors").read_bytes()
+        (moved / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(UserError, match="damaged weights file"):
+            load_run(moved)
+        described = read_json(moved / "architecture.json")
+        (moved / "architecture.json").write_text(json.dumps({**described, "shape": "big", "classes": 3}))
+        with pytest.raises(UserError, match=r"not an architecture: .*shape.*classes"):
+            Architecture.read(moved / "architecture.json")
+
+    def test_plan_round_trip(self, finished: Path):
+        plan = Plan.from_dict(read_json(finished / "plan.json"))
+        assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+        assert "in all about" in str(plan)
+
+
+def test_onnx_input_layouts():
+    images = torch.arange(24, dtype=torch.uint8).view(2, 3, 2, 2)
+    assert onnx_input(images, picture=True)[1, 0, 1].tolist() == images[1, :, 0, 1].tolist()
+    floats = torch.rand(2, 1, 1, 40)
+    assert onnx_input(floats, picture=False).shape == (2, 1, 1, 40)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match=r"not empty and holds no run \(thesis.txt\)"):
+        design("digits", out=str(tmp_path), **TINY)
+    assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".lock")] == ["thesis.txt"]
+
+
+def test_bad_input_leaves_no_folder(tmp_path: Path):
+    for settings in ({"data": "digit"}, {"data": "digits", "baseline": "mobilnet_v2"}):
+        with pytest.raises(UserError):
+            design(options=Options(**{**TINY, "out": str(tmp_path / "run"), **settings}))
+    with pytest.raises(UserError, match="too small for one epoch"):
+        design(options=Options(**{**TINY, "data": "digits", "time_budget": 2.0, "out": str(tmp_path / "run")}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_changed_data_are_noticed(tmp_path: Path):
+    generator = np.random.default_rng(0)
+    x, y = generator.integers(0, 256, (80, 8, 8), dtype=np.uint8), np.arange(80) % 2
+    np.savez(tmp_path / "d.npz", x=x, y=y)
+    run = RunFolder(tmp_path / "run")
+    options = Options(data=str(tmp_path / "d.npz"), out=str(run.path), **TINY)
+    run.describe(options, "test")
+    run.write("data.json", {"fingerprint": load_data(tmp_path / "d.npz", seed=1).fingerprint()})
+    run.write("plan.json", {})
+    np.savez(tmp_path / "d.npz", x=x[::-1].copy() // 2, y=y)
+    with pytest.raises(UserError, match="the data have changed"):
+        design(options=options)
+
+
+def start(folder: Path, *more: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "netwright", "design", "digits", *ARGUMENTS, "--out", str(folder), *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_moments_change_nothing(finished: Path, tmp_path: Path):
+    folder, dice, kills = tmp_path / "run", random.Random(7), 0
+    while kills < 10:
+        process = start(folder)
+        # Most of the first seconds are imports; the range reaches from there to the end of the run.
+        deadline = time.monotonic() + dice.uniform(4.0, 16.0)
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if process.poll() is not None:
+            out, err = process.communicate()
+            assert process.returncode == 0, err
+            if kills >= 5:
+                break
+            shutil.rmtree(folder)
+            continue
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kills += 1
+    process = start(folder)
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    for name in ("model.safetensors", "model-dense.safetensors", "baseline/model.safetensors"):
+        assert same_weights(folder / name, finished / name), name
+    assert read_json(folder / "search.json")["genotype"] == read_json(finished / "search.json")["genotype"]
+    assert not list(folder.rglob("*.part*")) or all(p.name.startswith(".") for p in folder.rglob("*.part*"))
+
+
+@pytest.mark.slow
+def test_ctrl_c_exits_130_and_leaves_a_partial_report(tmp_path: Path):
+    folder = tmp_path / "run"
+    process = start(folder)
+    deadline = time.monotonic() + 120
+    while not (folder / "work").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "the same command goes on" in err
+    assert "Traceback" not in err
+    assert (folder / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_a_second_process_is_refused_with_the_holders_pid(tmp_path: Path):
+    folder = tmp_path / "run"
+    process = start(folder)
+    try:
+        deadline = time.monotonic() + 120
+        while not (folder / "run.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        with pytest.raises(UserError, match=f"in use by process {process.pid} on "):
+            design("digits", out=str(folder), **TINY)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.slow
+def test_replay_gives_the_same_network(finished: Path, tmp_path: Path):
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "netwright", "design", "--json", "--quiet"),
+            *("--config", str(finished / "run.json"), "--out", str(tmp_path / "again")),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["goal_met"] is True
+    assert same_weights(tmp_path / "again" / "model.safetensors", finished / "model.safetensors")
