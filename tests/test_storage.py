@@ -230,6 +230,38 @@ def test_damaged_and_missing_checkpoints(tmp_path):
         storage.read_checkpoint(tmp_path / "nothing")
 
 
+def test_garbage_in_a_checkpoint_is_one_error_without_torch_warnings(tmp_path, recwarn):
+    path = tmp_path / "last.ckpt"
+    storage.write_checkpoint(path, {"epoch": 3, "w": torch.ones(50, 3), "names": ["a", None], "lr": 0.1})
+    whole = path.read_bytes()
+    start = whole.index(b"data.pkl")
+    refused = 0
+    for seed in range(200):
+        generator, damaged = random.Random(seed), bytearray(whole)
+        if seed % 4 == 0:
+            damaged = damaged[: generator.randrange(len(whole))]
+        elif seed % 4 == 1:
+            damaged = bytearray(b"\x80\x02" + generator.randbytes(generator.randrange(400)))
+        else:  # inside the pickled part, and anywhere
+            first, length = (start, 600) if seed % 4 == 2 else (0, len(whole))
+            for _ in range(generator.randrange(1, 20)):
+                damaged[first + generator.randrange(length)] = generator.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            storage.read_checkpoint(path)
+        except UserError as error:
+            assert "damaged checkpoint" in str(error), seed
+            refused += 1
+    assert refused > 150
+    assert not recwarn.list
+
+
+def test_a_checkpoint_that_is_no_dictionary_is_refused(tmp_path):
+    torch.save([1, 2], tmp_path / "last.ckpt")
+    with pytest.raises(UserError, match="damaged checkpoint"):
+        storage.read_checkpoint(tmp_path / "last.ckpt")
+
+
 def test_digest_depends_on_every_part_and_its_boundaries():
     digests = [storage.digest(*p) for p in [("a",), ("b",), ("a", "b"), ("ab",), (b"a",), ("a", 1), ("a", "1"), ()]]
     assert len(set(digests)) == len(digests)
@@ -327,8 +359,11 @@ def test_soft_lock_held_elsewhere_is_refused_too(tmp_path, monkeypatch):
         raise NotImplementedError
 
     monkeypatch.setattr(filelock.FileLock, "_acquire", unsupported)
+    (tmp_path / ".lock").touch()  # what the attempt to lock leaves behind
     with storage.lock(tmp_path), pytest.raises(UserError, match="in use by process"):
         storage.lock(tmp_path).__enter__()
+    with storage.lock(tmp_path):
+        pass
 
 
 def test_free_bytes_of_a_folder_to_be(tmp_path):

@@ -14,7 +14,7 @@ _NAMES = {
     "cite": "netwright.papers.index",
     "load": "netwright.design.model",
 }
-_PACKAGES = (
+_PACKAGES: tuple[str, ...] = (
     "compress",
     "console",
     "cost",

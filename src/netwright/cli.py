@@ -37,6 +37,7 @@ Jobs = Annotated[int, typer.Option("--jobs", help="Processes at once; -1 for eve
 Download = Annotated[bool, typer.Option("--download", help="Allow the network, to fetch a data set.")]
 SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave out files that cannot be read.")]
 DropUnknown = Annotated[bool, typer.Option("--drop-unknown", help="Leave out test classes that training lacks.")]
+Family = Annotated[str | None, typer.Option("--family", help="Only papers of this package, like search.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A folder written by netwright design.")]
 
 
@@ -116,7 +117,8 @@ def check(
             from netwright.storage import atomic_path
 
             with atomic_path(plot) as temporary:
-                report.plot().figure.savefig(temporary, format=plot.suffix.lstrip(".") or "png")
+                figure = report.plot().figure
+                figure.savefig(temporary, format=plot.suffix.lstrip(".") or "png")  # type: ignore[union-attr]
         _print(report, as_json)
         if report.spoiled:
             raise typer.Exit(1)
@@ -158,7 +160,7 @@ def design(
     debug: Debug = False,
 ) -> None:
     """Design a sparse network for DATA: search, train, prune, export, measure, report. The same command goes on."""
-    given = {
+    given: dict[str, Any] = {
         "data": data,
         "sparsity": sparsity,
         "time_budget": time_budget,
@@ -301,13 +303,13 @@ def doctor(
 
 
 @app.command()
-def papers(as_json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
+def papers(family: Family = None, as_json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
     """All published methods, with what their reproductions found here."""
     with _guarded(quiet, debug):
         from netwright.console import table
         from netwright.papers import list_papers
 
-        rows = list_papers()
+        rows = list_papers(family)
 
         def text() -> str:
             names = ("slug", "verdict", "budget", "seeds", "seconds", "title")
@@ -324,7 +326,10 @@ def _cell(value: Any) -> object:
 
 @app.command()
 def reproduce(
-    slugs: Annotated[list[str], typer.Argument(metavar="SLUG...", help="Papers, as netwright papers lists them.")],
+    slugs: Annotated[
+        list[str] | None, typer.Argument(metavar="SLUG...", help="Papers, as netwright papers lists them, or all.")
+    ] = None,
+    family: Annotated[str | None, typer.Option(help="Every paper of this package, like search.")] = None,
     fast: Annotated[
         bool, typer.Option("--fast", help="A few seconds in place of minutes; no verdict to publish.")
     ] = False,
@@ -342,7 +347,17 @@ def reproduce(
     with _guarded(quiet, debug):
         from netwright.papers import reproduce as run_papers
 
-        found = run_papers(slugs, fast=fast, seeds=seeds, scale=scale, jobs=jobs, ray=ray, out=out, record=record)
+        found = run_papers(
+            slugs or (),
+            fast=fast,
+            seeds=seeds,
+            scale=scale,
+            jobs=jobs,
+            ray=ray,
+            out=out,
+            record=record,
+            family=family,
+        )
         _print([evidence.to_dict() for evidence in found], as_json, lambda: "\n\n".join(map(str, found)))
 
 

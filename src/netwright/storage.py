@@ -13,6 +13,7 @@ import os
 import shutil
 import socket
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -146,15 +147,18 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         UserError: If the file is damaged or holds more than plain values.
     """
-    import pickle
-
     import torch
 
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch's guesses about what a damaged file might be
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise TypeError(f"a checkpoint is a dictionary, got a {type(state).__name__}")
+        return state
     except FileNotFoundError as error:
         raise UserError("no such file", where=path) from error
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, KeyError, ValueError) as error:
+    except Exception as error:  # the unpickler of damaged bytes raises anything, from struct.error to MemoryError
         raise UserError("damaged checkpoint", where=path, cure="delete it and give the same command again") from error
 
 
@@ -178,13 +182,18 @@ def file_digest(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def cache_home() -> Path:
+    """Where the cache belongs: ``$NETWRIGHT_CACHE``, else ``~/.cache/netwright``; nothing is made or tried."""
+    return Path(os.environ.get("NETWRIGHT_CACHE") or Path.home() / ".cache" / "netwright")
+
+
 def cache_folder(*names: str) -> Path:
-    """A folder for data, tables and compiled objects: ``$NETWRIGHT_CACHE``, else ``~/.cache/netwright``.
+    """A folder for data, tables and compiled objects in :func:`cache_home`.
 
     When that cannot be written, a temporary folder serves for this process, with one warning.
     """
     if not _cache:
-        wanted = Path(os.environ.get("NETWRIGHT_CACHE") or Path.home() / ".cache" / "netwright")
+        wanted = cache_home()
         try:
             wanted.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=wanted):
@@ -212,11 +221,13 @@ def lock(folder: str | os.PathLike[str], *, name: str = ".lock") -> Iterator[Non
     holder = Path(folder) / f"{name}.holder"
     guard: FileLock | SoftFileLock = FileLock(path, timeout=0)
     try:
-        guard.acquire()
-    except NotImplementedError:
-        warn(f"this file system has no locks; a lock file guards {folder} instead")
-        guard = SoftFileLock(path, timeout=0)
-        guard.acquire()
+        try:
+            guard.acquire()
+        except NotImplementedError:
+            warn(f"this file system has no locks; a lock file guards {folder} instead")
+            # Under a name of its own: the attempt above may have left its empty file behind.
+            guard = SoftFileLock(path.with_name(f"{name}.soft"), timeout=0)
+            guard.acquire()
     except Timeout as error:
         who = holder.read_text().strip() if holder.exists() else "another process"
         raise UserError(

@@ -28,11 +28,27 @@ from netwright.design.plan import Plan
 from netwright.design.run import RunFolder
 from netwright.storage import read_json, read_tensors
 
-ARTEFACTS = (
-    "run.json data.json plan.json search.json architecture.json classes.json model.safetensors model.onnx "
-    "model-dense.safetensors model-dense.onnx baseline/model.onnx training.json measurements.json mistakes.npz "
-    "sample.npz README.txt report.html report.md report.json"
-).split()
+ARTEFACTS = [
+    "run.json",
+    "data.json",
+    "plan.json",
+    "search.json",
+    "architecture.json",
+    "classes.json",
+    "model.safetensors",
+    "model.onnx",
+    "model-dense.safetensors",
+    "model-dense.onnx",
+    "baseline/model.onnx",
+    "training.json",
+    "measurements.json",
+    "mistakes.npz",
+    "sample.npz",
+    "README.txt",
+    "report.html",
+    "report.md",
+    "report.json",
+]
 
 
 def same_weights(a: Path, b: Path) -> bool:
@@ -208,7 +224,7 @@ def test_ten_kills_at_random_moments_change_nothing(finished: Path, tmp_path: Pa
         while process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
         if process.poll() is not None:
-            out, err = process.communicate()
+            _, err = process.communicate()
             assert process.returncode == 0, err
             if kills >= 5:
                 break

@@ -188,7 +188,7 @@ def test_weight_phase_leaves_alpha_and_the_reverse():
     train, val = batches()
     state = copy.deepcopy(net.state_dict())
     figures = FirstOrder().step(net, objective, w_opt, None, train, None)
-    assert set(figures) == {"train_loss", "weight_grad_norm"}
+    assert set(figures) == {"train_loss", "weight_grad_norm", "weight_skipped"}
     assert all(torch.equal(v, state[k]) == k.startswith("arch") for k, v in net.state_dict().items())
     state = copy.deepcopy(net.state_dict())
     figures = SecondOrder().step(net, objective, None, a_opt, train, val)
@@ -329,3 +329,29 @@ def test_a_loss_without_architecture_is_refused():
 def test_arguments_out_of_range(options, name):
     with pytest.raises(ValueError, match=f"{name} must be"):
         SecondOrder(**options)
+
+
+class _Overflow(torch.autograd.Function):
+    """The identity, whose gradient overflows as that of a long chain of batch norms may."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * float("inf")
+
+
+def test_a_gradient_that_overflows_makes_no_update_and_is_counted():
+    supernet = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(supernet.parameters(), lr=0.1)
+    before = [p.detach().clone() for p in supernet.parameters()]
+
+    def objective(net, batch, part):
+        return _Overflow.apply(net(batch)).sum()
+
+    figures = FirstOrder().step(supernet, objective, optimizer, None, torch.ones(3, 2), None)
+    assert figures["weight_skipped"] == 1.0
+    assert "weight_grad_norm" not in figures
+    assert all(torch.equal(p, b) for p, b in zip(supernet.parameters(), before, strict=True))

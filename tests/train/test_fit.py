@@ -56,7 +56,12 @@ def test_resumed_run_is_bit_equal(tmp_path: Path, stops: tuple[int, ...]):
     settings = {"augment": HorizontalFlip(), "steps": 4}
     whole = network()
     history = fit(
-        Classifier(whole, lr=0.05), data(**settings), epochs=4, validation=data(shuffle=False), seed=1, callbacks=[CosineProgress()]
+        Classifier(whole, lr=0.05),
+        data(**settings),
+        epochs=4,
+        validation=data(shuffle=False),
+        seed=1,
+        callbacks=[CosineProgress()],
     )
     broken, checkpoint = network(), tmp_path / "a.ckpt"
     for stop in stops:
@@ -217,3 +222,27 @@ class TestSchedules:
             CosineProgress(floor=1.5)
         with pytest.raises(ValueError, match="warmup must lie in"):
             CosineProgress(warmup=1.0)
+
+
+def test_a_gradient_that_overflows_makes_no_update():
+    class Overflow(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * float("inf")
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(36, 2)
+
+        def forward(self, x):
+            return Overflow.apply(self.layer(x.flatten(1)))
+
+    net = Net()
+    before = weights(net)
+    fit(Classifier(net, lr=0.1), data(), epochs=1)
+    assert equal(before, weights(net))

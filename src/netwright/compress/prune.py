@@ -28,6 +28,7 @@ from netwright.console import table
 from netwright.nn.sparse import (
     FixedMask,
     LayerSparsity,
+    bake,
     effective_weight,
     layers,
     mask_of,
@@ -230,12 +231,7 @@ def remove(module: _M) -> _M:
                 f"module must hold its masks as parametrizations, got {kind} {name!r}: use nn.sparse.to_dense"
             )
     for layer in masked.values():
-        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
-        # torch puts the weight back behind the bias; optimisers know parameters by their order
-        others = [(name, p) for name, p in layer.named_parameters(recurse=False) if name != "weight"]
-        for name, parameter in others:
-            delattr(layer, name)
-            layer.register_parameter(name, parameter)
+        bake(layer)
     return module
 
 

@@ -122,7 +122,7 @@ def doctor(full: bool = False) -> DoctorReport:
     import torch
 
     packages = {name: _version(name) for name in PACKAGES}
-    cache = Path(os.environ.get("NETWRIGHT_CACHE") or Path.home() / ".cache" / "netwright")
+    cache = storage.cache_home()
     here = Path.cwd()
     free = storage.free_bytes(here) / 1e9
     writable = _writable(here)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from netwright import storage
 from netwright.console import UserError
 from netwright.results import Result
+from netwright.search.spaces.network import Stem
 
 SMALL_IMAGE = 64
 
@@ -51,7 +52,7 @@ class Architecture(Result):
     genotype: dict[str, Any] | None = None
     channels: int = 0
     cells: int = 0
-    stem: str = "cifar"
+    stem: Stem = "cifar"
 
     def build(self, *, auxiliary: bool = False) -> nn.Module:
         """The network with fresh weights, drawn from torch's global generator.
@@ -191,6 +192,9 @@ def load_run(
         UserError: If a file is missing or damaged, or the weights do not fit the architecture.
     """
     folder = Path(path)
+    if not (folder / architecture).is_file():
+        what = "the folder holds no finished network" if folder.is_dir() else "no such run"
+        raise UserError(what, where=folder, cure="give a folder written by netwright design, finished")
     described = Architecture.read(folder / architecture)
     network = described.build()
     tensors = storage.read_tensors(folder / weights)

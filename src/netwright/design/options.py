@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +69,8 @@ class Options(Result):
             raise UserError(f"time budget must be > 0 s, got {self.time_budget}", cure="for example --time-budget 10m")
         if self.accuracy_goal is not None and not 0 < self.accuracy_goal <= 1:
             raise UserError(f"accuracy must lie in (0, 1], got {self.accuracy_goal}", cure="for example --accuracy 0.9")
-        if not self.lr > 0:
-            raise UserError(f"lr must be > 0, got {self.lr}")
+        if not 0 < self.lr < math.inf:
+            raise UserError(f"lr must be {'finite' if self.lr == math.inf else '> 0'}, got {self.lr}")
         if self.seed < 0:
             raise UserError(f"seed must be >= 0, got {self.seed}")
         for name in ("size", "channels", "cells", "search_channels", "search_epochs", "epochs"):
@@ -90,7 +92,7 @@ class Options(Result):
         from netwright.search import METHODS as SEARCH
         from netwright.search.spaces import SPACES
 
-        choices = {
+        choices: dict[str, Collection[str]] = {
             "search": SEARCH,
             "space": SPACES,
             "pruning": PRUNING,

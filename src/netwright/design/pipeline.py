@@ -101,6 +101,9 @@ def _stages(run: RunFolder, options: Options, plan: Plan | None, command: str) -
     from netwright.design.search_stage import run_search
     from netwright.design.training_stage import Stage, train_network
 
+    if distributed.agree(run.has("measurements.json")):
+        _report(run)
+        return result_of(run)
     clock = _Clock(run)
     data, report = _load_data(run, options)
     plan = _planned(run, options, data, plan)
@@ -111,27 +114,26 @@ def _stages(run: RunFolder, options: Options, plan: Plan | None, command: str) -
         run.write("plan.json", plan.to_dict())
     distributed.barrier()
     stage = Stage(run, options, data, plan)
-    names = {"search": 0.0, "train": 0.0, "export": 5.0, "baseline": 0.0, "measure": 15.0}
-    names["search"] = plan.search["seconds"]
-    names["train"] = sum(p.seconds for p in plan.phases if p.network == "model")
-    names["baseline"] = sum(p.seconds for p in plan.phases if p.network == "baseline")
+    parts = {"search": plan.search["seconds"]}
+    parts |= {f"{p.network}: {p.name}": p.seconds for p in plan.phases if p.network == "model"}
+    parts["export"] = 8.0
+    parts |= {f"{p.network}: {p.name}": p.seconds for p in plan.phases if p.network == "baseline"}
+    parts["measure"] = 15.0
     try:
-        with overall("design", names) as total:
+        with overall("design", parts) as total:
             with total.stage("search"):
                 architecture = _architecture(stage, run_search(stage))
             clock.save()
-            with total.stage("train"):
-                network, dense = train_network(stage, "model", architecture.build)
+            network, dense = train_network(stage, "model", architecture.build, total)
             clock.save()
             with total.stage("export"):
                 _export(stage, "model", architecture, network, dense)
                 _report(run)
-            with total.stage("baseline"):
-                other = _baseline_architecture(stage)
-                rival, rival_dense = train_network(stage, "baseline", other.build)
-                _export(stage, "baseline", other, rival, rival_dense)
+            other = _baseline_architecture(stage)
+            rival, rival_dense = train_network(stage, "baseline", other.build, total)
             clock.save()
             with total.stage("measure"):
+                _export(stage, "baseline", other, rival, rival_dense)
                 four = {"model": network, "dense": dense, "baseline": rival, "baseline_dense": rival_dense}
                 _measure(stage, four, {"model": architecture, "baseline": other}, clock)
     except KeyboardInterrupt:
@@ -167,7 +169,7 @@ def _load_data(run: RunFolder, options: Options) -> tuple[Data, dict[str, Any]]:
     from netwright.data import check, load
 
     size = None if options.size is None else (options.size, options.size)
-    known = {
+    known: dict[str, Any] = {
         "skip_broken": options.skip_broken,
         "drop_unknown": options.drop_unknown,
         "download": options.download,
@@ -279,7 +281,7 @@ def _export(stage: Stage, which: str, architecture: Architecture, network: nn.Mo
     distributed.barrier()
 
 
-def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def _write_arrays(path: Path, arrays: dict[str, Any]) -> None:
     with storage.atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
 
@@ -307,6 +309,7 @@ def _measure(
             stage.data,
             run / file,
             train_seconds=training_seconds(run, which),
+            whole=key == "model",
         )
         figures[key] = measured.to_dict()
         if key == "model":

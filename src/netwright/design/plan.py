@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from netwright.console import UserError, clock, table
+from netwright.cost import count, threads
 from netwright.results import Result
 from netwright.search import spaces
 from netwright.seeding import seeded, stream
@@ -25,15 +26,18 @@ if TYPE_CHECKING:
     from netwright.data import Data
     from netwright.design.options import Options
     from netwright.search.genotype import Genotype
+    from netwright.search.spaces.network import Stem
 
 # Shares of a time budget, after what export, measuring and the report need.
 SEARCH_SHARE, MODEL_SHARE = 0.2, 0.42
-PHASES = (("pretrain", 0.5), ("prune", 0.25), ("finetune", 0.25))
+PHASES = (("pretrain", 0.4), ("prune", 0.25), ("finetune", 0.35))
 CHUNKS = 8  # an epoch under a time budget is at most this part of its phase, so that an amended plan still anneals
 SAFETY = 0.92
 CHANNELS = (8, 12, 16, 24, 32, 48, 64, 96)
 MIN_PASSES = 6  # passes over the data that a size must allow before a larger one is chosen
-DEFAULT_STEPS, SEARCH_STEPS = 900, 240
+DEFAULT_STEPS, SEARCH_STEPS, DEFAULT_CHANNELS = 600, 120, 32
+# Below this many multiply-adds a step, a second thread costs more than it brings.
+THREADED_MACS = 3e8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +73,7 @@ class Plan(Result):
         model: Sizes of the designed network: ``channels``, ``cells``, ``stem``.
         phases: Every phase of training, both networks.
         step_seconds: What was timed.
+        threads: Threads for the search and for each network; part of the plan, since sums depend on them.
         amendments: What changed on the way, and why.
     """
 
@@ -77,6 +82,7 @@ class Plan(Result):
     model: dict[str, Any]
     phases: tuple[Phase, ...]
     step_seconds: dict[str, float]
+    threads: dict[str, int]
     amendments: tuple[dict[str, Any], ...] = ()
 
     @property
@@ -144,7 +150,7 @@ def training_step(
 ) -> Callable[[], object]:
     """One step of stochastic gradient descent on random images, for timing."""
     generator = stream(0, "plan")
-    network = network.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = network.train().to(memory_format=torch.channels_last)
     images = torch.randn(batch_size, *shape, generator=generator).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(classes, (batch_size,), generator=generator)
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
@@ -157,7 +163,12 @@ def training_step(
     return step
 
 
-def stem_for(shape: tuple[int, int, int]) -> str:
+def threads_for(network: nn.Module, shape: tuple[int, int, int], batch_size: int) -> int:
+    """Threads for training a network: all that torch has, or 1 where the work is too small to be shared."""
+    return torch.get_num_threads() if count(network, shape).macs * batch_size >= THREADED_MACS else 1
+
+
+def stem_for(shape: tuple[int, int, int]) -> Stem:
     """The stem for inputs of ``shape``: it keeps small images, halves those from 20 pixels on, and shrinks large ones.
 
     Example:
@@ -175,26 +186,31 @@ def make_plan(options: Options, data: Data) -> Plan:
         UserError: If the budget is too small for one epoch, telling what would be enough.
     """
     from netwright.design.model import baseline_network
+    from netwright.design.search_stage import make_supernet
 
     shape, classes, batch = data.shape, len(data.classes), options.batch_size
     per_pass = max(1, len(data.train) // batch)
-    stem = stem_for(shape)
-    cells = options.cells or 3
+    stem, cells = stem_for(shape), options.cells or 3
     with seeded(options.seed, "plan"):
-        baseline = step_seconds(
-            training_step(baseline_network(options.baseline, shape, classes), shape, classes, batch)
-        )
-    finish = 20.0 + 8 * baseline * math.ceil(len(data.test) / batch)
+        rival = baseline_network(options.baseline, shape, classes)
+    use = {"baseline": threads_for(rival, shape, batch)}
+    with threads(use["baseline"]):
+        baseline = step_seconds(training_step(rival, shape, classes, batch))
+    finish = 25.0 + 1.5 * baseline * math.ceil(len(data.test) / batch)
     times = {"baseline": baseline}
 
     genotype = spaces.get(options.space).random(stream(options.seed, "plan"))
     model_seconds = _timer(options, genotype, shape, classes, cells, stem, times)
     search_channels = options.search_channels or 8
-    times["search"] = _search_step(options, shape, classes, search_channels, stem)
+    supernet = make_supernet(options, shape, classes, search_channels, stem)
+    use["search"] = threads_for(supernet, shape, batch)
+    with threads(use["search"]):
+        # A first-order step runs the supernet on two batches.
+        times["search"] = 2 * step_seconds(training_step(supernet, shape, classes, batch), repeats=2)
     budget = options.time_budget
     if budget is None:
         epochs = options.epochs or max(MIN_PASSES, math.ceil(DEFAULT_STEPS / per_pass))
-        channels = options.channels or 16
+        channels = options.channels or DEFAULT_CHANNELS
         why = "as given" if options.epochs else f"at least {DEFAULT_STEPS} steps and {MIN_PASSES} passes"
         phases = _fixed_phases("model", epochs, per_pass, model_seconds(channels))
         phases += _fixed_phases("baseline", epochs, per_pass, baseline)
@@ -214,6 +230,8 @@ def make_plan(options: Options, data: Data) -> Plan:
             slowest = max(baseline, model_seconds(channels), times["search"])
             raise _too_small(options, (finish + 3 * CHUNKS * slowest / min(SEARCH_SHARE, 0.2)) / SAFETY)
     model = {"channels": channels, "cells": cells, "stem": stem}
+    typical = spaces.get(options.space).build(genotype, shape[0], classes, channels=channels, cells=cells, stem=stem)
+    use["model"] = threads_for(typical, shape, batch)
     stages = [
         {
             "name": "search",
@@ -238,7 +256,7 @@ def make_plan(options: Options, data: Data) -> Plan:
                     }
                 )
     stages.append({"name": "finish", "seconds": finish, "sizes": {}, "why": "export, measure, report"})
-    return Plan(tuple(stages), search, model, tuple(phases), times)
+    return Plan(tuple(stages), search, model, tuple(phases), times, use)
 
 
 def _too_small(options: Options, enough: float) -> UserError:
@@ -286,7 +304,7 @@ def _timer(
     shape: tuple[int, int, int],
     classes: int,
     cells: int,
-    stem: str,
+    stem: Stem,
     times: dict[str, float],
 ) -> Callable[[int], float]:
     """Seconds of a training step of a genotype's network as a function of its channels; kept in ``times``."""
@@ -303,7 +321,8 @@ def _timer(
                     cells=cells,
                     stem=stem,
                 )
-            times[key] = step_seconds(training_step(network, shape, classes, options.batch_size))
+            with threads(threads_for(network, shape, options.batch_size)):
+                times[key] = step_seconds(training_step(network, shape, classes, options.batch_size))
         return times[key]
 
     return seconds
@@ -322,23 +341,18 @@ def refit(plan: Plan, options: Options, data: Data, genotype: Genotype) -> Plan:
     times: dict[str, float] = {}
     timer = _timer(options, genotype, data.shape, len(data.classes), plan.model["cells"], plan.model["stem"], times)
     channels = options.channels or _largest(timer, seconds, per_pass)
+    sizes = {**plan.model, "channels": channels}
+    network = spaces.get(genotype.space).build(genotype, data.shape[0], len(data.classes), **sizes)
     fitted = _timed_phases("model", seconds, per_pass, timer(channels))
     others = [p for p in plan.phases if p.network != "model"]
     return plan.amended(
         f"model: {channels} channels, {sum(p.epochs * p.steps for p in fitted)} steps",
         "timed again with the genotype that was found",
-        model={**plan.model, "channels": channels},
+        model=sizes,
         phases=(*fitted, *others),
+        threads={**plan.threads, "model": threads_for(network, data.shape, options.batch_size)},
         step_seconds={**plan.step_seconds, **{f"found {name}": value for name, value in times.items()}},
     )
-
-
-def _search_step(options: Options, shape: tuple[int, int, int], classes: int, channels: int, stem: str) -> float:
-    from netwright.design.search_stage import make_supernet
-
-    supernet = make_supernet(options, shape, classes, channels, stem)
-    # A first-order step runs the supernet on two batches.
-    return 2 * step_seconds(training_step(supernet, shape, classes, options.batch_size), repeats=2)
 
 
 def _search_sizes(options: Options, data: Data, channels: int, step: float, limit: float | None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -96,14 +96,16 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError("--out names a file, not a folder", where=self.path, cure="choose another --out")
-        new = not self.path.exists()
+        new = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
             with storage.lock(self.path):
                 yield
         finally:
             if new and {p.name for p in self.path.iterdir()} <= {".lock"}:
                 (self.path / ".lock").unlink(missing_ok=True)
-                self.path.rmdir()
+                with suppress(OSError):  # a parent that has got something else in the meantime stays
+                    for folder in new:
+                        folder.rmdir()
 
 
 def find_folder(options: Options) -> Path:

@@ -7,9 +7,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from netwright import storage
+from netwright.cost import threads
 from netwright.data.splits import split_train
 from netwright.data.tensors import Batches
 from netwright.design.distributed import agree, barrier, is_main, world_size
@@ -21,28 +21,33 @@ from netwright.seeding import derive, stream
 if TYPE_CHECKING:
     from netwright.design.training_stage import Stage
     from netwright.search.searcher import EpochEnd, Searcher
+    from netwright.search.spaces.network import Stem
+    from netwright.search.supernet import Supernet
 
 # Shares of the epochs that a searcher's stages get: DASS trains dense, learns masks, and fine-tunes.
 STAGE_SHARES = {"dass": (0.4, 0.2, 0.4)}
 
+# The published rates (0.025, 3e-4, no momentum) are for 50 epochs a stage; a design has a few hundred steps.
+WEIGHT_LR, ALPHA_LR = 0.1, 3e-3
 
-def make_supernet(options: Options, shape: tuple[int, int, int], classes: int, channels: int, stem: str) -> Any:
+
+def make_supernet(options: Options, shape: tuple[int, int, int], classes: int, channels: int, stem: Stem) -> Any:
     """The supernet of the run's space."""
     return spaces.get(options.space).supernet(
         in_channels=shape[0], num_classes=classes, channels=channels, seed=options.seed, stem=stem
     )
 
 
-def make_searcher(options: Options, supernet: nn.Module, epochs: list[int]) -> Searcher:
+def make_searcher(options: Options, supernet: Supernet, epochs: list[int]) -> Searcher:
     """The searcher by its name, with the plan's epochs in its stages."""
     if options.search == "dass":
         from netwright.search.dass import DASS, DASSStages
 
-        stages = DASSStages(*epochs)
-        return DASS(supernet, density=1 - options.sparsity, stages=stages, unrolled=False)
+        stages = DASSStages(*epochs, lr=WEIGHT_LR, momentum=0.9)
+        return DASS(supernet, density=1 - options.sparsity, stages=stages, unrolled=False, alpha_lr=ALPHA_LR)
     from netwright.search.darts import DARTS
 
-    return DARTS(supernet, order=1, epochs=sum(epochs))
+    return DARTS(supernet, order=1, epochs=sum(epochs), lr=WEIGHT_LR, alpha_lr=ALPHA_LR)
 
 
 def run_search(stage: Stage) -> Genotype:
@@ -92,7 +97,8 @@ def run_search(stage: Stage) -> Genotype:
         Batches(data.train.subset(half), seed=derive(options.seed, "search", name), **shared)
         for half, name in zip(halves, ("weights", "architecture"), strict=True)
     ]
-    result = searcher.search(*loaders, seed=derive(options.seed, "searcher"), on_epoch=on_epoch)
+    with threads(plan.threads["search"]):
+        result = searcher.search(*loaders, seed=derive(options.seed, "searcher"), on_epoch=on_epoch)
     if is_main():
         run.write("search.json", result.to_dict())
         checkpoint.unlink(missing_ok=True)

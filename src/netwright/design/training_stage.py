@@ -12,7 +12,8 @@ from torch import nn
 
 from netwright import storage
 from netwright.compress import hydra, prune
-from netwright.console import note
+from netwright.console import Overall, note
+from netwright.cost import threads
 from netwright.data.tensors import Batches
 from netwright.design.distributed import barrier, is_main
 from netwright.design.options import Options
@@ -85,13 +86,16 @@ class Stage:
             self.run.write("plan.json", plan.to_dict())
 
 
-def train_network(stage: Stage, which: str, build: Callable[[], nn.Module]) -> tuple[nn.Module, nn.Module]:
+def train_network(
+    stage: Stage, which: str, build: Callable[[], nn.Module], total: Overall
+) -> tuple[nn.Module, nn.Module]:
     """Trains, prunes and fine-tunes one network; finished phases are read back instead.
 
     Args:
         stage: The run.
         which: ``"model"`` or ``"baseline"``; its phases are those of the plan.
         build: Makes the untrained network.
+        total: The bar over all stages.
 
     Returns:
         The finished network and the dense one it was before pruning, both plain modules.
@@ -107,7 +111,8 @@ def train_network(stage: Stage, which: str, build: Callable[[], nn.Module]) -> t
         if stage.run.has(finished):
             network.load_state_dict(storage.read_tensors(stage.run / finished))
         else:
-            _train_phase(stage, phase, network)
+            with total.stage(f"{which}: {phase.name}"), threads(stage.plan.threads[which]):
+                _train_phase(stage, phase, network)
             if is_main():
                 storage.write_tensors(stage.run / finished, network.state_dict())
                 (stage.run / f"work/{which}-{phase.name}.ckpt").unlink(missing_ok=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -68,18 +70,33 @@ def evaluate_run(
     Raises:
         UserError: If the run is not finished, the data cannot be read, or have a class that the network does not know.
     """
-    from netwright.data import load
+    from netwright.data import load, names
     from netwright.design.run import RunFolder
 
     folder = RunFolder(run)
     model = load_run(folder.path)
-    seed = 0
+    options = folder.read("run.json")["options"]
+    drop_unknown = False
     if data is None:
-        options = folder.read("run.json")["options"]
-        data, seed = options["data"], options["seed"]
+        data, drop_unknown = options["data"], options["drop_unknown"]
         skip_broken, download = skip_broken or options["skip_broken"], download or options["download"]
     _, height, width = model.architecture.shape
-    found = load(data, seed=seed, size=(height, width), skip_broken=skip_broken, download=download)
+    # Only images in files can be resized; the run's own seed keeps its training images out of the test part.
+    files = str(data) not in names() and Path(data).expanduser().is_dir()
+    found = load(
+        data,
+        seed=options["seed"],
+        size=(height, width) if files else None,
+        skip_broken=skip_broken,
+        drop_unknown=drop_unknown,
+        download=download,
+    )
+    if found.shape[1:] != (height, width):
+        raise UserError(
+            f"the images are {found.shape[1]} x {found.shape[2]}, the network takes {height} x {width}",
+            where=data,
+            cure="resize them, or give a folder of image files, which are resized here",
+        )
     unknown = [name for name in found.classes if name not in model.classes]
     if unknown:
         raise UserError(
@@ -130,7 +147,7 @@ def predict_files(run: str | Path, files: Sequence[str | Path]) -> Predictions:
             raise UserError("no such file", where=file)
         images = _arrays(file, model) if file.suffix in (".npy", ".npz") else _picture(file, model)
         names += [str(file)] if len(images) == 1 else [f"{file}[{i}]" for i in range(len(images))]
-        parts.append(probabilities(model, images))
+        parts += [probabilities(model, part) for part in images.split(CHUNK)]
     best = torch.cat(parts).max(1)
     return Predictions(
         tuple(names),
@@ -152,25 +169,45 @@ def _picture(file: Path, model: RunModel) -> Tensor:
 
 
 def _arrays(file: Path, model: RunModel) -> Tensor:
-    try:
-        content = np.load(file, allow_pickle=False)
-    except (ValueError, OSError) as error:
-        raise UserError(f"not a NumPy file of images: {error}", where=file) from error
-    if isinstance(content, np.lib.npyio.NpzFile):
-        keys = list(content)
-        array = content["images" if "images" in keys else "x" if "x" in keys else keys[0]]
-    else:
-        array = content
+    array = _read(file)
     channels, height, width = model.architecture.shape
     if array.ndim == 3 and array.shape[1:] == (height, width):
         array = array[:, None]
     elif array.ndim == 4 and array.shape[1:3] == (height, width) and array.shape[-1] in (1, 3, channels):
         array = array.transpose(0, 3, 1, 2)
-    if array.ndim != 4 or array.shape[2:] != (height, width):
+    if array.ndim != 4 or array.shape[2:] != (height, width) or array.shape[1] not in (1, 3, channels) or not len(array):
         raise UserError(
             f"images must be (number, {height}, {width}, channels), got {array.shape}",
             where=file,
             cure="resize them, or give image files",
         )
-    floats = array.dtype.kind == "f"
-    return torch.from_numpy(np.ascontiguousarray(array.astype(np.float32 if floats else np.uint8)))
+    if array.dtype.kind == "f":
+        limit, kind = (1.0 if model.architecture.picture else np.inf), np.float32
+    else:
+        limit, kind = 255, np.uint8
+    low, high = (array.min(), array.max()) if array.dtype.kind in "fiu" else (np.nan, np.nan)
+    # Written so that a NaN is refused as well; floats that are no picture may be negative.
+    if not (np.isfinite(low) and high <= limit and (low >= 0 or limit == np.inf)):
+        raise UserError(
+            f"images must be whole numbers of 0..255 or floats in [0, 1], got {array.dtype} of {low}..{high}"
+            if model.architecture.picture
+            else f"the input must be finite floats, got {array.dtype} of {low}..{high}",
+            where=file,
+        )
+    return torch.from_numpy(np.ascontiguousarray(array.astype(kind)))
+
+
+def _read(file: Path) -> np.ndarray:
+    try:
+        content = np.load(file, allow_pickle=False)
+        if not isinstance(content, np.lib.npyio.NpzFile):
+            return content
+        with content:
+            keys = list(content)
+            if not keys:
+                raise UserError("the file holds no array", where=file)
+            return content["images" if "images" in keys else "x" if "x" in keys else keys[0]]
+    except UserError:
+        raise
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"not a NumPy file of images: {error}", where=file) from error

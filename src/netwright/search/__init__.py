@@ -37,18 +37,22 @@ _NAMES = {
     "MagnitudeSelector": "selection",
     "FirstOrder": "bilevel",
     "SecondOrder": "bilevel",
+    "Objective": "objective",
     "TaskLoss": "objective",
     "CostPenalty": "objective",
     "DARTS": "darts",
     "DASS": "dass",
     "DASSStages": "dass",
     "RandomSearch": "random_search",
+    "uniform_genotypes": "random_search",
+    "Stage": "stages",
+    "EpochEnd": "searcher",
     "Searcher": "searcher",
     "SearchModule": "lightning",
     "SearchResult": "result",
 }
 _MODULES: tuple[str, ...] = ("bilevel", "darts", "dass", "drawing", "genotype", "lightning", "objective")
-_MODULES += ("random_search", "result", "searcher", "selection", "spaces", "supernet")
+_MODULES += ("random_search", "result", "searcher", "selection", "spaces", "stages", "supernet")
 
 if TYPE_CHECKING:
     from netwright.search.bilevel import FirstOrder, SecondOrder
@@ -57,13 +61,14 @@ if TYPE_CHECKING:
     from netwright.search.drawing import draw
     from netwright.search.genotype import DARTS_V1, DARTS_V2, DASS_90, DASS_95, DASS_99, CellGenotype, Genotype
     from netwright.search.lightning import SearchModule
-    from netwright.search.objective import CostPenalty, TaskLoss
-    from netwright.search.random_search import RandomSearch
+    from netwright.search.objective import CostPenalty, Objective, TaskLoss
+    from netwright.search.random_search import RandomSearch, uniform_genotypes
     from netwright.search.result import SearchResult
-    from netwright.search.searcher import Searcher
+    from netwright.search.searcher import EpochEnd, Searcher
     from netwright.search.selection import ArgmaxSelector, MagnitudeSelector, Selector
     from netwright.search.spaces import Space
     from netwright.search.spaces.network import Network
+    from netwright.search.stages import Stage
     from netwright.search.supernet import Choice, Gate, MaskedGate, SoftmaxGate, Supernet
 
 __all__ = [
@@ -80,12 +85,14 @@ __all__ = [
     "Choice",
     "CostPenalty",
     "DASSStages",
+    "EpochEnd",
     "FirstOrder",
     "Gate",
     "Genotype",
     "MagnitudeSelector",
     "MaskedGate",
     "Network",
+    "Objective",
     "RandomSearch",
     "SearchModule",
     "SearchResult",
@@ -94,10 +101,12 @@ __all__ = [
     "Selector",
     "SoftmaxGate",
     "Space",
+    "Stage",
     "Supernet",
     "TaskLoss",
     "draw",
     "method",
+    "uniform_genotypes",
 ]
 
 

@@ -16,6 +16,7 @@ gradient that was not asked for, and are averaged over the processes by one flat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -151,7 +152,8 @@ class FirstOrder:
         Raises:
             ValueError: If ``w_opt`` holds an architecture parameter, or the validation loss depends on none of
                 ``a_opt``.
-            FloatingPointError: If a loss or a gradient is not finite; what was to be updated is then unchanged.
+            FloatingPointError: If a loss is not finite; what was to be updated is then unchanged. A gradient that is
+                not finite while the loss is makes no update; ``weight_skipped`` or ``alpha_skipped`` is then 1.
         """
         _disjoint(w_opt, a_opt, supernet)
         figures: dict[str, float] = {}
@@ -161,14 +163,14 @@ class FirstOrder:
             if all(g is None for g in grads):
                 raise ValueError("the validation loss must depend on the architecture parameters, got no gradient")
             figures["val_loss"] = _finite(loss, "validation loss")
-            figures["alpha_grad_norm"] = _apply(a_opt, alphas, grads, None, "alpha")
+            figures |= _apply(a_opt, alphas, grads, None, "alpha")
             _finite(float(global_norm([a.detach() for a in alphas])), "the norm of the architecture parameters")
         if w_opt is not None:
             weights = trained(w_opt)
             local = objective(supernet, train_batch, part="weights")
             grads, (loss,) = average(gradients(local, weights), [local], like=weights)
             figures["train_loss"] = _finite(loss, "training loss")
-            figures["weight_grad_norm"] = _apply(w_opt, weights, grads, clip, "weight")
+            figures |= _apply(w_opt, weights, grads, clip, "weight")
         return figures
 
     def architecture_gradient(
@@ -203,16 +205,20 @@ class FirstOrder:
 
 def _apply(
     optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], grads: Gradients, clip: float | None, name: str
-) -> float:
+) -> dict[str, float]:
     present = [g for g in grads if g is not None]
-    norm = _finite(float(global_norm(present)), f"{name} gradient norm")
+    norm = float(global_norm(present))
+    if not math.isfinite(norm):
+        # Under heavy masks a chain of batch norms over nearly dead channels can overflow in the backward pass while the
+        # loss is sound. As in training with half precision, that step is left out; the searcher counts them.
+        return {f"{name}_skipped": 1.0}
     if clip is not None and norm > clip:
         torch._foreach_mul_(present, clip / norm)
     for parameter, grad in zip(parameters, grads, strict=True):
         parameter.grad = grad
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return norm
+    return {f"{name}_grad_norm": norm, f"{name}_skipped": 0.0}
 
 
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:

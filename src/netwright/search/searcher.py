@@ -152,6 +152,11 @@ class Searcher:
         before = sum(stage.epochs for stage in self.stages[: self._stage])
         return min(1.0, (before + self._progress * self.stage.epochs) / max(1, self.epochs))
 
+    @property
+    def seconds(self) -> float:
+        """Wall time so far, over all sittings, in seconds; what lies between two epochs belongs to the later one."""
+        return self._seconds + (time.perf_counter() - self._since if self._step else 0.0)
+
     def config(self) -> dict[str, Any]:
         """The settings, as plain values."""
         alpha = self.a_opt.param_groups[0]
@@ -310,6 +315,12 @@ class Searcher:
             raise RuntimeError("an epoch must have at least 1 step, got 0")
         genotype, stage = self.supernet.derive(), self.stage.name
         figures = {name: total / self._counts[name] for name, total in self._sums.items()}
+        for name in ("weight_skipped", "alpha_skipped"):
+            if figures.get(name, 0.0) == 1.0:
+                raise FloatingPointError(
+                    f"no step of epoch {self.epoch + 1} (stage {stage!r}) had a finite {name.split('_')[0]} gradient; "
+                    "a smaller learning rate may help"
+                )
         figures |= {"stage": float(self._stage), "skip_share": genotype.skip_share}
         self._figures.append(figures)
         self._alphas.append(self._alpha())
@@ -364,7 +375,7 @@ class Searcher:
             alpha_history=tuple(self._alphas),
             cost=self._cost(),
             seed=self.seed or 0,
-            wall_time=self._seconds,
+            wall_time=self.seconds,
             config=self.config(),
             skip_share=tuple(figures["skip_share"] for figures in self._figures),
             epochs=tuple(self._figures),

@@ -198,6 +198,7 @@ class Supernet(nn.Module):
         self.num_classes = num_classes
         self.arch = nn.ParameterDict()
         self.input_shape: tuple[int, ...] | None = None
+        self._known_choices: tuple[Any, ...] = ()
         self._known_shapes: dict[tuple[int, ...], dict[str, tuple[tuple[int, int, int], int]]] = {}
 
     def initialise_arch(self, seed: int, shape: tuple[int, int, int]) -> None:
@@ -320,7 +321,13 @@ class Supernet(nn.Module):
         return (selector or self.space.selector()).select(self)
 
     def _shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[tuple[int, int, int], int]]:
-        """Input (C, H, W) and output channels of every choice for a network input of ``shape``; remembered by shape."""
+        """Input (C, H, W) and output channels of every choice for a network input of ``shape``.
+
+        Remembered by shape, as long as the choices and their candidates stay the same objects.
+        """
+        choices = tuple((name, choice, *choice.candidates.values()) for name, choice in self.named_choices())
+        if choices != self._known_choices:
+            self._known_choices, self._known_shapes = choices, {}
         if shape in self._known_shapes:
             return self._known_shapes[shape]
         found: dict[str, tuple[tuple[int, int, int], int]] = {}

@@ -78,7 +78,7 @@ class Classifier(lightning.LightningModule):
             raise ValueError(f"momentum must lie in [0, 1), got {momentum}")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")
-        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = network.to(memory_format=torch.channels_last)
         self.lr, self.momentum, self.weight_decay, self.clip = lr, momentum, weight_decay, clip
         self.label_smoothing, self.auxiliary_weight, self.drop_path = (
             label_smoothing,
@@ -97,13 +97,14 @@ class Classifier(lightning.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Raises the drop-path rate with the epochs."""
         if self.drop_path and hasattr(self.network, "drop_path"):
-            self.network.drop_path = self.drop_path * self.current_epoch / max(1, int(self.trainer.max_epochs or 1))
+            share = self.current_epoch / max(1, int(self.trainer.max_epochs or 1))
+            self.network.drop_path = self.drop_path * share  # type: ignore[assignment]  # a plain number of the network's
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The loss of a batch."""
         x, labels = _channels_last(batch[0]), batch[1]
         if self.auxiliary_weight:
-            logits, auxiliary = self.network.forward_with_auxiliary(x)
+            logits, auxiliary = self.network.forward_with_auxiliary(x)  # type: ignore[operator]
             loss = self.loss(logits, labels) + self.auxiliary_weight * self.loss(auxiliary, labels)
         else:
             loss = self.loss(self(x), labels)
@@ -125,10 +126,19 @@ class Classifier(lightning.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips by the norm of the whole gradient."""
+        """Clips by the norm of the whole gradient; a gradient that overflowed makes no update.
+
+        Under heavy masks a chain of batch norms over nearly dead channels can overflow in the backward pass while the
+        loss is sound.
+        """
         limit = gradient_clip_val if gradient_clip_val is not None else self.clip
-        if limit is not None:
-            self.clip_gradients(optimizer, limit, gradient_clip_algorithm or "norm")
+        if limit is None:
+            return
+        parameters = [p for p in self.parameters() if p.grad is not None]
+        if torch.isfinite(nn.utils.clip_grad_norm_(parameters, limit)):
+            return
+        for parameter in parameters:
+            parameter.grad = None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """SGD with Nesterov momentum; weight decay on weights only."""
@@ -156,7 +166,7 @@ class _EpochLoader:
 
     def __iter__(self) -> Iterator[Any]:
         assert self.trainer is not None
-        if hasattr(self.data, "rank"):
+        if hasattr(self.data, "rank") and hasattr(self.data, "world"):
             self.data.rank, self.data.world = self.trainer.global_rank, self.trainer.world_size
         self.data.set_epoch(self.trainer.current_epoch)
         yield from self.data

@@ -27,6 +27,7 @@ from netwright.nn.sparse.masks import (
 from netwright.nn.sparse.modules import (
     LAYERS,
     LayerSparsity,
+    bake,
     clone,
     effective_weight,
     export_csr,
@@ -48,6 +49,7 @@ __all__ = [
     "SparseConv2d",
     "SparseLinear",
     "TopKMask",
+    "bake",
     "check_density",
     "clone",
     "effective_weight",

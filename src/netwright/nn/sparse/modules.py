@@ -270,6 +270,23 @@ def init_scores(
             raise ValueError(f"layer {name or type(module).__name__!r}: {error}") from error
 
 
+def bake(layer: nn.Module) -> None:
+    """Puts the effective weight of a parametrized layer in the place of its parametrizations.
+
+    Example:
+        >>> layer = parametrize.register_parametrization(nn.Linear(2, 2), "weight", TopKMask(0.5))
+        >>> bake(layer)
+        >>> list(layer.state_dict()), int((layer.weight != 0).sum())
+        (['weight', 'bias'], 2)
+    """
+    parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+    # torch puts the weight back behind the bias; optimisers and files know parameters by their order
+    for name, parameter in list(layer.named_parameters(recurse=False)):
+        if name != "weight":
+            delattr(layer, name)
+            layer.register_parameter(name, parameter)
+
+
 def to_dense(module: nn.Module) -> nn.Module:
     """A plain copy with every mask baked into its weight: no scores, no parametrization, zeros exactly zero.
 
@@ -291,7 +308,7 @@ def to_dense(module: nn.Module) -> nn.Module:
             new.weight = nn.Parameter(weight, requires_grad=mask.weight.requires_grad)
             return new
         if mask is not None:
-            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+            bake(layer)
         return layer
 
     return _replace(module, change)

@@ -1,0 +1,442 @@
+"""The command line: bad input in a thousand forms, what stands on which stream, exit codes, and what is imported."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import netwright
+from netwright import cli, storage
+
+VERBS = ("check", "design", "evaluate", "predict", "report", "doctor", "papers", "reproduce", "cite")
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+# What no user should ever have to read, and what must not be imported to answer a call for help.
+HEAVY = ("torch", "lightning", "matplotlib", "numpy", "sklearn", "onnxruntime")
+TRAINERS = ("lightning", "pytorch_lightning", "lightning_fabric")
+COUNT = 1200
+
+
+def invoke(*arguments: str):
+    return CliRunner().invoke(cli.app, list(arguments))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a finished run leaves for those who use its network, with untrained weights."""
+    import torch
+
+    from netwright.design.model import Architecture
+    from netwright.design.options import Options
+    from netwright.design.run import RunFolder
+
+    folder = RunFolder(tmp_path_factory.mktemp("cli") / "run")
+    architecture = Architecture(
+        kind="named", shape=(1, 8, 8), classes=tuple("0123456789"), mean=(0.3,), std=(0.4,), name="small_convnet"
+    )
+    torch.manual_seed(0)
+    folder.write("architecture.json", architecture.to_dict())
+    folder.describe(Options(data="digits"), "netwright design digits")
+    storage.write_tensors(folder / "model.safetensors", architecture.build().state_dict())
+    return folder.path
+
+
+class Hostile:
+    """Commands that are each wrong in one way at least, over all verbs."""
+
+    def __init__(self, folder: Path, run: Path, seed: int = 0):
+        self.dice = random.Random(seed)
+        self.run = str(run)
+        generator = np.random.default_rng(seed)
+        folder.mkdir()
+        bad = {
+            "empty.npz": b"",
+            "noise.npz": generator.bytes(500),
+            "half.npz": b"PK\x03\x04" + generator.bytes(60),
+            "noise.npy": generator.bytes(300),
+            "empty.npy": b"",
+            "noise.png": generator.bytes(300),
+            "empty.png": b"",
+            "cut.png": b"\x89PNG\r\n\x1a\n" + generator.bytes(20),
+            "text.txt": "no image at all\n".encode(),
+            "noise.json": generator.bytes(80),
+            "list.json": b"[1, 2]",
+            "number.json": b"7",
+            "unknown.json": b'{"sparsty": 0.9}',
+            "types.json": b'{"data": "digits", "sparsity": "much", "epochs": [1]}',
+            "range.json": b'{"data": "digits", "sparsity": 7}',
+            "null.json": b"null",
+            "deep.json": b'{"options": {"data": {"a": 1}}}',
+        }
+        for name, content in bad.items():
+            (folder / name).write_bytes(content)
+        np.savez(folder / "no-labels.npz", x=np.zeros((9, 8, 8), np.uint8))
+        np.savez(folder / "lengths.npz", x=np.zeros((9, 8, 8), np.uint8), y=np.zeros(4, int))
+        np.savez(folder / "text.npz", x=np.full((9, 8, 8), "a"), y=np.arange(9) % 2)
+        np.savez(folder / "objects.npz", x=np.array([{}], dtype=object), y=np.zeros(1, int))
+        np.save(folder / "shape.npy", np.zeros((2, 5, 7), np.uint8))
+        np.save(folder / "words.npy", np.full((2, 8, 8), "a"))
+        np.save(folder / "nan.npy", np.full((2, 8, 8), np.nan))
+        np.save(folder / "large.npy", np.full((2, 8, 8), 70000))
+        np.save(folder / "none.npy", np.zeros((0, 8, 8), np.uint8))
+        np.savez(folder / "nothing.npz")
+        (folder / "void").mkdir()
+        for name, count in (("one-class", 1), ("noise", 3)):
+            for i in range(count):
+                (folder / name / f"class{i}").mkdir(parents=True)
+                (folder / name / f"class{i}" / "a.png").write_bytes(generator.bytes(200))
+        (folder / "wrong-run").mkdir()
+        (folder / "wrong-run" / "run.json").write_bytes(b"[]")
+        (folder / "noise-run").mkdir()
+        for name in ("run.json", "architecture.json", "model.safetensors"):
+            (folder / "noise-run" / name).write_bytes(generator.bytes(90))
+        self.folder = folder
+        self.data = ["void", "one-class", "noise", "empty.npz", "noise.npz", "half.npz", "no-labels.npz", "lengths.npz"]
+        self.data += ["text.npz", "objects.npz", "text.txt", "noise.png", "noise.npy"]
+        self.images = ["noise.png", "empty.png", "cut.png", "text.txt", "noise.npy", "empty.npy", "shape.npy"]
+        self.images += ["words.npy", "nan.npy", "large.npy", "none.npy", "nothing.npz", "noise.npz", "void"]
+        self.configs = ["noise.json", "list.json", "number.json", "unknown.json", "types.json", "range.json"]
+        self.configs += ["null.json", "deep.json", "void", "absent.json", "noise.png"]
+
+    def word(self) -> str:
+        text = "".join(self.dice.choices(LETTERS, k=self.dice.randint(1, 12)))
+        return f"{text}-{self.dice.choice('äß語 #%')}" if self.dice.random() < 0.2 else f"{text}q"
+
+    def path(self, names: list[str]) -> str:
+        if self.dice.random() < 0.25:
+            return str(self.folder / self.word() / self.dice.choice(["x.png", "y.npz", "z"]))
+        return str(self.folder / self.dice.choice(names))
+
+    def bad_run(self) -> str:
+        return self.path(["void", "wrong-run", "noise-run", "noise.png", "noise"])
+
+    def whole(self) -> str:
+        return self.dice.choice(["0", "-1", "-99999999999999999999", "1.5", "", "abc", "1e3", "nan", "0x10", self.word()])
+
+    def design_option(self) -> list[str]:
+        dice, word = self.dice, self.word
+        values: dict[str, Callable[[], str]] = {
+            "--sparsity": lambda: dice.choice(["1", "1.0", "2", "-0.1", "nan", "inf", "-inf", "abc", "", "0,95", "95%"]),
+            "--time-budget": lambda: dice.choice(["0", "0s", "-5m", "soon", "", "1x", "m", "10 parsecs", "1h-3m", word()]),
+            "--accuracy": lambda: dice.choice(["0", "-1", "1.01", "nan", "inf", "95%", "", word()]),
+            "--lr": lambda: dice.choice(["0", "-0.1", "nan", "inf", "-inf", "fast", "", word()]),
+            "--seed": lambda: dice.choice(["-1", "1.5", "", "abc", "nan", word()]),
+            "--batch-size": lambda: dice.choice(["1", "0", "-64", "1.5", "", word()]),
+            "--search": word,
+            "--space": word,
+            "--pruning": word,
+            "--strategy": word,
+            "--logger": word,
+            "--config": lambda: self.path(self.configs),
+        }
+        wholes = ("size", "channels", "cells", "search-channels", "search-epochs", "epochs", "devices", "nodes")
+        values |= {f"--{name}": self.whole for name in wholes}
+        name = dice.choice(sorted(values))
+        return [name, values[name]()]
+
+    def command(self) -> list[str]:
+        dice, word = self.dice, self.word
+        ways: list[Callable[[], list[str]]] = [
+            lambda: [dice.choice([word(), "chek", "desing", "predct", "papres", "CHECK", "-", "--"])],
+            lambda: [f"--{word()}", dice.choice(VERBS)],
+            lambda: [dice.choice(VERBS), f"--{word()}", *([word()] if dice.random() < 0.5 else [])],
+            lambda: [dice.choice(["check", "evaluate", "predict", "report", "reproduce", "cite", "design"])],
+            lambda: ["predict", self.run],
+            lambda: [dice.choice(["doctor", "papers"]), word()],
+            lambda: [dice.choice(["check", "report", "cite"]), word(), word()],
+            lambda: [dice.choice(["check", "design"]), word()],
+            lambda: ["check", self.path(self.data)],
+            lambda: ["design", self.path(self.data), "--epochs", "1"],
+            lambda: ["design", "digits", *self.design_option()],
+            lambda: ["design", "digits", *self.design_option(), *self.design_option()],
+            lambda: ["design", *self.design_option(), word(), word()],
+            lambda: ["design", "digits", dice.choice(["--sparsity", "--epochs", "--out", "--config"])],
+            lambda: ["evaluate", self.bad_run(), *([word()] if dice.random() < 0.5 else [])],
+            lambda: ["evaluate", self.run, dice.choice([word(), self.path(self.data)])],
+            lambda: ["predict", self.bad_run(), self.path(self.images)],
+            lambda: ["predict", self.run, self.path(self.images)],
+            lambda: ["predict", self.run, *(self.path(self.images) for _ in range(dice.randint(2, 4)))],
+            lambda: ["report", self.bad_run()],
+            lambda: ["reproduce", word(), *([word()] if dice.random() < 0.3 else [])],
+            lambda: ["reproduce", "dass", "--seeds", dice.choice(["0", "-3", "two", "1.5", ""])],
+            lambda: ["reproduce", "dass", "--scale", dice.choice(["0", "-1", "nan", "inf", "big"])],
+            lambda: ["reproduce", "dass", "--record", *dice.choice([["--fast"], ["--seeds", "1"], ["--scale", "0.5"]])],
+            lambda: ["reproduce", "dass", "--jobs", dice.choice(["many", "1.5", "0", "-2"]), "--fast"],
+            lambda: ["cite", dice.choice([word(), "netwright.nothing", "das", "", "..", "os:system", "netwright.search."])],
+        ]
+        arguments = dice.choice(ways)()
+        if arguments[0] in VERBS and dice.random() < 0.3:
+            arguments.insert(dice.randint(1, len(arguments)), dice.choice(["--json", "--quiet"]))
+        return arguments
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty current folder that must be empty afterwards."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    yield folder
+    assert list(folder.iterdir()) == []
+
+
+def test_a_thousand_bad_commands(here: Path, tmp_path: Path, run: Path):
+    hostile = Hostile(tmp_path / "hostile", run)
+    before = {p: p.read_bytes() for p in [*run.rglob("*"), *hostile.folder.rglob("*")] if p.is_file()}
+    wrong: list[str] = []
+    seen: set[tuple[str, ...]] = set()
+    for _ in range(COUNT):
+        arguments = hostile.command()
+        seen.add(tuple(arguments))
+        found = invoke(*arguments)
+        lines = [line for line in found.stderr.splitlines() if line.strip()]
+        faults = []
+        if found.exit_code != 2:
+            faults.append(f"exit {found.exit_code}")
+        if not 1 <= len(lines) <= 6:
+            faults.append(f"{len(lines)} lines")
+        if "Traceback" in found.stderr or "--debug" in found.stderr or 'File "' in found.stderr:
+            faults.append("an error that nobody foresaw")
+        if found.stdout:
+            faults.append(f"{len(found.stdout)} characters on stdout")
+        if any(here.iterdir()):
+            faults.append(f"left {[p.name for p in here.iterdir()]}")
+        if faults:
+            wrong.append(f"{arguments}: {', '.join(faults)}: {found.stderr[:300]!r}")
+    assert wrong == [], f"{len(wrong)} of {COUNT}:\n" + "\n".join(wrong[:20])
+    assert len(seen) > 0.7 * COUNT
+    assert {p: p.read_bytes() for p in before} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cure"),
+    [
+        (["chek", "digits"], "Did you mean 'check'?"),
+        (["design", "digits", "--sparsty", "0.9"], "--sparsity"),
+        (["check", "digist"], "did you mean digits?"),
+        (["check", "fashon-mnist"], "did you mean fashion-mnist?"),
+        (["design", "cifar-10"], "did you mean cifar10?"),
+        (["design", "digits", "--search", "das"], "did you mean dass?"),
+        (["design", "digits", "--pruning", "hydr"], "did you mean hydra?"),
+        (["design", "digits", "--space", "micro-dart"], "did you mean micro-darts"),
+        (["reproduce", "das"], "did you mean dass?"),
+        (["cite", "dasss"], "did you mean dass?"),
+    ],
+)
+def test_near_names(here: Path, arguments: list[str], cure: str):
+    found = invoke(*arguments)
+    assert found.exit_code == 2
+    assert cure in found.stderr
+
+
+def test_what_where_cure(here: Path):
+    lines = invoke("check", "some/folder").stderr.splitlines()
+    assert lines[0] == "error: no such file or folder"
+    assert lines[1].startswith("  in some/folder")
+    assert lines[2].startswith("  do check the path")
+
+
+def test_version(here: Path):
+    found = invoke("--version")
+    assert (found.exit_code, found.stdout, found.stderr) == (0, f"netwright {netwright.__version__}\n", "")
+
+
+def test_no_verb_shows_the_verbs(here: Path):
+    found = invoke()
+    assert all(verb in found.output for verb in VERBS)
+
+
+def test_debug_shows_where_it_came_from(here: Path):
+    plain, told = invoke("check", "nowhere"), invoke("check", "nowhere", "--debug")
+    assert "Traceback" not in plain.stderr
+    assert "Traceback" in told.stderr
+    assert told.stderr.endswith(plain.stderr)
+    assert told.exit_code == 2
+
+
+def test_an_unforeseen_error_is_one_line(here: Path, monkeypatch: pytest.MonkeyPatch):
+    def explode(**_: object) -> None:
+        raise RuntimeError("first line\nsecond line")
+
+    monkeypatch.setattr("netwright.design.doctor.doctor", explode)
+    found = invoke("doctor")
+    assert found.exit_code == 2
+    assert found.stderr == "error: RuntimeError: first line\n  do add --debug to see where it came from\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (KeyboardInterrupt("stopped after epoch 3"), 130, "stopped after epoch 3; the same command goes on\n"),
+        (FloatingPointError("the loss became nan in epoch 2"), 2, "error: the loss became nan in epoch 2\n"),
+        (ModuleNotFoundError("No module", name="timm"), 2, "error: timm is not installed\n  do pip install timm\n"),
+    ],
+)
+def test_exit_codes_of_what_stops_a_verb(here, monkeypatch, error: BaseException, code: int, message: str):
+    def stop(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("netwright.design.doctor.doctor", stop)
+    found = invoke("doctor")
+    assert (found.exit_code, found.stderr, found.stdout) == (code, message, "")
+
+
+class TestCheck:
+    def test_exit_0_and_1(self, here: Path, tmp_path: Path):
+        generator = np.random.default_rng(0)
+        x = generator.integers(0, 256, (60, 8, 8), dtype=np.uint8)
+        np.savez(tmp_path / "good.npz", x=x, y=np.arange(60) % 3)
+        np.savez(tmp_path / "gaps.npz", x=x, y=np.arange(60) % 3 * 2)
+        assert invoke("check", str(tmp_path / "good.npz")).exit_code == 0
+        found = invoke("check", str(tmp_path / "gaps.npz"))
+        assert found.exit_code == 1
+        assert "labels up to 4" in found.stdout
+        assert invoke("check", str(tmp_path / "gaps.npz"), "--json").exit_code == 1
+
+    def test_plot(self, here: Path, tmp_path: Path):
+        target = tmp_path / "classes.png"
+        assert invoke("check", "digits", "--plot", str(target)).exit_code == 0
+        assert target.read_bytes().startswith(b"\x89PNG")
+        found = invoke("check", "digits", "--plot", str(tmp_path / "classes.xyz"))
+        assert found.exit_code == 2
+        assert found.stdout == ""
+        assert "--debug" not in found.stderr
+        assert not (tmp_path / "classes.xyz").exists()
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    from PIL import Image
+
+    path = tmp_path / "image.png"
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(path)
+    return str(path)
+
+
+class TestJson:
+    """One JSON document on standard output, and nothing else there."""
+
+    @pytest.mark.parametrize("verb", ["check", "doctor", "papers", "cite", "evaluate", "predict", "report"])
+    def test_in_this_process(self, here: Path, run: Path, picture: str, verb: str):
+        arguments = {
+            "check": ["digits"],
+            "cite": ["dass"],
+            "evaluate": [str(run)],
+            "predict": [str(run), picture, picture],
+            "report": [str(run)],
+        }
+        found = invoke(verb, *arguments.get(verb, []), "--json")
+        assert found.exit_code == 0, found.stderr
+        content = json.loads(found.stdout)
+        assert content
+        if verb == "papers":
+            assert {"slug", "title", "method", "verdict", "budget", "seeds", "seconds"} <= set(content[0])
+        if verb == "predict":
+            assert len(content["classes"]) == 2
+        if verb == "evaluate":
+            assert content["low"] < content["accuracy"] < content["high"]
+
+    def test_reproduce(self, here: Path, monkeypatch: pytest.MonkeyPatch):
+        from netwright.papers.evidence import Evidence
+
+        asked: dict[str, object] = {}
+
+        def instead(slugs: list[str], **options: object) -> list[Evidence]:
+            asked.update(options, slugs=slugs)
+            return []
+
+        monkeypatch.setattr("netwright.papers.reproduce", instead)
+        found = invoke("reproduce", "dass", "--fast", "--seeds", "2", "--json")
+        assert (found.exit_code, json.loads(found.stdout)) == (0, [])
+        assert (asked["slugs"], asked["fast"], asked["seeds"], asked["scale"]) == (["dass"], True, 2, 1.0)
+
+    @pytest.mark.parametrize("arguments", [["check", "digits"], ["doctor"], ["papers"], ["cite", "dass"]])
+    def test_in_a_pipe(self, here: Path, arguments: list[str]):
+        done = subprocess.run(
+            [sys.executable, "-m", "netwright", *arguments, "--json"],
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=120, check=True,
+        )  # fmt: skip
+        assert json.loads(done.stdout)
+
+
+class TestHuman:
+    """The same answers for a person."""
+
+    def test_predict_and_cite_and_papers(self, here: Path, run: Path, picture: str):
+        rows = invoke("predict", str(run), picture).stdout.splitlines()
+        assert rows[0].split() == ["image", "class", "probability"]
+        assert rows[1].startswith(picture)
+        assert invoke("cite", "dass").stdout.startswith("@")
+        assert "dass" in invoke("papers").stdout
+
+    def test_quiet_leaves_only_the_result(self, here: Path, run: Path):
+        found = invoke("evaluate", str(run), "--quiet")
+        assert found.stderr == ""
+        assert "accuracy" in found.stdout
+
+
+PROBE = """
+import sys
+from typer.testing import CliRunner
+from netwright import cli
+done = CliRunner().invoke(cli.app, {arguments!r})
+assert done.exit_code == {code}, (done.exit_code, done.output)
+print([name for name in {names!r} if name in sys.modules])
+"""
+
+
+def imported(arguments: list[str], names: tuple[str, ...], code: int = 0) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE.format(arguments=arguments, names=names, code=code)],
+        capture_output=True, text=True, timeout=120, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+HELP = """
+import sys
+from typer.testing import CliRunner
+from netwright import cli
+for verb in ["", *sys.argv[1:]]:
+    done = CliRunner().invoke(cli.app, [*([verb] if verb else []), "--help"])
+    assert done.exit_code == 0 and "Usage" in done.stdout, (verb, done.output)
+    print(verb, [name for name in {names!r} if name in sys.modules])
+"""
+
+
+def test_help_imports_nothing_heavy():
+    done = subprocess.run(
+        [sys.executable, "-c", HELP.format(names=HEAVY), *VERBS], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.splitlines() == [f"{verb} []" for verb in ["", *VERBS]]
+
+
+def test_a_wrong_verb_imports_nothing_heavy():
+    assert imported(["chek"], HEAVY, code=2) == "[]"
+
+
+@pytest.mark.parametrize("verb", ["predict", "papers", "report", "evaluate", "check", "cite", "doctor"])
+def test_what_only_looks_does_not_import_the_trainer(run: Path, picture: str, verb: str):
+    arguments = {
+        "predict": [str(run), picture],
+        "report": [str(run)],
+        "evaluate": [str(run)],
+        "check": ["digits"],
+        "cite": ["dass"],
+    }
+    assert imported([verb, *arguments.get(verb, [])], TRAINERS) == "[]"
+
+
+def test_every_verb_has_json_quiet_and_debug():
+    for verb in VERBS:
+        text = invoke(verb, "--help").stdout
+        assert all(option in text for option in ("--json", "--quiet", "--debug")), verb
