@@ -22,7 +22,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 # What no user should ever have to read, and what must not be imported to answer a call for help.
 HEAVY = ("torch", "lightning", "matplotlib", "numpy", "sklearn", "onnxruntime")
 TRAINERS = ("lightning", "pytorch_lightning", "lightning_fabric")
-COUNT = 1200
+COUNT = 1050
 
 
 def invoke(*arguments: str):
@@ -137,6 +137,7 @@ class Hostile:
             "--logger": word,
             "--config": lambda: self.path(self.configs),
         }
+        values["--jobs"] = lambda: dice.choice(["0", "-2", "many", ""])
         wholes = ("size", "channels", "cells", "search-channels", "search-epochs", "epochs", "devices", "nodes")
         values |= {f"--{name}": self.whole for name in wholes}
         name = dice.choice(sorted(values))
@@ -158,7 +159,7 @@ class Hostile:
             lambda: ["design", "digits", *self.design_option()],
             lambda: ["design", "digits", *self.design_option(), *self.design_option()],
             lambda: ["design", *self.design_option(), word(), word()],
-            lambda: ["design", "digits", dice.choice(["--sparsity", "--epochs", "--out", "--config"])],
+            lambda: ["design", "digits", dice.choice(["--sparsity", "--epochs", "--out", "--config"])],  # no value
             lambda: ["evaluate", self.bad_run(), *([word()] if dice.random() < 0.5 else [])],
             lambda: ["evaluate", self.run, dice.choice([word(), self.path(self.data)])],
             lambda: ["predict", self.bad_run(), self.path(self.images)],
@@ -169,12 +170,12 @@ class Hostile:
             lambda: ["reproduce", "dass", "--seeds", dice.choice(["0", "-3", "two", "1.5", ""])],
             lambda: ["reproduce", "dass", "--scale", dice.choice(["0", "-1", "nan", "inf", "big"])],
             lambda: ["reproduce", "dass", "--record", *dice.choice([["--fast"], ["--seeds", "1"], ["--scale", "0.5"]])],
-            lambda: ["reproduce", "dass", "--jobs", dice.choice(["many", "1.5", "0", "-2"]), "--fast"],
-            lambda: ["cite", dice.choice([word(), "netwright.nothing", "das", "", "..", "os:system", "netwright.search."])],
+            lambda: ["reproduce", "dass", "--jobs", dice.choice(["many", "1.5", ""]), "--fast"],
+            lambda: ["cite", dice.choice([word(), "netwright.nothing", "das", "os:system", "torch.nn.Linear"])],
         ]
         arguments = dice.choice(ways)()
         if arguments[0] in VERBS and dice.random() < 0.3:
-            arguments.insert(dice.randint(1, len(arguments)), dice.choice(["--json", "--quiet"]))
+            arguments.insert(1, dice.choice(["--json", "--quiet"]))
         return arguments
 
 

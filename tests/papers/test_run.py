@@ -163,6 +163,27 @@ def test_recording_publishes_full_runs_only(experiment, tmp_path):
     json.dumps(row)
 
 
+def test_verbs_choose_papers_by_family(experiment, tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from netwright.cli import app
+
+    calls = []
+    monkeypatch.setattr(run, "_reproduce", lambda going, record: calls.append(going.slug) or _Printed())
+    shown = CliRunner().invoke(app, ["papers", "--family", "console", "--json"])
+    assert [row["slug"] for row in json.loads(shown.stdout)] == ["coin-toss"]
+    assert CliRunner().invoke(app, ["reproduce", "--family", "console"]).exit_code == 0
+    assert calls == ["coin-toss"]
+    nothing = CliRunner().invoke(app, ["reproduce"])
+    assert (nothing.exit_code, "no paper was named" in nothing.output) == (2, True)
+    assert CliRunner().invoke(app, ["papers", "--family", "nonsense"]).exit_code == 2
+
+
+class _Printed:
+    def to_dict(self):
+        return {}
+
+
 def test_several_papers_get_folders_of_their_own(experiment, tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(run, "_reproduce", lambda going, record: calls.append((going.slug, going.out)))

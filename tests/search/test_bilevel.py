@@ -192,7 +192,7 @@ def test_weight_phase_leaves_alpha_and_the_reverse():
     assert all(torch.equal(v, state[k]) == k.startswith("arch") for k, v in net.state_dict().items())
     state = copy.deepcopy(net.state_dict())
     figures = SecondOrder().step(net, objective, None, a_opt, train, val)
-    assert set(figures) == {"val_loss", "alpha_grad_norm"}
+    assert set(figures) == {"val_loss", "alpha_grad_norm", "alpha_skipped"}
     assert all(torch.equal(v, state[k]) != k.startswith("arch") for k, v in net.state_dict().items())
     assert all(p.grad is None for p in net.parameters())
 

@@ -244,6 +244,28 @@ def test_validation_batches_start_again_in_a_new_order():
     assert len(set(orders)) > 2
 
 
+def test_seconds_add_up_over_sittings(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("netwright.search.searcher.time.perf_counter", lambda: now[0])
+    searcher, (train, val) = darts(epochs=2), loaders(steps=1)
+    assert searcher.seconds == 0
+    searcher.prepare(seed=0, steps_per_epoch=1)
+    searcher.step(next(iter(train)), next(iter(val)))
+    now[0] += 3
+    assert searcher.seconds == 3
+    searcher.end_epoch()
+    state = searcher.state_dict()
+    now[0] += 1000
+    assert searcher.seconds == 3
+    again = darts(epochs=2)
+    again.load_state_dict(state)
+    again.prepare(seed=0, steps_per_epoch=1)
+    again.step(next(iter(train)), next(iter(val)))
+    now[0] += 2
+    again.end_epoch()
+    assert again.seconds == again.result().wall_time == 5
+
+
 def test_result_says_what_was_done():
     result = darts(2).search(*loaders(), seed=3)
     assert (result.seed, len(result.skip_share), len(result.epochs)) == (3, 3, 3)

@@ -292,6 +292,25 @@ def test_expected_cost_is_the_mean_over_all_paths():
         torch.testing.assert_close(found, wanted)
 
 
+def test_expected_cost_probes_a_shape_once_until_the_choices_change():
+    supernet = Chain(_pair(), _pair())
+    runs = []
+    supernet.register_forward_pre_hook(lambda module, inputs: runs.append(tuple(inputs[0].shape[1:])))
+    table = {("conv", 2, 2, s, s, 1, ""): float(s) for s in (4, 6)} | {("conv", 2, 2, 4, 4, 2, ""): 1.0}
+    small = supernet.expected_cost(table, (2, 4, 4))
+    assert torch.equal(supernet.expected_cost(table, (2, 4, 4)), small)
+    torch.testing.assert_close(supernet.expected_cost(table, (2, 6, 6)), small * 6 / 4)
+    supernet.set_gate(SoftmaxGate())
+    supernet.expected_cost(table, (2, 6, 6))
+    assert runs == [(2, 6, 6)]  # (2, 4, 4) was probed when the supernet was built
+    _, choice = next(supernet.named_choices())
+    choice.candidates["conv"] = nn.Conv2d(2, 2, 1)
+    supernet.expected_cost(table, (2, 4, 4))
+    twin = copy.deepcopy(supernet)
+    twin.expected_cost(table, (2, 4, 4))
+    assert runs == [(2, 6, 6), (2, 4, 4)]
+
+
 def test_expected_cost_needs_a_whole_table_and_a_shape():
     supernet = spaces.get("micro-darts-2").supernet(1, 3, channels=2)
     operations = supernet.operations((1, 8, 8))

@@ -81,6 +81,8 @@ class Options(Result):
             raise UserError(f"batch-size must be >= 2 (batch norm needs two examples), got {self.batch_size}")
         if self.devices < 1 or self.nodes < 1:
             raise UserError(f"devices and nodes must be >= 1, got {self.devices} and {self.nodes}")
+        if self.jobs == 0 or self.jobs < -1:
+            raise UserError(f"jobs must be >= 1, or -1 for every core, got {self.jobs}")
         if self.batch_size % (self.devices * self.nodes):
             raise UserError(
                 f"batch-size must be a multiple of all processes ({self.devices * self.nodes}), got {self.batch_size}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from netwright.search.genotype import Genotype
 
 SAMPLES = 8
+_PREFIXES = {"model": "", "baseline": "baseline/"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,16 +126,19 @@ def _stages(run: RunFolder, options: Options, plan: Plan | None, command: str) -
             with total.stage("search"):
                 architecture = _architecture(stage, run_search(stage))
             clock.save()
-            network, dense = train_network(stage, "model", architecture.build, total)
+            _report(run)
+            keep = partial(_export_dense, stage, "model", architecture)
+            network, dense = train_network(stage, "model", architecture.build, total, keep)
             clock.save()
             with total.stage("export"):
-                _export(stage, "model", architecture, network, dense)
+                _export(stage, "model", architecture, network)
                 _report(run)
             other = _baseline_architecture(stage)
-            rival, rival_dense = train_network(stage, "baseline", other.build, total)
+            keep = partial(_export_dense, stage, "baseline", other)
+            rival, rival_dense = train_network(stage, "baseline", other.build, total, keep)
             clock.save()
             with total.stage("measure"):
-                _export(stage, "baseline", other, rival, rival_dense)
+                _export(stage, "baseline", other, rival)
                 four = {"model": network, "dense": dense, "baseline": rival, "baseline_dense": rival_dense}
                 _measure(stage, four, {"model": architecture, "baseline": other}, clock)
     except KeyboardInterrupt:
@@ -175,7 +180,7 @@ def _load_data(run: RunFolder, options: Options) -> tuple[Data, dict[str, Any]]:
         "download": options.download,
     }
     data = load(options.data, seed=options.seed, size=size, **known)
-    if run.has("data.json"):
+    if run.has("plan.json"):
         if run.read("data.json")["fingerprint"] != data.fingerprint():
             raise UserError(
                 "the data have changed since this run began", where=options.data, cure="choose another --out"
@@ -248,37 +253,48 @@ def _is_picture(data: Any) -> bool:
     return images is None or images.dtype == torch.uint8
 
 
-def _export(stage: Stage, which: str, architecture: Architecture, network: nn.Module, dense: nn.Module) -> None:
-    """Leaves weights and ONNX files, sparse and dense; the sparse ones last, since they mark the stage as done."""
-    from netwright.deploy import onnx as deploy
-    from netwright.design.measure import first_images, onnx_input
-    from netwright.design.report import readme_text
-
+def _export_dense(stage: Stage, which: str, architecture: Architecture, dense: nn.Module) -> None:
+    """Leaves the files of the network before pruning; until it is pruned they are the best so far: ``model.*``."""
     run: RunFolder = stage.run
-    prefix = "" if which == "model" else "baseline/"
-    if not distributed.is_main():
-        distributed.barrier()
-        return
-    for suffix, net in (("-dense", dense), ("", network)):
-        weights, file = f"{prefix}model{suffix}.safetensors", f"{prefix}model{suffix}.onnx"
-        if not run.has(weights):
-            storage.write_tensors(run / weights, net.state_dict())
-        if not run.has(file):
-            deploy.export(
-                net,
-                run / file,
-                shape=architecture.shape,
-                mean=architecture.mean,
-                std=architecture.std,
-                classes=architecture.classes,
-                scale=255.0 if architecture.picture else None,
-            )
-    if which == "model":
-        images, labels = first_images(stage.data, SAMPLES)
-        arrays = {"images": onnx_input(images, architecture.picture), "labels": labels.numpy()}
-        _write_arrays(run / "sample.npz", arrays)
-        storage.write_text(run / "README.txt", readme_text(architecture))
+    prefix = _PREFIXES[which]
+    if distributed.is_main() and not run.has(f"{prefix}model-dense.onnx"):
+        _write_network(run, f"{prefix}model-dense", architecture, dense)
+        if which == "model":
+            from netwright.design.measure import first_images, onnx_input
+            from netwright.design.report import readme_text
+
+            images, labels = first_images(stage.data, SAMPLES)
+            arrays = {"images": onnx_input(images, architecture.picture), "labels": labels.numpy()}
+            _write_arrays(run / "sample.npz", arrays)
+            storage.write_text(run / "README.txt", readme_text(architecture))
+            for suffix in ("safetensors", "onnx"):
+                storage.write_bytes(run / f"model.{suffix}", (run / f"model-dense.{suffix}").read_bytes())
+            _report(run)
     distributed.barrier()
+
+
+def _export(stage: Stage, which: str, architecture: Architecture, network: nn.Module) -> None:
+    """Leaves the files of the finished network, and a mark that they are its own."""
+    mark = f"work/{which}-exported.json"
+    if distributed.is_main() and not stage.run.has(mark):
+        _write_network(stage.run, f"{_PREFIXES[which]}model", architecture, network)
+        stage.run.write(mark, {"exported": True})
+    distributed.barrier()
+
+
+def _write_network(run: RunFolder, name: str, architecture: Architecture, network: nn.Module) -> None:
+    from netwright.deploy import onnx as deploy
+
+    storage.write_tensors(run / f"{name}.safetensors", network.state_dict())
+    deploy.export(
+        network,
+        run / f"{name}.onnx",
+        shape=architecture.shape,
+        mean=architecture.mean,
+        std=architecture.std,
+        classes=architecture.classes,
+        scale=255.0 if architecture.picture else None,
+    )
 
 
 def _write_arrays(path: Path, arrays: dict[str, Any]) -> None:

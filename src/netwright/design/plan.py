@@ -29,12 +29,14 @@ if TYPE_CHECKING:
     from netwright.search.spaces.network import Stem
 
 # Shares of a time budget, after what export, measuring and the report need.
-SEARCH_SHARE, MODEL_SHARE = 0.2, 0.42
+SEARCH_SHARE, MODEL_SHARE = 0.16, 0.42  # and as much as the model for the baseline
 PHASES = (("pretrain", 0.4), ("prune", 0.25), ("finetune", 0.35))
 CHUNKS = 8  # an epoch under a time budget is at most this part of its phase, so that an amended plan still anneals
 SAFETY = 0.92
 CHANNELS = (8, 12, 16, 24, 32, 48, 64, 96)
-MIN_PASSES = 6  # passes over the data that a size must allow before a larger one is chosen
+# Passes over the data that a size must allow before a larger one is chosen: few, since what is left after heavy pruning
+# depends on the width more than on the last epochs.
+MIN_PASSES = 3
 DEFAULT_STEPS, SEARCH_STEPS, DEFAULT_CHANNELS = 600, 120, 32
 # Below this many multiply-adds a step, a second thread costs more than it brings.
 THREADED_MACS = 3e8
@@ -196,7 +198,7 @@ def make_plan(options: Options, data: Data) -> Plan:
     use = {"baseline": threads_for(rival, shape, batch)}
     with threads(use["baseline"]):
         baseline = step_seconds(training_step(rival, shape, classes, batch))
-    finish = 25.0 + 1.5 * baseline * math.ceil(len(data.test) / batch)
+    finish = 30.0 + 1.5 * baseline * math.ceil(len(data.test) / batch)
     times = {"baseline": baseline}
 
     genotype = spaces.get(options.space).random(stream(options.seed, "plan"))

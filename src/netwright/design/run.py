@@ -43,6 +43,20 @@ class RunFolder:
         """Writes a JSON artefact atomically."""
         storage.write_json(self.path / name, value)
 
+    def described(self) -> dict[str, Any]:
+        """What ``run.json`` holds.
+
+        Raises:
+            UserError: If the folder holds no run.
+        """
+        content = self.read("run.json") if self.has("run.json") else None
+        whole = isinstance(content, dict) and content.get("kind") == _MARK
+        if not whole or not all(isinstance(content.get(name), dict) for name in ("options", "identity")):
+            raise UserError(
+                "no run of netwright", where=self.path, cure="give a folder that netwright design wrote, or a new one"
+            )
+        return content
+
     def refuse_strangers(self, options: Options) -> None:
         """Makes sure that the folder is free, or holds the very run that these options describe.
 
@@ -50,10 +64,7 @@ class RunFolder:
             UserError: If the folder holds anything else: another run, or files that are no run's.
         """
         if self.has("run.json"):
-            earlier = self.read("run.json")
-            if not isinstance(earlier, dict) or earlier.get("kind") != _MARK:
-                raise UserError("run.json is not a run of netwright", where=self.path, cure="choose another --out")
-            before, now = earlier["identity"], options.identity()
+            before, now = self.described()["identity"], options.identity()
             if before != now:
                 changed = [n for n in sorted({*before, *now}) if before.get(n) != now.get(n)]
                 told = ", ".join(f"{n} {before.get(n)!r} there, {now.get(n)!r} here" for n in changed[:3])

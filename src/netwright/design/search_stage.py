@@ -43,7 +43,8 @@ def make_searcher(options: Options, supernet: Supernet, epochs: list[int]) -> Se
     if options.search == "dass":
         from netwright.search.dass import DASS, DASSStages
 
-        stages = DASSStages(*epochs, lr=WEIGHT_LR, momentum=0.9)
+        pretrain, pruning, finetune = epochs
+        stages = DASSStages(pretrain, pruning, finetune, lr=WEIGHT_LR, momentum=0.9)
         return DASS(supernet, density=1 - options.sparsity, stages=stages, unrolled=False, alpha_lr=ALPHA_LR)
     from netwright.search.darts import DARTS
 

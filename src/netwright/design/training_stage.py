@@ -87,7 +87,11 @@ class Stage:
 
 
 def train_network(
-    stage: Stage, which: str, build: Callable[[], nn.Module], total: Overall
+    stage: Stage,
+    which: str,
+    build: Callable[[], nn.Module],
+    total: Overall,
+    trained: Callable[[nn.Module], object],
 ) -> tuple[nn.Module, nn.Module]:
     """Trains, prunes and fine-tunes one network; finished phases are read back instead.
 
@@ -96,6 +100,7 @@ def train_network(
         which: ``"model"`` or ``"baseline"``; its phases are those of the plan.
         build: Makes the untrained network.
         total: The bar over all stages.
+        trained: Called with the dense network once it is trained, before any pruning.
 
     Returns:
         The finished network and the dense one it was before pruning, both plain modules.
@@ -119,6 +124,7 @@ def train_network(
             barrier()
         if phase.name == "pretrain":
             dense = to_dense(network)
+            trained(dense)
     assert dense is not None
     return to_dense(network), dense
 

@@ -75,7 +75,7 @@ def evaluate_run(
 
     folder = RunFolder(run)
     model = load_run(folder.path)
-    options = folder.read("run.json")["options"]
+    options = folder.described()["options"]
     drop_unknown = False
     if data is None:
         data, drop_unknown = options["data"], options["drop_unknown"]
@@ -163,24 +163,31 @@ def _picture(file: Path, model: RunModel) -> Tensor:
     if not model.architecture.picture:
         raise UserError("the network was not trained on pictures", where=file, cure="give its input as .npy")
     try:
-        return torch.from_numpy(decode(str(file), (channels, height, width)))[None]
+        return torch.from_numpy(decode(str(file), (channels, height, width)).copy())[None]
     except UnreadableError as error:
         raise UserError(f"not a readable image: {error}", where=file) from error
 
 
 def _arrays(file: Path, model: RunModel) -> Tensor:
     array = _read(file)
+    given = array.shape
     channels, height, width = model.architecture.shape
     if array.ndim == 3 and array.shape[1:] == (height, width):
         array = array[:, None]
     elif array.ndim == 4 and array.shape[1:3] == (height, width) and array.shape[-1] in (1, 3, channels):
         array = array.transpose(0, 3, 1, 2)
-    if array.ndim != 4 or array.shape[2:] != (height, width) or array.shape[1] not in (1, 3, channels) or not len(array):
+    if (
+        array.ndim != 4
+        or array.shape[2:] != (height, width)
+        or array.shape[1] not in (1, 3, channels)
+        or not len(array)
+    ):
         raise UserError(
-            f"images must be (number, {height}, {width}, channels), got {array.shape}",
+            f"images must be (number, {height}, {width}, channels), got {given}",
             where=file,
             cure="resize them, or give image files",
         )
+    kind: type[np.float32 | np.uint8]
     if array.dtype.kind == "f":
         limit, kind = (1.0 if model.architecture.picture else np.inf), np.float32
     else:
