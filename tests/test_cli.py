@@ -66,7 +66,7 @@ class Hostile:
             "noise.png": generator.bytes(300),
             "empty.png": b"",
             "cut.png": b"\x89PNG\r\n\x1a\n" + generator.bytes(20),
-            "text.txt": "no image at all\n".encode(),
+            "text.txt": b"no image at all\n",
             "noise.json": generator.bytes(80),
             "list.json": b"[1, 2]",
             "number.json": b"7",
@@ -119,13 +119,19 @@ class Hostile:
         return self.path(["void", "wrong-run", "noise-run", "noise.png", "noise"])
 
     def whole(self) -> str:
-        return self.dice.choice(["0", "-1", "-99999999999999999999", "1.5", "", "abc", "1e3", "nan", "0x10", self.word()])
+        return self.dice.choice(
+            ["0", "-1", "-99999999999999999999", "1.5", "", "abc", "1e3", "nan", "0x10", self.word()]
+        )
 
     def design_option(self) -> list[str]:
         dice, word = self.dice, self.word
         values: dict[str, Callable[[], str]] = {
-            "--sparsity": lambda: dice.choice(["1", "1.0", "2", "-0.1", "nan", "inf", "-inf", "abc", "", "0,95", "95%"]),
-            "--time-budget": lambda: dice.choice(["0", "0s", "-5m", "soon", "", "1x", "m", "10 parsecs", "1h-3m", word()]),
+            "--sparsity": lambda: dice.choice(
+                ["1", "1.0", "2", "-0.1", "nan", "inf", "-inf", "abc", "", "0,95", "95%"]
+            ),
+            "--time-budget": lambda: dice.choice(
+                ["0", "0s", "-5m", "soon", "", "1x", "m", "10 parsecs", "1h-3m", word()]
+            ),
             "--accuracy": lambda: dice.choice(["0", "-1", "1.01", "nan", "inf", "95%", "", word()]),
             "--lr": lambda: dice.choice(["0", "-0.1", "nan", "inf", "-inf", "fast", "", word()]),
             "--seed": lambda: dice.choice(["-1", "1.5", "", "abc", "nan", word()]),

@@ -81,7 +81,10 @@ class TestEvaluate:
         arrays = {"x_train": part.images, "y_train": part.labels, "x_test": part.images, "y_test": part.labels}
         np.savez(tmp_path / "d.npz", classes=["7", "2"], **{name: v.numpy() for name, v in arrays.items()})
         model = load_run(finished)
-        right = [name == str(label) for name, label in zip(model.predict(part.images), data.test.labels[keep].tolist(), strict=True)]
+        right = [
+            name == str(label)
+            for name, label in zip(model.predict(part.images), data.test.labels[keep].tolist(), strict=True)
+        ]
         assert evaluate_run(finished, str(tmp_path / "d.npz")).accuracy == pytest.approx(np.mean(right))
 
     def test_an_unknown_class_is_refused(self, finished: Path, tmp_path: Path):
@@ -146,7 +149,9 @@ class TestPredict:
         model = load_run(untrained((1, 8, 8)))
         red = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
         red[:, 0] = 200
-        assert torch.equal(probabilities(model, red), probabilities(model, torch.full((1, 1, 8, 8), 60, dtype=torch.uint8)))
+        assert torch.equal(
+            probabilities(model, red), probabilities(model, torch.full((1, 1, 8, 8), 60, dtype=torch.uint8))
+        )
 
     def test_more_images_than_a_chunk(self, untrained, tmp_path: Path):
         run = untrained((1, 8, 8))
@@ -181,7 +186,11 @@ class TestPredict:
             ("five.npy", np.zeros((2, 5, 8, 8), np.uint8), r"got \(2, 5, 8, 8\)"),
             ("none.npy", np.zeros((0, 8, 8), np.uint8), r"got \(0, 8, 8\)"),
             ("flat.npy", np.zeros(64, np.uint8), r"got \(64,\)"),
-            ("large.npy", np.full((1, 8, 8), 256), r"whole numbers of 0..255 or floats in \[0, 1\], got int64 of 256..256"),
+            (
+                "large.npy",
+                np.full((1, 8, 8), 256),
+                r"whole numbers of 0..255 or floats in \[0, 1\], got int64 of 256..256",
+            ),
             ("negative.npy", np.full((1, 8, 8), -1), "got int64 of -1..-1"),
             ("bytes.npy", np.full((1, 8, 8), 255.0), "got float64 of 255.0..255.0"),
             ("nan.npy", np.full((1, 8, 8), np.nan), "got float64 of nan..nan"),

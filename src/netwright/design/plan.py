@@ -18,6 +18,7 @@ from torch import nn
 
 from netwright.console import UserError, clock, table
 from netwright.cost import count, threads
+from netwright.data.augment import Compose, HorizontalFlip
 from netwright.results import Result
 from netwright.search import spaces
 from netwright.seeding import seeded, stream
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 # Shares of a time budget, after what export, measuring and the report need.
 SEARCH_SHARE, MODEL_SHARE = 0.16, 0.42  # and as much as the model for the baseline
 PHASES = (("pretrain", 0.4), ("prune", 0.25), ("finetune", 0.35))
+AUGMENTED_PASSES = 12
 CHUNKS = 8  # an epoch under a time budget is at most this part of its phase, so that an amended plan still anneals
 SAFETY = 0.92
 CHANNELS = (8, 12, 16, 24, 32, 48, 64, 96)
@@ -163,6 +165,20 @@ def training_step(
         optimizer.step()
 
     return step
+
+
+def augmentation(data: Data, passes: float) -> Compose:
+    """The data's own augmentation, or no more than its flip where each example is seen only a few times.
+
+    Example:
+        >>> from netwright.data import load
+        >>> augmentation(load("digits"), passes=2), augmentation(load("digits"), passes=40)
+        (Compose([]), Compose([RandomCrop(padding=1)]))
+    """
+    usual = data.augmentation()
+    if passes >= AUGMENTED_PASSES:
+        return usual
+    return Compose([step for step in usual.steps if isinstance(step, HorizontalFlip)])
 
 
 def threads_for(network: nn.Module, shape: tuple[int, int, int], batch_size: int) -> int:

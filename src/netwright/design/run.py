@@ -50,12 +50,16 @@ class RunFolder:
             UserError: If the folder holds no run.
         """
         content = self.read("run.json") if self.has("run.json") else None
-        whole = isinstance(content, dict) and content.get("kind") == _MARK
-        if not whole or not all(isinstance(content.get(name), dict) for name in ("options", "identity")):
-            raise UserError(
-                "no run of netwright", where=self.path, cure="give a folder that netwright design wrote, or a new one"
-            )
-        return content
+        parts = ("options", "identity")
+        if (
+            isinstance(content, dict)
+            and content.get("kind") == _MARK
+            and all(isinstance(content.get(name), dict) for name in parts)
+        ):
+            return content
+        raise UserError(
+            "no run of netwright", where=self.path, cure="give a folder that netwright design wrote, or a new one"
+        )
 
     def refuse_strangers(self, options: Options) -> None:
         """Makes sure that the folder is free, or holds the very run that these options describe.
@@ -108,6 +112,12 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise UserError("--out names a file, not a folder", where=self.path, cure="choose another --out")
         new = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"cannot make the folder: {error.strerror}", where=self.path, cure="choose another --out"
+            ) from error
         try:
             with storage.lock(self.path):
                 yield

@@ -14,6 +14,7 @@ from netwright.data.splits import split_train
 from netwright.data.tensors import Batches
 from netwright.design.distributed import agree, barrier, is_main, world_size
 from netwright.design.options import Options
+from netwright.design.plan import augmentation
 from netwright.search import spaces
 from netwright.search.genotype import Genotype
 from netwright.seeding import derive, stream
@@ -86,9 +87,10 @@ def run_search(stage: Stage) -> Genotype:
             storage.write_checkpoint(checkpoint, searcher.state_dict())
 
     halves = split_train(data.train.labels, 0.5, seed=derive(options.seed, "search halves"))
+    passes = sum(sizes["epochs"]) * sizes["steps"] * options.batch_size / (len(data.train) / 2)
     shared: dict[str, Any] = {
         "batch_size": options.batch_size,
-        "augment": data.augmentation(),
+        "augment": augmentation(data, passes),
         "normalise": data.normalise(),
         "steps": sizes["steps"],
         "world": world_size(),

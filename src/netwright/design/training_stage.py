@@ -17,7 +17,7 @@ from netwright.cost import threads
 from netwright.data.tensors import Batches
 from netwright.design.distributed import barrier, is_main
 from netwright.design.options import Options
-from netwright.design.plan import Phase, Plan
+from netwright.design.plan import Phase, Plan, augmentation
 from netwright.design.run import RunFolder
 from netwright.nn.batchnorm import synchronise
 from netwright.nn.sparse import to_dense
@@ -34,8 +34,8 @@ RAMP_EVERY = 8  # steps between two prunings
 # Learning rate of a phase as a share of the run's, and the share of that which is left at its end.
 _SCHEDULES = {
     ("pretrain", "magnitude"): (1.0, 0.0),
-    ("prune", "magnitude"): (0.5, 0.5),
-    ("finetune", "magnitude"): (0.25, 0.0),
+    ("prune", "magnitude"): (0.5, 1.0),
+    ("finetune", "magnitude"): (0.5, 0.0),
     ("pretrain", "hydra"): (1.0, 0.0),
     ("prune", "hydra"): (1.0, 0.0),
     ("finetune", "hydra"): (0.3, 0.0),
@@ -163,6 +163,7 @@ def _train_phase(stage: Stage, phase: Phase, network: nn.Module) -> None:
     options, data = stage.options, stage.data
     share, floor = _SCHEDULES[phase.name, options.pruning]
     seed = derive(options.seed, phase.network, phase.name)
+    same = [p for p in stage.plan.phases if p.network == phase.network]
     module = Classifier(network, lr=options.lr * share, label_smoothing=0.1 if phase.name == "pretrain" else 0.0)
     callbacks: list[lightning.Callback] = []
     if phase.name == "prune" and options.pruning == "magnitude" and options.sparsity > 0:
@@ -181,7 +182,7 @@ def _train_phase(stage: Stage, phase: Phase, network: nn.Module) -> None:
         data.train,
         options.batch_size,
         seed=seed,
-        augment=data.augmentation(),
+        augment=augmentation(data, sum(p.epochs * p.steps for p in same) * options.batch_size / len(data.train)),
         normalise=normalise,
         steps=phase.steps,
     )

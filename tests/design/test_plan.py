@@ -1,0 +1,252 @@
+"""The plan under a budget, on a machine whose steps take as long as the test says."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+
+import pytest
+import torch
+
+from netwright.console import UserError
+from netwright.cost import count
+from netwright.data import load
+from netwright.design import plan as planning
+from netwright.design.options import Options
+from netwright.design.plan import Phase, Plan, make_plan, refit, stem_for, threads_for
+from netwright.search import spaces
+from netwright.seeding import stream
+
+SHAPE, BATCH = (1, 8, 8), 64
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load("digits")
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch):
+    """Sets the speed of the machine: a step takes a fixed time and one that grows with the multiply-adds."""
+
+    def at(macs_per_second: float, overhead: float = 0.002) -> None:
+        def fake_step(network, shape, classes, batch_size):
+            return lambda: overhead + 3 * count(network, shape).macs * batch_size / macs_per_second
+
+        monkeypatch.setattr(planning, "training_step", fake_step)
+        monkeypatch.setattr(planning, "step_seconds", lambda step, **_: step())
+
+    return at
+
+
+def options(budget: float | None = None, **more) -> Options:
+    return Options(data="digits", baseline="small_convnet", space="micro-darts-2-shared", time_budget=budget, **more)
+
+
+def total(plan: Plan, network: str) -> float:
+    return sum(p.seconds for p in plan.phases if p.network == network)
+
+
+class TestBudget:
+    @pytest.mark.parametrize("budget", [60.0, 120.0, 900.0])
+    @pytest.mark.parametrize("speed", [2e9, 2e10])
+    def test_the_shares_add_up(self, machine, data, budget: float, speed: float):
+        machine(speed)
+        plan = make_plan(options(budget), data)
+        finish = plan.stages[-1]["seconds"]
+        usable = planning.SAFETY * (budget - finish)
+        assert plan.seconds <= budget
+        assert total(plan, "model") == pytest.approx(planning.MODEL_SHARE * usable)
+        rest = 1 - planning.MODEL_SHARE - planning.SEARCH_SHARE
+        assert total(plan, "baseline") == pytest.approx(rest * usable)
+        assert plan.search["limit"] == pytest.approx(planning.SEARCH_SHARE * usable)
+        # One epoch more or less of each of the three stages is the most that rounding can cost.
+        assert plan.search["seconds"] <= plan.search["limit"] + 3 * plan.search["steps"] * plan.step_seconds["search"]
+
+    @pytest.mark.parametrize("speed", [2e9, 2e10])
+    def test_the_steps_fit_their_seconds(self, machine, data, speed: float):
+        machine(speed)
+        plan = make_plan(options(120.0), data)
+        step = {
+            "model": plan.step_seconds[f"model {plan.model['channels']}"],
+            "baseline": plan.step_seconds["baseline"],
+        }
+        for phase in plan.phases:
+            expected = phase.epochs * phase.steps * step[phase.network]
+            epoch = phase.steps * step[phase.network]
+            assert phase.limit is not None
+            assert phase.limit - epoch - 1e-9 <= expected <= phase.limit + 1e-9, phase
+            assert phase.epochs >= planning.CHUNKS, "an amended plan could not anneal"
+
+    def test_a_larger_budget_never_gives_a_smaller_network(self, machine, data):
+        machine(3e9)
+        found = [make_plan(options(budget), data).model["channels"] for budget in (60, 90, 150, 300, 900, 3600)]
+        assert found == sorted(found)
+        assert found[0] < found[-1], "the budget must matter"
+        assert set(found) <= set(planning.CHANNELS)
+
+    def test_a_faster_machine_never_gives_a_smaller_network(self, machine, data):
+        found = []
+        for speed in (1e9, 4e9, 1.6e10):
+            machine(speed)
+            found.append(make_plan(options(150.0), data).model["channels"])
+        assert found == sorted(found)
+        assert found[0] < found[-1]
+
+    def test_the_network_is_the_largest_that_fits(self, machine, data):
+        machine(3e9)
+        plan = make_plan(options(200.0), data)
+        passes, per_pass = planning.MIN_PASSES, len(data.train) // BATCH
+        fits = [
+            channels
+            for channels in planning.CHANNELS
+            if f"model {channels}" in plan.step_seconds
+            and plan.step_seconds[f"model {channels}"] * per_pass * passes <= total(plan, "model")
+        ]
+        assert plan.model["channels"] == max(fits)
+        assert plan.model["channels"] < planning.CHANNELS[-1]
+
+    @pytest.mark.parametrize("speed", [1e8, 1e9, 1e10])
+    def test_too_small_and_what_is_enough(self, machine, data, speed: float):
+        machine(speed)
+        with pytest.raises(UserError, match="too small for one epoch of every stage") as caught:
+            make_plan(options(4.0), data)
+        enough = float(re.search(r"--time-budget (\d+)s", str(caught.value))[1])
+        plan = make_plan(options(enough), data)
+        assert plan.seconds <= enough
+        assert min(p.epochs for p in plan.phases) >= 1
+
+    def test_given_sizes_are_taken(self, machine, data):
+        machine(2e10)
+        plan = make_plan(options(120.0, channels=6, cells=2, search_channels=3, search_epochs=4), data)
+        assert (plan.model["channels"], plan.model["cells"], plan.search["channels"]) == (6, 2, 3)
+        assert sum(plan.search["epochs"]) == pytest.approx(4, abs=1)
+
+
+class TestFixedSizes:
+    def test_no_clock_is_looked_at(self, machine, data):
+        machine(1e9)
+        plan = make_plan(options(epochs=8, search_epochs=5), data)
+        assert all(p.limit is None for p in plan.phases)
+        assert plan.search["limit"] is None
+        for network in ("model", "baseline"):
+            assert sum(p.epochs for p in plan.phases if p.network == network) == pytest.approx(8, abs=1)
+            assert all(p.steps == len(data.train) // BATCH for p in plan.phases)
+
+    def test_speed_changes_seconds_but_no_sizes(self, machine, data):
+        machine(1e9)
+        slow = make_plan(options(), data)
+        machine(1e10)
+        fast = make_plan(options(), data)
+        assert slow.model == fast.model
+        assert [(p.epochs, p.steps) for p in slow.phases] == [(p.epochs, p.steps) for p in fast.phases]
+        assert slow.search["epochs"] == fast.search["epochs"]
+        assert slow.seconds > fast.seconds
+
+    def test_threads_are_part_of_the_plan(self, machine, data):
+        machine(1e9)
+        assert make_plan(options(), data).threads == {"baseline": 1, "search": 1, "model": 1}
+
+
+class TestRefit:
+    def test_without_a_budget_nothing_changes(self, machine, data):
+        machine(1e9)
+        plan = make_plan(options(), data)
+        assert refit(plan, options(), data, spaces.get(options().space).random(stream(5, "x"))) is plan
+
+    def test_a_machine_that_got_slower_gives_a_smaller_network_in_the_same_seconds(self, machine, data):
+        machine(4e9)
+        chosen = options(200.0)
+        plan = make_plan(chosen, data)
+        machine(4e8)
+        fitted = refit(plan, chosen, data, spaces.get(chosen.space).random(stream(5, "x")))
+        assert fitted.model["channels"] < plan.model["channels"]
+        assert total(fitted, "model") == pytest.approx(total(plan, "model"))
+        assert [p for p in fitted.phases if p.network == "baseline"] == [
+            p for p in plan.phases if p.network == "baseline"
+        ]
+        step = fitted.step_seconds[f"found model {fitted.model['channels']}"]
+        for phase in (p for p in fitted.phases if p.network == "model"):
+            assert phase.epochs * phase.steps * step <= phase.limit + 1e-9
+        assert fitted.amendments[-1]["why"] == "timed again with the genotype that was found"
+
+    def test_given_channels_stay(self, machine, data):
+        machine(4e9)
+        chosen = options(200.0, channels=8)
+        plan = make_plan(chosen, data)
+        machine(4e8)
+        assert refit(plan, chosen, data, spaces.get(chosen.space).random(stream(5, "x"))).model["channels"] == 8
+
+
+@pytest.fixture
+def small_plan() -> Plan:
+    phases = tuple(
+        Phase(network, name, epochs=8, steps=5, seconds=4.0, limit=4.0)
+        for network in ("model", "baseline")
+        for name, _ in planning.PHASES
+    )
+    search = {"channels": 8, "epochs": [1, 1, 1], "steps": 3, "seconds": 2.0, "limit": 2.0}
+    stages = ({"name": "search", "seconds": 2.0, "sizes": {"channels": 8}, "why": "asked"},)
+    return Plan(stages, search, {"channels": 8, "cells": 3, "stem": "cifar"}, phases, {"model 8": 0.1}, {"model": 1})
+
+
+class TestChanges:
+    def test_with_change_touches_one_phase_and_is_on_record(self, small_plan: Plan):
+        changed = small_plan.with_change("model", "prune", 3, 6).with_change("model", "prune", 4, 5)
+        assert changed.phase("model", "prune").changes == ((3, 6), (4, 5))
+        others = [p for p in changed.phases if (p.network, p.name) != ("model", "prune")]
+        assert all(p == small_plan.phase(p.network, p.name) for p in others)
+        assert [a["what"] for a in changed.amendments] == ["model: prune has 6 epochs", "model: prune has 5 epochs"]
+        assert small_plan.amendments == ()
+
+    def test_replayed_keeps_the_epochs_and_forgets_the_clock(self, small_plan: Plan):
+        replayed = small_plan.with_change("model", "prune", 3, 6).replayed()
+        assert all(p.limit is None for p in replayed.phases)
+        assert replayed.search == {**small_plan.search, "limit": None}
+        assert replayed.phase("model", "prune").changes == ((3, 6),)
+        assert [p.epochs for p in replayed.phases] == [p.epochs for p in small_plan.phases]
+
+    def test_round_trip(self, small_plan: Plan):
+        plan = small_plan.with_change("baseline", "finetune", 3, 6)
+        assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+
+    def test_text(self, small_plan: Plan):
+        assert str(small_plan).splitlines()[1].split() == ["search", "2", "s", "channels", "8", "asked"]
+        assert str(small_plan).endswith("in all about 2 s")
+
+
+def test_threads_for_small_and_large_work(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    layer = torch.nn.Conv2d(1, 4, 3, padding=1)
+    macs = count(layer, SHAPE).macs
+    enough = math.ceil(planning.THREADED_MACS / macs)
+    assert threads_for(layer, SHAPE, enough - 1) == 1
+    assert threads_for(layer, SHAPE, enough) == 2
+
+
+@pytest.mark.parametrize(
+    ("side", "stem"), [(8, "cifar"), (19, "cifar"), (20, "strided"), (95, "strided"), (96, "imagenet")]
+)
+def test_stem(side: int, stem: str):
+    assert stem_for((3, side, 8)) == stem
+    assert stem_for((1, 8, side)) == stem
+
+
+def test_step_seconds_takes_the_median_and_leaves_out_the_first(monkeypatch: pytest.MonkeyPatch):
+    now, took = [0.0], iter([100.0, 3.0, 1.0, 2.0, 50.0])
+    monkeypatch.setattr(planning.time, "perf_counter", lambda: now[0])
+
+    def step() -> None:
+        now[0] += next(took)
+
+    assert planning.step_seconds(step, repeats=3, most=100.0) == 2.0
+    # A slow step is timed once: a second one would exceed what may be spent.
+    now[0], took = 0.0, iter([7.0, 7.0])
+    assert planning.step_seconds(step, repeats=3, most=6.0) == 7.0
+
+
+def test_plans_are_immutable(small_plan: Plan):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        small_plan.threads = {}  # type: ignore[misc]
