@@ -22,7 +22,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 # What no user should ever have to read, and what must not be imported to answer a call for help.
 HEAVY = ("torch", "lightning", "matplotlib", "numpy", "sklearn", "onnxruntime")
 TRAINERS = ("lightning", "pytorch_lightning", "lightning_fabric")
-COUNT = 1050
+COUNT = 1000
 
 
 def invoke(*arguments: str):
@@ -200,8 +200,10 @@ def test_a_thousand_bad_commands(here: Path, tmp_path: Path, run: Path):
     before = {p: p.read_bytes() for p in [*run.rglob("*"), *hostile.folder.rglob("*")] if p.is_file()}
     wrong: list[str] = []
     seen: set[tuple[str, ...]] = set()
-    for _ in range(COUNT):
+    while len(seen) < COUNT:
         arguments = hostile.command()
+        if tuple(arguments) in seen:
+            continue
         seen.add(tuple(arguments))
         found = invoke(*arguments)
         lines = [line for line in found.stderr.splitlines() if line.strip()]
@@ -219,7 +221,6 @@ def test_a_thousand_bad_commands(here: Path, tmp_path: Path, run: Path):
         if faults:
             wrong.append(f"{arguments}: {', '.join(faults)}: {found.stderr[:300]!r}")
     assert wrong == [], f"{len(wrong)} of {COUNT}:\n" + "\n".join(wrong[:20])
-    assert len(seen) > 0.7 * COUNT
     assert {p: p.read_bytes() for p in before} == before
 
 

@@ -38,6 +38,7 @@ Download = Annotated[bool, typer.Option("--download", help="Allow the network, t
 SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave out files that cannot be read.")]
 DropUnknown = Annotated[bool, typer.Option("--drop-unknown", help="Leave out test classes that training lacks.")]
 Family = Annotated[str | None, typer.Option("--family", help="Only papers of this package, like search.")]
+PICTURES = (".png", ".svg", ".pdf")
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A folder written by netwright design.")]
 
 
@@ -112,13 +113,15 @@ def check(
     with _guarded(quiet, debug):
         from netwright.data import check as look
 
+        if plot is not None and plot.suffix.lower() not in PICTURES:
+            raise UserError(f"--plot must end in {', '.join(PICTURES)}, got {plot.name!r}")
         report = look(data, skip_broken=skip_broken, drop_unknown=drop_unknown, download=download)
         if plot is not None:
             from netwright.storage import atomic_path
 
             with atomic_path(plot) as temporary:
                 figure = report.plot().figure
-                figure.savefig(temporary, format=plot.suffix.lstrip(".") or "png")  # type: ignore[union-attr]
+                figure.savefig(temporary, format=plot.suffix.lower().lstrip("."))  # type: ignore[union-attr]
         _print(report, as_json)
         if report.spoiled:
             raise typer.Exit(1)
@@ -278,9 +281,9 @@ def report(run: RunPath, as_json: Json = False, quiet: Quiet = False, debug: Deb
     """Write report.html, report.md and report.json of a run, finished or not."""
     with _guarded(quiet, debug):
         from netwright.design.report import build
+        from netwright.design.run import RunFolder
 
-        if not (run / "run.json").is_file():
-            raise UserError("no run of netwright", where=run, cure="give a folder written by netwright design")
+        RunFolder(run).described()
         build(run).write(run)
         if as_json:
             sys.stdout.write((run / "report.json").read_text())

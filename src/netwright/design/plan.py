@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 # Shares of a time budget, after what export, measuring and the report need.
 SEARCH_SHARE, MODEL_SHARE = 0.16, 0.42  # and as much as the model for the baseline
-PHASES = (("pretrain", 0.4), ("prune", 0.25), ("finetune", 0.35))
+PHASES = (("pretrain", 0.35), ("prune", 0.2), ("finetune", 0.45))
 AUGMENTED_PASSES = 12
 CHUNKS = 8  # an epoch under a time budget is at most this part of its phase, so that an amended plan still anneals
 SAFETY = 0.92
@@ -41,7 +41,7 @@ CHANNELS = (8, 12, 16, 24, 32, 48, 64, 96)
 MIN_PASSES = 3
 DEFAULT_STEPS, SEARCH_STEPS, DEFAULT_CHANNELS = 600, 120, 32
 # Below this many multiply-adds a step, a second thread costs more than it brings.
-THREADED_MACS = 3e8
+THREADED_MACS = 1.5e8
 
 
 @dataclasses.dataclass(frozen=True)
