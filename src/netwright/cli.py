@@ -6,6 +6,7 @@ Results go to standard output, progress and warnings to standard error. Exit: 0 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -57,6 +58,12 @@ def _guarded(quiet: bool, debug: bool) -> Iterator[None]:
         _leave(f"error: {error}", 2, debug)
     except ModuleNotFoundError as error:
         _leave(f"error: {error.name} is not installed\n  do pip install {error.name}", 2, debug)
+    except OSError as error:
+        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        what = "the disk is full" if full else (error.strerror or type(error).__name__)
+        where = f"\n  in {error.filename}" if error.filename else ""
+        cure = "free some room and give the same command again" if full else "add --debug to see where it came from"
+        _leave(f"error: {what}{where}\n  do {cure}", 2, debug)
     except typer.Exit:
         raise
     except Exception as error:  # whatever else: one line for the user, the rest on request

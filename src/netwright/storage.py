@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -139,8 +140,10 @@ def write_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> 
     """Writes plain values and tensors as torch does, atomically."""
     import torch
 
-    with atomic_path(path) as temporary:
-        torch.save(dict(state), temporary)
+    # Through memory: on a full disk torch's own file writer raises an error that does not say so.
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    write_bytes(path, buffer.getvalue())
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:

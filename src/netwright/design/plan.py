@@ -211,7 +211,13 @@ def make_plan(options: Options, data: Data) -> Plan:
     stem, cells = stem_for(shape), options.cells or 3
     with seeded(options.seed, "plan"):
         rival = baseline_network(options.baseline, shape, classes)
-    use = {"baseline": threads_for(rival, shape, batch)}
+    try:
+        use = {"baseline": threads_for(rival, shape, batch)}
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"the baseline {options.baseline} cannot take inputs of {' x '.join(map(str, shape))}",
+            cure="choose another --baseline, or a --size that it can take",
+        ) from error
     with threads(use["baseline"]):
         baseline = step_seconds(training_step(rival, shape, classes, batch))
     finish = 30.0 + 1.5 * baseline * math.ceil(len(data.test) / batch)

@@ -273,6 +273,8 @@ def cite(what: Any) -> str:
         >>> print(cite("netwright").splitlines()[0])
         @misc{authors2026netwright,
     """
+    if isinstance(what, str) and not re.fullmatch(r"[\w:.-]*\w", what):
+        raise UserError(f"nothing in netwright is called {what!r}", cure="name a paper of `netwright papers`")
     known = _known_targets()
     candidates = _named(what, known) if isinstance(what, str) else list(_places(what))
     for place in candidates:

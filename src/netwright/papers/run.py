@@ -67,6 +67,8 @@ class Run:
         count = (self.card.fast_seeds if fast else self.card.seeds) if seeds is None else seeds
         if count < 1:
             raise UserError(f"seeds must be >= 1, got {count}", cure="give a whole number of seeds with --seeds")
+        if jobs == 0 or jobs < -1:
+            raise UserError(f"jobs must be >= 1, or -1 for every core, got {jobs}")
         if not 0 < scale < math.inf:
             raise UserError(
                 f"scale must be > 0 and finite, got {scale}", cure="give --scale 1, or 4 on a larger machine"
