@@ -203,23 +203,13 @@ def make_plan(options: Options, data: Data) -> Plan:
     Raises:
         UserError: If the budget is too small for one epoch, telling what would be enough.
     """
-    from netwright.design.model import baseline_network
     from netwright.design.search_stage import make_supernet
 
     shape, classes, batch = data.shape, len(data.classes), options.batch_size
     per_pass = max(1, len(data.train) // batch)
     stem, cells = stem_for(shape), options.cells or 3
-    with seeded(options.seed, "plan"):
-        rival = baseline_network(options.baseline, shape, classes)
-    try:
-        use = {"baseline": threads_for(rival, shape, batch)}
-    except (RuntimeError, ValueError) as error:
-        raise UserError(
-            f"the baseline {options.baseline} cannot take inputs of {' x '.join(map(str, shape))}",
-            cure="choose another --baseline, or a --size that it can take",
-        ) from error
-    with threads(use["baseline"]):
-        baseline = step_seconds(training_step(rival, shape, classes, batch))
+    baseline, used = _time_baseline(options, shape, classes)
+    use = {"baseline": used}
     finish = 30.0 + 1.5 * baseline * math.ceil(len(data.test) / batch)
     times = {"baseline": baseline}
 
@@ -281,6 +271,23 @@ def make_plan(options: Options, data: Data) -> Plan:
                 )
     stages.append({"name": "finish", "seconds": finish, "sizes": {}, "why": "export, measure, report"})
     return Plan(tuple(stages), search, model, tuple(phases), times, use)
+
+
+def _time_baseline(options: Options, shape: tuple[int, int, int], classes: int) -> tuple[float, int]:
+    """Seconds of a training step of the baseline, and the threads it has."""
+    from netwright.design.model import baseline_network
+
+    with seeded(options.seed, "plan"):
+        network = baseline_network(options.baseline, shape, classes)
+    try:
+        used = threads_for(network, shape, options.batch_size)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"the baseline {options.baseline} cannot take inputs of {' x '.join(map(str, shape))}",
+            cure="choose another --baseline, or a --size that it can take",
+        ) from error
+    with threads(used):
+        return step_seconds(training_step(network, shape, classes, options.batch_size)), used
 
 
 def _too_small(options: Options, enough: float) -> UserError:
