@@ -95,10 +95,12 @@ class TestBudget:
         assert found == sorted(found)
         assert found[0] < found[-1]
 
-    def test_the_network_is_the_largest_that_fits(self, machine, data):
-        machine(3e9)
-        plan = make_plan(options(200.0), data)
-        passes, per_pass = planning.MIN_PASSES, len(data.train) // BATCH
+    @pytest.mark.parametrize(("sparsity", "passes"), [(0.0, planning.MIN_PASSES), (0.95, planning.FEWEST_PASSES)])
+    def test_the_network_is_the_largest_that_fits(self, machine, data, monkeypatch, sparsity: float, passes: float):
+        monkeypatch.setattr(planning, "MIN_KEPT", 0 if sparsity == 0 else 10**9)
+        machine(1.5e9)
+        plan = make_plan(options(200.0, sparsity=sparsity), data)
+        per_pass = len(data.train) // BATCH
         fits = [
             channels
             for channels in planning.CHANNELS
@@ -107,6 +109,13 @@ class TestBudget:
         ]
         assert plan.model["channels"] == max(fits)
         assert plan.model["channels"] < planning.CHANNELS[-1]
+
+    def test_a_network_that_would_starve_is_made_wider(self, machine, data, monkeypatch):
+        machine(1.5e9)
+        monkeypatch.setattr(planning, "MIN_KEPT", 0)
+        fed = make_plan(options(200.0), data).model["channels"]
+        monkeypatch.setattr(planning, "MIN_KEPT", 10**9)
+        assert make_plan(options(200.0), data).model["channels"] > fed
 
     @pytest.mark.parametrize("speed", [1e8, 1e9, 1e10])
     def test_too_small_and_what_is_enough(self, machine, data, speed: float):

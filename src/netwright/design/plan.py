@@ -38,8 +38,8 @@ SAFETY = 0.92
 CHANNELS = (8, 12, 16, 24, 32, 48, 64, 96)
 # Passes over the data that a size must allow before a larger one is chosen: few, since what is left after heavy pruning
 # depends on the width more than on the last epochs.
-MIN_PASSES = 3
-DEFAULT_STEPS, SEARCH_STEPS, DEFAULT_CHANNELS = 600, 120, 32
+MIN_PASSES, FEWEST_PASSES, MIN_KEPT = 3.0, 1.5, 8000  # the second while pruning would leave fewer weights than that
+DEFAULT_STEPS, DEFAULT_PASSES, SEARCH_STEPS, DEFAULT_CHANNELS = 600, 6, 120, 32
 # Below this many multiply-adds a step, a second thread costs more than it brings.
 THREADED_MACS = 1.5e8
 
@@ -214,7 +214,7 @@ def make_plan(options: Options, data: Data) -> Plan:
     times = {"baseline": baseline}
 
     genotype = spaces.get(options.space).random(stream(options.seed, "plan"))
-    model_seconds = _timer(options, genotype, shape, classes, cells, stem, times)
+    widths = _Sizes(options, genotype, data, cells, stem)
     search_channels = options.search_channels or 8
     supernet = make_supernet(options, shape, classes, search_channels, stem)
     use["search"] = threads_for(supernet, shape, batch)
@@ -223,10 +223,10 @@ def make_plan(options: Options, data: Data) -> Plan:
         times["search"] = 2 * step_seconds(training_step(supernet, shape, classes, batch), repeats=2)
     budget = options.time_budget
     if budget is None:
-        epochs = options.epochs or max(MIN_PASSES, math.ceil(DEFAULT_STEPS / per_pass))
+        epochs = options.epochs or max(DEFAULT_PASSES, math.ceil(DEFAULT_STEPS / per_pass))
         channels = options.channels or DEFAULT_CHANNELS
-        why = "as given" if options.epochs else f"at least {DEFAULT_STEPS} steps and {MIN_PASSES} passes"
-        phases = _fixed_phases("model", epochs, per_pass, model_seconds(channels))
+        why = "as given" if options.epochs else f"at least {DEFAULT_STEPS} steps and {DEFAULT_PASSES} passes"
+        phases = _fixed_phases("model", epochs, per_pass, widths.seconds(channels))
         phases += _fixed_phases("baseline", epochs, per_pass, baseline)
         search = _search_sizes(options, data, search_channels, times["search"], None)
     else:
@@ -234,18 +234,17 @@ def make_plan(options: Options, data: Data) -> Plan:
         if usable <= 0:
             raise _too_small(options, finish / SAFETY + 3 * MIN_PASSES * baseline)
         seconds = usable * MODEL_SHARE
-        channels = options.channels or _largest(model_seconds, seconds, per_pass)
-        why = f"the largest that allows {MIN_PASSES} passes in its share of the time"
+        channels = options.channels or widths.largest(seconds)
+        why = f"the largest for {MIN_PASSES:g} passes ({FEWEST_PASSES} while under {MIN_KEPT:,} weights would stay)"
         rest = usable * (1 - SEARCH_SHARE - MODEL_SHARE)
-        phases = _timed_phases("model", seconds, per_pass, model_seconds(channels))
+        phases = _timed_phases("model", seconds, per_pass, widths.seconds(channels))
         phases += _timed_phases("baseline", rest, per_pass, baseline)
         search = _search_sizes(options, data, search_channels, times["search"], usable * SEARCH_SHARE)
         if min(p.epochs * p.steps for p in phases) < 2 or min(search["epochs"]) < 1:
-            slowest = max(baseline, model_seconds(channels), times["search"])
+            slowest = max(baseline, widths.seconds(channels), times["search"])
             raise _too_small(options, (finish + 3 * CHUNKS * slowest / min(SEARCH_SHARE, 0.2)) / SAFETY)
     model = {"channels": channels, "cells": cells, "stem": stem}
-    typical = spaces.get(options.space).build(genotype, shape[0], classes, channels=channels, cells=cells, stem=stem)
-    use["model"] = threads_for(typical, shape, batch)
+    use["model"] = threads_for(widths.build(channels), shape, batch)
     stages = [
         {
             "name": "search",
@@ -270,7 +269,7 @@ def make_plan(options: Options, data: Data) -> Plan:
                     }
                 )
     stages.append({"name": "finish", "seconds": finish, "sizes": {}, "why": "export, measure, report"})
-    return Plan(tuple(stages), search, model, tuple(phases), times, use)
+    return Plan(tuple(stages), search, model, tuple(phases), {**times, **widths.times}, use)
 
 
 def _time_baseline(options: Options, shape: tuple[int, int, int], classes: int) -> tuple[float, int]:
@@ -320,43 +319,51 @@ def _timed_phases(network: str, seconds: float, per_pass: int, step: float) -> l
     return phases
 
 
-def _largest(seconds_per_step: Callable[[int], float], seconds: float, per_pass: int) -> int:
-    best = CHANNELS[0]
-    for channels in CHANNELS:
-        if seconds_per_step(channels) * per_pass * MIN_PASSES > seconds:
-            break
-        best = channels
-    return best
+class _Sizes:
+    """What a width costs and leaves, for the networks of one genotype; everything is built and timed once."""
 
+    def __init__(self, options: Options, genotype: Genotype, data: Data, cells: int, stem: Stem):
+        self.options, self.genotype, self.data, self.cells, self.stem = options, genotype, data, cells, stem
+        self.times: dict[str, float] = {}
+        self._weights: dict[int, int] = {}
 
-def _timer(
-    options: Options,
-    genotype: Genotype,
-    shape: tuple[int, int, int],
-    classes: int,
-    cells: int,
-    stem: Stem,
-    times: dict[str, float],
-) -> Callable[[int], float]:
-    """Seconds of a training step of a genotype's network as a function of its channels; kept in ``times``."""
+    def build(self, channels: int) -> nn.Module:
+        """The network with a width."""
+        with seeded(self.options.seed, "plan"):
+            return spaces.get(self.genotype.space).build(
+                self.genotype,
+                in_channels=self.data.shape[0],
+                num_classes=len(self.data.classes),
+                channels=channels,
+                cells=self.cells,
+                stem=self.stem,
+            )
 
-    def seconds(channels: int) -> float:
+    def seconds(self, channels: int) -> float:
+        """Of a training step."""
         key = f"model {channels}"
-        if key not in times:
-            with seeded(options.seed, "plan"):
-                network = spaces.get(genotype.space).build(
-                    genotype,
-                    in_channels=shape[0],
-                    num_classes=classes,
-                    channels=channels,
-                    cells=cells,
-                    stem=stem,
-                )
-            with threads(threads_for(network, shape, options.batch_size)):
-                times[key] = step_seconds(training_step(network, shape, classes, options.batch_size))
-        return times[key]
+        if key not in self.times:
+            network, shape, batch = self.build(channels), self.data.shape, self.options.batch_size
+            self._weights[channels] = sum(p.numel() for p in network.parameters() if p.ndim > 1)
+            with threads(threads_for(network, shape, batch)):
+                self.times[key] = step_seconds(training_step(network, shape, len(self.data.classes), batch))
+        return self.times[key]
 
-    return seconds
+    def kept(self, channels: int) -> float:
+        """Weights that pruning leaves."""
+        self.seconds(channels)
+        return (1 - self.options.sparsity) * self._weights[channels]
+
+    def largest(self, seconds: float) -> int:
+        """The largest width that a share of the time allows."""
+        per_pass = max(1, len(self.data.train) // self.options.batch_size)
+        best = CHANNELS[0]
+        for channels in CHANNELS[1:]:
+            fewest = MIN_PASSES if self.kept(best) >= MIN_KEPT else FEWEST_PASSES
+            if self.seconds(channels) * per_pass * fewest > seconds:
+                break
+            best = channels
+        return best
 
 
 def refit(plan: Plan, options: Options, data: Data, genotype: Genotype) -> Plan:
@@ -369,20 +376,17 @@ def refit(plan: Plan, options: Options, data: Data, genotype: Genotype) -> Plan:
         return plan
     seconds = sum(p.limit or 0.0 for p in phases)
     per_pass = max(1, len(data.train) // options.batch_size)
-    times: dict[str, float] = {}
-    timer = _timer(options, genotype, data.shape, len(data.classes), plan.model["cells"], plan.model["stem"], times)
-    channels = options.channels or _largest(timer, seconds, per_pass)
-    sizes = {**plan.model, "channels": channels}
-    network = spaces.get(genotype.space).build(genotype, data.shape[0], len(data.classes), **sizes)
-    fitted = _timed_phases("model", seconds, per_pass, timer(channels))
+    found = _Sizes(options, genotype, data, plan.model["cells"], plan.model["stem"])
+    channels = options.channels or found.largest(seconds)
+    fitted = _timed_phases("model", seconds, per_pass, found.seconds(channels))
     others = [p for p in plan.phases if p.network != "model"]
     return plan.amended(
         f"model: {channels} channels, {sum(p.epochs * p.steps for p in fitted)} steps",
         "timed again with the genotype that was found",
-        model=sizes,
+        model={**plan.model, "channels": channels},
         phases=(*fitted, *others),
-        threads={**plan.threads, "model": threads_for(network, data.shape, options.batch_size)},
-        step_seconds={**plan.step_seconds, **{f"found {name}": value for name, value in times.items()}},
+        threads={**plan.threads, "model": threads_for(found.build(channels), data.shape, options.batch_size)},
+        step_seconds={**plan.step_seconds, **{f"found {name}": value for name, value in found.times.items()}},
     )
 
 
