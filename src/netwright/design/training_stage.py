@@ -23,7 +23,7 @@ from netwright.nn.batchnorm import synchronise
 from netwright.nn.sparse import to_dense
 from netwright.seeding import derive, seeded
 from netwright.train.fit import Classifier, fit
-from netwright.train.schedules import CosineProgress, Deadline, Timetable, remaining_epochs
+from netwright.train.schedules import CosineProgress, Deadline, Progress, Timetable, steps_left
 
 if TYPE_CHECKING:
     from netwright.data import Data
@@ -42,11 +42,12 @@ _SCHEDULES = {
 }
 
 
-class _Ramp(lightning.Callback):
+class _Ramp(Progress):
     """Raises the sparsity along the cubic curve over the progress of a phase whose length may change."""
 
     def __init__(self, network: nn.Module, sparsity: float):
-        self.network, self.sparsity, self.progress = network, sparsity, 0.0
+        super().__init__()
+        self.network, self.sparsity = network, sparsity
 
     def on_train_batch_end(
         self,
@@ -56,18 +57,11 @@ class _Ramp(lightning.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        left = remaining_epochs(trainer) * int(trainer.num_training_batches) - batch_idx
-        self.progress += (1 - self.progress) / max(1, left)
-        if (batch_idx + 1) % RAMP_EVERY == 0 or left == 1:
+        self.progress += self.step_size(trainer, batch_idx)
+        if (batch_idx + 1) % RAMP_EVERY == 0 or steps_left(trainer, batch_idx) == 1:
             # The last tenth is left to recover in; the curve is flat there anyway.
             reached = prune.cubic_sparsity(round(1000 * self.progress), 0, 900, 0.0, self.sparsity)
             prune.update(self.network, reached, scope="global", regrow=True)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"progress": self.progress}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.progress = state_dict["progress"]
 
 
 @dataclasses.dataclass

@@ -15,7 +15,30 @@ import lightning
 import torch
 
 
-class CosineProgress(lightning.Callback):
+class Progress(lightning.Callback):
+    """A callback that knows which share of the run is done, whatever happens to the number of epochs.
+
+    Attributes:
+        progress: In [0, 1]; checkpointed.
+    """
+
+    def __init__(self) -> None:
+        self.progress = 0.0
+
+    def step_size(self, trainer: lightning.Trainer, batch_idx: int) -> float:
+        """What this step adds to the progress."""
+        return (1 - self.progress) / max(1, steps_left(trainer, batch_idx))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: the progress made."""
+        return {"progress": self.progress}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up the progress of a checkpoint."""
+        self.progress = state_dict["progress"]
+
+
+class CosineProgress(Progress):
     """Cosine annealing of every parameter group from its own learning rate, after a linear warm-up.
 
         lr(p) = lr * (floor + (1 - floor) (1 + cos(pi p)) / 2)
@@ -40,7 +63,8 @@ class CosineProgress(lightning.Callback):
             raise ValueError(f"floor must lie in [0, 1], got {floor}")
         if not 0 <= warmup < 1:
             raise ValueError(f"warmup must lie in [0, 1), got {warmup}")
-        self.floor, self.warmup, self.progress = floor, warmup, 0.0
+        super().__init__()
+        self.floor, self.warmup = floor, warmup
 
     def factor(self, progress: float) -> float:
         """The share of the learning rate that holds at ``progress`` in [0, 1]."""
@@ -53,26 +77,18 @@ class CosineProgress(lightning.Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Sets the learning rate of this step."""
-        left = (remaining_epochs(trainer) * int(trainer.num_training_batches)) - batch_idx
-        step = (1 - self.progress) / max(1, left)
+        step = self.step_size(trainer, batch_idx)
         factor = self.factor(self.progress + step / 2)
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
         self.progress += step
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs: the progress made."""
-        return {"progress": self.progress}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes up the progress of a checkpoint."""
-        self.progress = state_dict["progress"]
-
-
-def remaining_epochs(trainer: lightning.Trainer) -> int:
-    """Epochs that are left, the running one included."""
-    return max(1, int(trainer.max_epochs or 1) - trainer.current_epoch)
+def steps_left(trainer: lightning.Trainer, batch_idx: int) -> int:
+    """Steps that are left in the run, that of ``batch_idx`` included."""
+    epochs = max(1, int(trainer.max_epochs or 1) - trainer.current_epoch)
+    return epochs * int(trainer.num_training_batches) - batch_idx
 
 
 class Deadline(lightning.Callback):
