@@ -11,7 +11,7 @@ from torchvision import models
 
 from netwright import cost
 from netwright.console import UserError
-from netwright.cost import LatencyTable, compare_times, count
+from netwright.cost import LatencyTable, alternate, compare_times, count, turn
 from netwright.nn.mbconv import mobilenet_v2_32
 from netwright.nn.resnet import resnet18_cifar
 from netwright.nn.sparse import FixedMask, TopKMask, sparsify, to_dense
@@ -304,6 +304,32 @@ def test_comparison_figures(monkeypatch):
         result["three"]
 
 
+def test_a_turn_times_what_follows_the_untimed_calls(monkeypatch):
+    clock, made = [0.0], []
+    monkeypatch.setattr(cost.timing.time, "perf_counter", lambda: clock[0])
+
+    def call():
+        made.append(clock[0])
+        clock[0] += 2.0 ** len(made)
+
+    assert turn(call, calls=3, untimed=1) == [4.0, 8.0, 16.0]
+    assert len(made) == 4
+
+
+def test_turns_end_with_the_time_but_not_before_the_fewest_rounds(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(cost.timing.time, "perf_counter", lambda: clock[0])
+
+    def slow():
+        clock[0] += 1.0
+        return [1.0, 2.0]
+
+    turns = {"a": slow, "b": slow}
+    assert alternate(turns, rounds=50, seconds=7.0)["a"].tolist() == [[1.0, 2.0]] * 4  # begun at 0, 2, 4 and 6 s
+    assert len(alternate(turns, rounds=50, seconds=0.5, fewest=3)["b"]) == 3
+    assert len(alternate(turns, rounds=2, seconds=0.5, fewest=3)["b"]) == 2
+
+
 def test_threads_are_restored_after_an_error():
     before = torch.get_num_threads()
 
@@ -330,6 +356,11 @@ def test_arguments_are_checked():
         (lambda: compare_times({}), "callables must hold at least 1"),
         (lambda: compare_times({"a": list}, rounds=0), "rounds must be >= 1, got 0"),
         (lambda: compare_times({"a": list}, threads=0), "threads must be >= 1, got 0"),
+        (lambda: turn(list, calls=0), "calls must be >= 1, got 0"),
+        (lambda: turn(list, untimed=-1), "untimed must be >= 0, got -1"),
+        (lambda: alternate({}), "turns must hold at least 1"),
+        (lambda: alternate({"a": lambda: [0.0]}, seconds=0.0), "seconds must be > 0, got 0.0"),
+        (lambda: alternate({"a": lambda: [0.0]}, fewest=0), "fewest must be >= 1, got 0"),
     ):
         with pytest.raises(ValueError, match=message):
             call()

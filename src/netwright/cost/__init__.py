@@ -9,9 +9,11 @@ from netwright.cost.timing import (
     Comparison,
     LatencyTable,
     Timing,
+    alternate,
     compare_times,
     cpu_name,
     threads,
+    turn,
 )
 
 __all__ = [
@@ -20,8 +22,10 @@ __all__ = [
     "LatencyTable",
     "LayerCost",
     "Timing",
+    "alternate",
     "compare_times",
     "count",
     "cpu_name",
     "threads",
+    "turn",
 ]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import nn
 
 from netwright import storage
@@ -247,8 +248,8 @@ class Timing(Result):
         name: Its name.
         best_ms: Shortest time, milliseconds.
         median_ms: Median time, milliseconds.
-        ratio: Median over rounds of its time over the first competitor's in the same round; below 1 is
-        faster. ratio_low: Lower quartile of that.
+        ratio: Median over rounds of its time over the first competitor's in the same round; below 1 is faster.
+        ratio_low: Lower quartile of that.
         ratio_high: Upper quartile of that.
     """
 
@@ -300,6 +301,67 @@ class Comparison(Result):
         return ax
 
 
+def turn(call: Callable[[], Any], calls: int = 1, untimed: int = 0) -> list[float]:
+    """Seconds of each of ``calls`` calls, after ``untimed`` ones that bring caches and clock rates back.
+
+    Raises:
+        ValueError: If ``calls`` is below 1 or ``untimed`` below 0.
+
+    Example:
+        >>> len(turn(lambda: sum(range(10)), calls=4, untimed=1))
+        4
+    """
+    _at_least(calls=(calls, 1), untimed=(untimed, 0))
+    for _ in range(untimed):
+        call()
+    return [_seconds(call) for _ in range(calls)]
+
+
+def alternate(
+    turns: Mapping[str, Callable[[], Sequence[float]]],
+    *,
+    rounds: int = 30,
+    seconds: float | None = None,
+    fewest: int = 1,
+) -> dict[str, Float[np.ndarray, "rounds calls"]]:
+    """Lets competitors take turns, so that a change of the machine's speed meets all of them.
+
+    In each round every competitor has one turn, and the order is rotated from round to round.
+
+    Args:
+        turns: By name, what takes one turn and gives the seconds of its calls, equally many each time.
+        rounds: Most rounds, at least 1.
+        seconds: No round begins after so many seconds; ``None`` for no limit.
+        fewest: Rounds that are made however long they take (``rounds``, if that is fewer), at least 1.
+
+    Returns:
+        Seconds by name: one row a round, one column a call.
+
+    Raises:
+        ValueError: If ``turns`` is empty, or a number is below its bound.
+
+    Example:
+        >>> times = alternate({"one": lambda: [1.0, 2.0], "two": lambda: [3.0]}, rounds=3)
+        >>> times["one"].shape, times["two"].shape
+        ((3, 2), (3, 1))
+    """
+    if not turns:
+        raise ValueError("turns must hold at least 1 entry, got 0")
+    _at_least(rounds=(rounds, 1), fewest=(fewest, 1))
+    if seconds is not None and not seconds > 0:
+        raise ValueError(f"seconds must be > 0, got {seconds}")
+    names = list(turns)
+    times: dict[str, list[Sequence[float]]] = {name: [] for name in names}
+    begin = time.perf_counter()
+    for number in range(rounds):
+        if seconds is not None and number >= fewest and time.perf_counter() - begin >= seconds:
+            break
+        start = number % len(names)
+        for name in names[start:] + names[:start]:
+            times[name].append(turns[name]())
+    return {name: np.array(taken) for name, taken in times.items()}
+
+
 def compare_times(
     callables: Mapping[str, Callable[[], Any]], *, rounds: int = 30, threads: int | None = None
 ) -> Comparison:
@@ -325,19 +387,14 @@ def compare_times(
     if not callables:
         raise ValueError("callables must hold at least 1 entry, got 0")
     _at_least(rounds=(rounds, 1))
-    names = list(callables)
-    times: dict[str, list[float]] = {name: [] for name in names}
     with _fixed_threads(threads) as used:
         for call in callables.values():
             call()
-        for turn in range(rounds):
-            start = turn % len(names)
-            for name in names[start:] + names[:start]:
-                times[name].append(_seconds(callables[name]))
-    first = np.array(times[names[0]])
+        times = alternate({name: partial(turn, call) for name, call in callables.items()}, rounds=rounds)
+    first = times[next(iter(callables))]
     timings = []
-    for name in names:
-        ms, ratios = 1e3 * np.array(times[name]), np.array(times[name]) / first
+    for name, taken in times.items():
+        ms, ratios = 1e3 * taken, taken / first
         low, middle, high = (float(q) for q in np.quantile(ratios, [0.25, 0.5, 0.75]))
         timings.append(Timing(name, float(ms.min()), float(np.median(ms)), middle, low, high))
     return Comparison(tuple(timings), rounds, used, cpu_name())
