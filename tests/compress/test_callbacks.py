@@ -68,7 +68,7 @@ def counts(schedule, steps):
     return kept
 
 
-@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("scope", ["layer", "global", "lamp"])
 @pytest.mark.parametrize("regrow", [True, False])
 @pytest.mark.parametrize(("begin", "end", "every"), [(2, 12, 4), (0, 7, 1), (3, 14, 100)])
 def test_sparsity_follows_the_curve_to_the_exact_ratio(scope, regrow, begin, end, every):

@@ -50,7 +50,7 @@ def train(net, optimiser, steps=6):
         optimiser.step()
 
 
-@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("scope", ["layer", "global", "lamp"])
 @pytest.mark.parametrize("sparsity", [0.0, 0.1, 1 / 3, 0.5, 0.77, 0.9, 0.95, 0.99])
 def test_the_ratio_is_exact(scope, sparsity):
     net = prune.magnitude(network(), sparsity, scope)
@@ -205,7 +205,7 @@ def test_update_prunes_what_is_left_and_zeros_stay():
         prune.update(net, 0.5)
 
 
-@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("scope", ["layer", "global", "lamp"])
 def test_update_regrows_when_allowed(scope):
     def change(net):
         with torch.no_grad():  # what was largest becomes smallest
@@ -283,7 +283,7 @@ def test_other_bad_arguments_leave_the_network_alone():
     net = network()
     for call, message in (
         (lambda: prune.magnitude(nn.ReLU(), 0.5), "module must hold a convolution or linear layer, got ReLU"),
-        (lambda: prune.magnitude(net, 0.5, "channel"), "scope must be 'layer' or 'global', got 'channel'"),
+        (lambda: prune.magnitude(net, 0.5, "channel"), "scope must be one of 'layer', 'global', 'lamp', got 'channel'"),
         (lambda: prune.magnitude(net, 0.5, skip=["head*"]), "skip must name .* got 'head\\*'; there are 0, 3, 5, 8"),
         (lambda: prune.magnitude(net, 0.5, skip=["*"]), "skip must leave a layer to prune"),
         (lambda: prune.magnitude(net, 0.5, skip="0"), "skip must be a sequence of patterns"),
@@ -364,7 +364,7 @@ def test_shares_round_to_the_nearest():
 def test_masks_of_a_large_network_are_exact_in_float32():
     layers = [nn.Linear(3000, 700, bias=False), nn.Linear(701, 13, bias=False)]
     n = 3000 * 700 + 701 * 13
-    for scope in ("layer", "global"):
+    for scope in ("layer", "global", "lamp"):
         masks = exact_masks(layers, 0.987654, scope, 1)
         assert sum(int(m.sum()) for m in masks) == round((1 - 0.987654) * n)
 

@@ -26,16 +26,18 @@ _NAMES = {
     "cubic_sparsity": "prune",
     "dense_sparse_dense": "prune",
     "hold": "prune",
+    "lamp_scores": "exact",
     "magnitude": "prune",
     "place_masks": "prune",
     "remove": "prune",
     "sparsity": "prune",
     "update": "prune",
 }
-_MODULES = ("callbacks", "hydra", "prune")
+_MODULES = ("callbacks", "exact", "hydra", "prune")
 
 if TYPE_CHECKING:
     from netwright.compress.callbacks import GradualPruning, KeepSparse
+    from netwright.compress.exact import lamp_scores
     from netwright.compress.hydra import HydraPruner, begin_finetune, begin_scores
     from netwright.compress.prune import (
         Sparsity,
@@ -60,6 +62,7 @@ __all__ = [
     "cubic_sparsity",
     "dense_sparse_dense",
     "hold",
+    "lamp_scores",
     "magnitude",
     "place_masks",
     "remove",

@@ -38,7 +38,7 @@ class GradualPruning(lightning.Callback):
         end: Step from which the final sparsity holds, > ``begin``.
         every: Steps from one pruning to the next, >= 1.
         initial_sparsity: Share of zeros at ``begin``, in [0, final_sparsity].
-        scope: ``"layer"`` or ``"global"``, as for :func:`netwright.compress.prune.magnitude`.
+        scope: ``"layer"``, ``"global"`` or ``"lamp"``, as for :func:`netwright.compress.prune.magnitude`.
         skip: Names of layers to leave alone, as the LightningModule's ``named_modules`` gives them.
         keep_at_least: Weights that every layer keeps.
         regrow: Let a masked weight return when it is among the largest again, as in the paper.

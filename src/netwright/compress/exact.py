@@ -1,16 +1,26 @@
-"""Which weights to keep for an exact ratio: the choice behind magnitude pruning."""
+"""Which weights to keep for an exact ratio: the choice behind magnitude pruning.
+
+Lee, Park, Mo, Ahn and Shin, "Layer-adaptive Sparsity for the Magnitude-based Pruning", ICLR 2021, arXiv:2010.07611:
+with the weights of a layer in ascending order of size, the u-th has the score
+
+    score(u) = W_u^2 / sum_{v >= u} W_v^2
+
+and one threshold holds for the scores of all layers (scope ``"lamp"``).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
+import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from netwright.nn.sparse import FixedMask, effective_weight, mask_of, top_k_mask
 
-Scope = Literal["layer", "global"]
+Scope = Literal["layer", "global", "lamp"]
 
 
 def check_sparsity(sparsity: float, name: str = "sparsity") -> float:
@@ -35,7 +45,8 @@ def exact_masks(
         chosen: Layers, with or without a :class:`~netwright.nn.sparse.FixedMask`.
         sparsity: Share of zeros, in [0, 1).
         scope: ``"layer"`` gives every layer the same share, as nearly as whole numbers allow; ``"global"``
-            keeps the largest weights wherever they are.
+            keeps the largest weights wherever they are; ``"lamp"`` those with the largest :func:`lamp_scores`,
+            of which every layer has one at least.
         keep_at_least: Weights that every layer keeps (all that it has, if fewer), >= 0.
         regrow: Whether masked weights may be chosen.
 
@@ -50,8 +61,8 @@ def exact_masks(
         [tensor([[0., 1., 1., 0.]])]
     """
     check_sparsity(sparsity)
-    if scope not in ("layer", "global"):
-        raise ValueError(f"scope must be 'layer' or 'global', got {scope!r}")
+    if scope not in get_args(Scope):
+        raise ValueError(f"scope must be one of {', '.join(map(repr, get_args(Scope)))}, got {scope!r}")
     if keep_at_least < 0:
         raise ValueError(f"keep_at_least must be >= 0, got {keep_at_least}")
     scores = [_scores(layer, regrow) for layer in chosen]
@@ -72,14 +83,50 @@ def exact_masks(
             f"sparsity must be >= {1 - sum(most) / sum(sizes):.6g}, which the module has already, unless weights "
             f"may regrow; got {sparsity}"
         )
-    if scope == "layer":
-        return [_largest(score, n) for score, n in zip(scores, _shares(keep, sizes, least, most), strict=True)]
+    if scope != "global":
+        counts = _shares(keep, sizes, least, most) if scope == "layer" else _lamp_counts(scores, keep, least)
+        return [_largest(score, n) for score, n in zip(scores, counts, strict=True)]
     flat = [
         torch.where(_largest(score, n) > 0, torch.inf, score).flatten().to(scores[0].device)
         for score, n in zip(scores, least, strict=True)
     ]
     whole = _largest(torch.cat(flat), keep)
     return [part.view_as(score).to(score) for part, score in zip(whole.split(sizes), scores, strict=True)]
+
+
+def lamp_scores(weight: Float[Tensor, "*shape"]) -> Float[Tensor, "weights"]:
+    """How much of what would be left of a layer goes with each weight, if all smaller ones went before it.
+
+    The largest weight has the score 1 and no other more than 1/2, so one threshold for all layers keeps a weight of
+    each. Scaling a layer does not change its scores.
+
+    Args:
+        weight: The weights of one layer, finite; only their sizes matter.
+
+    Returns:
+        Scores in [0, 1], float64, on the CPU, of the weights in ascending order of size; 0 exactly where the weight
+        is 0.
+
+    Example:
+        >>> lamp_scores(torch.tensor([2.0, -4.0, 1.0]))
+        tensor([0.0476, 0.2000, 1.0000], dtype=torch.float64)
+    """
+    # NumPy sorts values alone, many times as fast as torch, which always sorts their places too.
+    size = torch.from_numpy(np.sort(weight.detach().abs().flatten().double().cpu().numpy()))
+    smallest = torch.finfo(torch.float64).tiny
+    # In units of the largest, since squares of small weights would be nothing, even in float64.
+    square = (size / size[-1].clamp_min(smallest)).square()
+    left = square.flip(0).cumsum(0).flip(0)
+    return torch.where(size > 0, (square / left).clamp_min(smallest), 0.0)
+
+
+def _lamp_counts(scores: list[Tensor], keep: int, least: list[int]) -> list[int]:
+    """How many weights of each layer are among the ``keep`` with the largest LAMP scores."""
+    ranks = [lamp_scores(score) for score in scores]
+    for rank, n in zip(ranks, least, strict=True):
+        rank[len(rank) - n :] = torch.inf
+    chosen = _largest(torch.cat(ranks), keep)
+    return [int(part.sum()) for part in chosen.split([len(rank) for rank in ranks])]
 
 
 def _scores(layer: nn.Module, regrow: bool) -> Tensor:

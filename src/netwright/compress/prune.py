@@ -105,7 +105,8 @@ def magnitude(
         sparsity: Share of zeros among the weights of all layers that are not skipped, in [0, 1). Exactly
             round((1 - sparsity) n) of n weights are kept.
         scope: ``"layer"`` prunes every layer alike (its share is rounded so that the whole is exact);
-            ``"global"`` keeps the largest weights wherever they are.
+            ``"global"`` keeps the largest weights wherever they are; ``"lamp"`` those that matter most to their
+            own layer, see :func:`netwright.compress.exact.lamp_scores`: the safest when layers differ in scale.
         skip: Names of layers to leave alone, as ``named_modules`` gives them; ``*`` stands for anything.
         keep_at_least: Weights that every layer keeps (all of a layer that has fewer); 0 lets layers die.
 

@@ -123,6 +123,14 @@ DENSE_SPARSE_DENSE = Reference(
     kind="inproceedings",
     arxiv="1607.04381",
 )
+LAMP = Reference(
+    title="Layer-adaptive Sparsity for the Magnitude-based Pruning",
+    authors=("Jaeho Lee", "Sejun Park", "Sangwoo Mo", "Sungsoo Ahn", "Jinwoo Shin"),
+    year=2021,
+    venue="International Conference on Learning Representations",
+    kind="inproceedings",
+    arxiv="2010.07611",
+)
 BATCH_NORM = Reference(
     title="Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate Shift",
     authors=("Sergey Ioffe", "Christian Szegedy"),
@@ -151,6 +159,7 @@ BOOTSTRAP = Reference(
 # Module, or module and name; the longest match wins, and a card's own method wins over all.
 CITATIONS: dict[str, Reference] = {
     "netwright.compress.callbacks:GradualPruning": GRADUAL_PRUNING,
+    "netwright.compress.exact:lamp_scores": LAMP,
     "netwright.compress.hydra": HYDRA,
     "netwright.compress.prune": MAGNITUDE_PRUNING,
     "netwright.compress.prune:cubic_sparsity": GRADUAL_PRUNING,
