@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_digits
 from tiny_run import ARGUMENTS
 from typer.testing import CliRunner
 
@@ -63,6 +64,29 @@ class TestEvaluate:
         assert found.images == own.images
         assert found.accuracy == pytest.approx(own.accuracy)
         assert found.nll == pytest.approx(own.nll, rel=1e-4)
+
+    def test_every_image_of_a_folder_without_a_test_part(self, finished: Path, data, tmp_path: Path):
+        write_folder(tmp_path / "flat", data.test, data.classes)
+        own, found = evaluate_run(finished), evaluate_run(finished, str(tmp_path / "flat"))
+        assert found.images == own.images == len(data.test)
+        assert found.accuracy == pytest.approx(own.accuracy)
+        assert found.nll == pytest.approx(own.nll, rel=1e-4)
+
+    def test_training_images_stay_out_wherever_the_runs_own_data_lie(self, finished: Path, tmp_path: Path):
+        digits = load_digits()
+        pixels, labels = np.rint(digits.images * 255 / 16).astype(np.uint8), digits.target
+        np.savez(tmp_path / "moved.npz", x=pixels, y=labels, classes=list("0123456789"))
+        own, found = evaluate_run(finished), evaluate_run(finished, str(tmp_path / "moved.npz"))
+        assert found.images == 359
+        assert found.accuracy == pytest.approx(own.accuracy)
+        # The same path with other content is the run's own data too.
+        moved = tmp_path / "run"
+        shutil.copytree(finished, moved)
+        described = read_json(moved / "run.json")
+        described["options"]["data"] = str(tmp_path / "moved.npz")
+        write_json(moved / "run.json", described)
+        np.savez(tmp_path / "moved.npz", x=pixels[:900], y=labels[:900], classes=list("0123456789"))
+        assert evaluate_run(moved, str(tmp_path / "moved.npz")).images == 180
 
     def test_images_of_another_size_are_resized_and_npz_are_refused(self, finished: Path, data, tmp_path: Path):
         doubled = TensorImages(data.test.images.repeat_interleave(2, 2).repeat_interleave(2, 3), data.test.labels)

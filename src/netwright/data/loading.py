@@ -44,6 +44,7 @@ class Data(Result):
         std: Likewise; 1 for a channel that is constant.
         problems: Faults that do not keep the data from being used.
         source: Where the data comes from.
+        split_off: Parts that the data had not, and that were split off the training part.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Data(Result):
     std: tuple[float, ...]
     problems: tuple[Problem, ...]
     source: str
+    split_off: tuple[str, ...] = ()
 
     @property
     def parts(self) -> dict[str, Images]:
@@ -241,7 +243,7 @@ def read_checked(
 
 
 def _split(parts: Parts, problems: list[Problem], groups: np.ndarray, seed: int) -> Data:
-    images = dict(parts.images)
+    images, split_off = dict(parts.images), []
     for part, share in (("test", TEST_SHARE), ("validation", VALIDATION_SHARE)):
         if part in images and len(images[part]) > 0:
             continue
@@ -255,6 +257,7 @@ def _split(parts: Parts, problems: list[Problem], groups: np.ndarray, seed: int)
             ) from error
         images["train"], images[part] = images["train"].subset(rest), images["train"].subset(held)
         groups = groups[rest.numpy()]
+        split_off.append(part)
     mean, square = images["train"].moments()
     deviation = np.sqrt(np.clip(square - mean**2, 0, None))
     std = np.where(deviation < CONSTANT_BELOW, 1.0, deviation)
@@ -270,4 +273,5 @@ def _split(parts: Parts, problems: list[Problem], groups: np.ndarray, seed: int)
         std=tuple(std.tolist()),
         problems=tuple(problems),
         source=parts.source,
+        split_off=tuple(split_off),
     )

@@ -65,7 +65,9 @@ class Predictions(Result):
 def evaluate_run(
     run: str | Path, data: str | None = None, *, skip_broken: bool = False, download: bool = False
 ) -> Evaluation:
-    """Measures a run's network on the test part of a data set: the run's own, or another with the same classes.
+    """Measures a run's network on labelled data: the test part of the run's own, or other data with the same classes.
+
+    Of other data the test part is measured, and every image where they have none.
 
     Raises:
         UserError: If the run is not finished, the data cannot be read, or have a class that the network does not know.
@@ -105,9 +107,15 @@ def evaluate_run(
             cure=f"its classes: {', '.join(model.classes)}",
         )
     place = torch.tensor([model.classes.index(name) for name in found.classes])
+    # Training images stay out: the run's own data are known by their path, or by their content when they were moved.
+    own = str(data) == options["data"] or found.fingerprint() == folder.read("data.json")["fingerprint"]
+    measured = [found.test] if own or "test" not in found.split_off else list(found.parts.values())
     probs, labels = [], []
-    for start in range(0, len(found.test), CHUNK):
-        part = found.test.subset(torch.arange(start, min(start + CHUNK, len(found.test))))
+    for part in (
+        whole.subset(torch.arange(start, min(start + CHUNK, len(whole))))
+        for whole in measured
+        for start in range(0, len(whole), CHUNK)
+    ):
         images = part.images if hasattr(part, "images") else torch.stack([part[i][0] for i in range(len(part))])
         probs.append(probabilities(model, images))
         labels.append(place[part.labels])
