@@ -1,0 +1,40 @@
+"""A network as a list of operations: captured from torch, made smaller, checked, and executed as an oracle.
+
+Names are resolved when they are first used: the intermediate form and its check need numpy only.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_NAMES = {
+    "Graph": "ir",
+    "Node": "ir",
+    "Unsupported": "tracing",
+    "UnsupportedOperator": "tracing",
+    "capture": "tracing",
+    "check": "validation",
+    "optimise": "passes",
+    "plain_copy": "tracing",
+    "run": "reference",
+}
+
+if TYPE_CHECKING:
+    from netwright.deploy.graph.ir import Graph, Node
+    from netwright.deploy.graph.passes import optimise
+    from netwright.deploy.graph.reference import run
+    from netwright.deploy.graph.tracing import Unsupported, UnsupportedOperator, capture, plain_copy
+    from netwright.deploy.graph.validation import check
+
+__all__ = ["Graph", "Node", "Unsupported", "UnsupportedOperator", "capture", "check", "optimise", "plain_copy", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        return getattr(importlib.import_module(f"netwright.deploy.graph.{_NAMES[name]}"), name)
+    raise AttributeError(f"module 'netwright.deploy.graph' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
