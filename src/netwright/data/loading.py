@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from netwright.console import UserError, table
 from netwright.data.augment import Compose, standard
 from netwright.data.parts import PARTS, Parts, class_problems, duplicate_problems, group_keys
 from netwright.data.problems import Problem, refuse
-from netwright.data.sources import read
+from netwright.data.sources import Reading, read
 from netwright.data.splits import TEST_SHARE, VALIDATION_SHARE, split_train
 from netwright.data.tensors import Images, Normalise
 from netwright.results import Result, new_axes
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
 PICTURES_SHOWN = 20
 CONSTANT_BELOW = 1e-6  # a channel that varies less is not divided by its deviation
-LARGEST_SIZE = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,45 +199,14 @@ def load(
         >>> len(data.train), len(data.validation), len(data.test), data.shape
         (1294, 144, 359, (1, 8, 8))
     """
-    parts = read_checked(
-        name_or_path,
-        download=download,
-        skip_broken=skip_broken,
-        size=size,
-        root=root,
-        memory_limit=memory_limit,
-    )
+    how = Reading(download=download, skip_broken=skip_broken, size=size, root=root, memory_limit=memory_limit)
+    parts = read(name_or_path, how)
     problems = parts.problems + class_problems(parts, drop_unknown=drop_unknown)
     refuse(problems)
     parts.drop_unknown()
     digests = {part: images.digests() for part, images in parts.images.items()}
     problems += duplicate_problems(parts, digests)
     return _split(parts, problems, group_keys(digests["train"]), seed)
-
-
-def read_checked(
-    name_or_path: str | os.PathLike[str],
-    *,
-    download: bool,
-    skip_broken: bool,
-    size: tuple[int, int] | None,
-    root: str | os.PathLike[str] | None,
-    memory_limit: int | None,
-) -> Parts:
-    """Checks the arguments and reads."""
-    if size is not None and (len(size) != 2 or not all(1 <= side <= LARGEST_SIZE for side in size)):
-        raise ValueError(f"size must be (height, width), each in 1..{LARGEST_SIZE}, got {size}")
-    if memory_limit is not None and memory_limit < 0:
-        raise ValueError(f"memory_limit must be >= 0 bytes, got {memory_limit}")
-    home = None if root is None else Path(root).expanduser()
-    return read(
-        name_or_path,
-        download=download,
-        skip_broken=skip_broken,
-        size=size,
-        root=home,
-        memory_limit=memory_limit,
-    )
 
 
 def _split(parts: Parts, problems: list[Problem], groups: np.ndarray, seed: int) -> Data:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from netwright.console import table
-from netwright.data.loading import PICTURES_SHOWN, draw, one_each, read_checked
+from netwright.data.loading import PICTURES_SHOWN, draw, one_each
 from netwright.data.parts import PARTS, class_problems, duplicate_problems
 from netwright.data.problems import Problem
+from netwright.data.sources import Reading, read
 from netwright.results import Result
 
 if TYPE_CHECKING:
@@ -120,14 +121,8 @@ def check(
         >>> report.counts["train"]["0"], report.spoiled
         (178, False)
     """
-    parts = read_checked(
-        name_or_path,
-        download=download,
-        skip_broken=skip_broken,
-        size=size,
-        root=root,
-        memory_limit=memory_limit,
-    )
+    how = Reading(download=download, skip_broken=skip_broken, size=size, root=root, memory_limit=memory_limit)
+    parts = read(name_or_path, how)
     problems = parts.problems + class_problems(parts, drop_unknown=drop_unknown)
     problems += duplicate_problems(parts, {part: images.digests() for part, images in parts.images.items()})
     samples: dict[str, Tensor] = {}

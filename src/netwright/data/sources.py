@@ -9,6 +9,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ FASHION_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
 CIFAR_FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
+LARGEST_SIZE = 4096
 EXTRA_CURE = 'install it with: pip install "netwright[data]"'
 
 
@@ -173,24 +175,44 @@ def names() -> tuple[str, ...]:
     return tuple(NAMED)
 
 
-def read(
-    name_or_path: str | os.PathLike[str],
-    *,
-    download: bool,
-    skip_broken: bool,
-    size: tuple[int, int] | None,
-    root: Path | None,
-    memory_limit: int | None,
-) -> Parts:
+@dataclass(frozen=True)
+class Reading:
+    """How data are read, whatever is then made of them.
+
+    Attributes:
+        download: Allows torchvision to download what is not on this machine.
+        skip_broken: Leaves out files that cannot be read.
+        size: (height, width) that a folder's images are resized to, each in 1..4096.
+        root: The data folder for downloads, by default ``data`` in the cache.
+        memory_limit: Bytes above which a folder's images stay on disk, >= 0.
+
+    Raises:
+        ValueError: If ``size`` or ``memory_limit`` is out of its range.
+    """
+
+    download: bool = False
+    skip_broken: bool = False
+    size: tuple[int, int] | None = None
+    root: str | os.PathLike[str] | None = None
+    memory_limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.size is not None and (len(self.size) != 2 or not all(1 <= side <= LARGEST_SIZE for side in self.size)):
+            raise ValueError(f"size must be (height, width), each in 1..{LARGEST_SIZE}, got {self.size}")
+        if self.memory_limit is not None and self.memory_limit < 0:
+            raise ValueError(f"memory_limit must be >= 0 bytes, got {self.memory_limit}")
+
+
+def read(name_or_path: str | os.PathLike[str], how: Reading) -> Parts:
     """The parts of a data set, before any check of its classes.
 
     Raises:
         UserError: If there is no such data set, or it cannot be read at all.
     """
     if isinstance(name_or_path, str) and name_or_path in NAMED:
-        if size is not None:
+        if how.size is not None:
             raise UserError(f"{name_or_path} has a fixed size", cure="leave out the size")
-        return NAMED[name_or_path](root, download)
+        return NAMED[name_or_path](None if how.root is None else Path(how.root).expanduser(), how.download)
     path = Path(name_or_path).expanduser()
     if not path.exists():
         text = os.fspath(name_or_path)
@@ -205,10 +227,10 @@ def read(
         for name, folder in CIFAR_FOLDERS.items():
             if path.name == folder or (path / folder).is_dir():
                 return _read_cifar(name, path.parent if path.name == folder else path)
-        return read_folder(path, size=size, skip_broken=skip_broken, memory_limit=memory_limit)
+        return read_folder(path, size=how.size, skip_broken=how.skip_broken, memory_limit=how.memory_limit)
     if path.suffix.lower() != ".npz":
         cure = "give a folder of class folders, a .npz file, or one of the names " + ", ".join(NAMED)
         raise UserError("not a folder and not a .npz file", where=path, cure=cure)
-    if size is not None:
+    if how.size is not None:
         raise UserError("images of a .npz have a fixed size", where=path, cure="leave out the size")
     return read_npz(path)
