@@ -136,16 +136,21 @@ def sanitizer_libraries() -> str:
 
 
 class Buffer:
-    """Floats at a multiple of 64 bytes, guarded on both sides by marks, or under sanitizers by the allocator."""
+    """Floats at a multiple of 64 bytes, guarded on both sides by marks, or under sanitizers by the allocator.
 
-    def __init__(self, floats: int) -> None:
-        guard = 0 if SANITIZE else GUARD
-        place, size = ctypes.c_void_p(), floats + 2 * guard
+    Args:
+        floats: How many.
+        head: How many before them kernels may read.
+    """
+
+    def __init__(self, floats: int, head: int = 0) -> None:
+        front, back = (head, 0) if SANITIZE else (GUARD, GUARD)
+        place, size = ctypes.c_void_p(), front + floats + back
         assert _C.posix_memalign(ctypes.byref(place), ctypes.c_size_t(64), ctypes.c_size_t(4 * size)) == 0
         self._place = place
         self._whole = np.ctypeslib.as_array(ctypes.cast(place, ctypes.POINTER(ctypes.c_float)), (size,))
         self._whole[:] = MARK
-        self.floats = self._whole[guard : guard + floats]
+        self.floats = self._whole[front : front + floats]
 
     def check(self) -> None:
         """Fails if a float outside was written."""
@@ -190,7 +195,7 @@ class Planes(Buffer):
         n, c, h, w = shape if len(shape) == 4 else (*shape, 1, 1)
         pixels = n * h * w
         plane = 1 if pixels == 1 else LINE * (-(-(pixels + LINE - 1) // LINE) + more)
-        super().__init__(-(-c // LINE) * LINE if plane == 1 else c * plane)
+        super().__init__(-(-c // LINE) * LINE if plane == 1 else c * plane, head=LINE)
         self.geo = Geo(n, c, h, w, plane)
         self.floats[:] = np.nan
         if isinstance(values, np.ndarray):
