@@ -7,7 +7,7 @@ import dataclasses
 
 import numpy as np
 
-from netwright.deploy.graph.ir import Graph
+from netwright.deploy.graph.ir import Graph, Node
 from netwright.deploy.graph.passes.activations import fuse_activations, name_products
 from netwright.deploy.graph.passes.affine import fold_affine, fold_affine_forward
 from netwright.deploy.graph.passes.channels import fold_channels
@@ -51,12 +51,18 @@ def optimise(graph: Graph, *, precision: type[np.floating] = np.float32) -> Grap
         >>> [node.op.name for node in optimise(capture(block, torch.zeros(1, 3, 6, 5)))]
         ['conv']
     """
-    graph = copy.deepcopy(graph)
+    graph = _copy(graph)
     for rewrite in PASSES:
         rewrite(graph)
     for node in graph:
         _round(node.op, precision)
     return graph
+
+
+def _copy(graph: Graph) -> Graph:
+    """Nodes and operations of its own; arrays are shared, since passes put new ones in their place."""
+    nodes = [Node(copy.copy(node.op), list(node.inputs), node.output, node.path) for node in graph]
+    return Graph(dict(graph.shapes), nodes, list(graph.inputs), list(graph.outputs), dict(graph.views))
 
 
 def _round(op: object, precision: type[np.floating]) -> None:

@@ -7,20 +7,14 @@ import numpy as np
 from netwright.deploy.graph.ir import (
     Activate,
     Activation,
-    Add,
     Affine,
-    Conv,
-    ConvTranspose,
     Graph,
-    GroupNorm,
-    Linear,
     Mul,
     Node,
 )
 from netwright.deploy.graph.passes.cleaning import remove_unused
-from netwright.deploy.graph.passes.rewriting import bypass, only_reader
+from netwright.deploy.graph.passes.rewriting import FUSED, bypass, only_reader
 
-FUSED = (Conv, ConvTranspose, Linear, Affine, GroupNorm, Add, Mul)
 PRODUCTS = {"sigmoid": "silu", "hardsigmoid": "hardswish"}
 
 

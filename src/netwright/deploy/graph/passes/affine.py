@@ -12,16 +12,19 @@ import numpy as np
 from netwright.deploy.graph.ir import (
     AdaptivePool,
     Affine,
-    Array,
+    Concat,
     Conv,
     ConvTranspose,
     Graph,
     GroupNorm,
     LayerNorm,
+    Linear,
     Node,
+    Op,
     Reshape,
 )
 from netwright.deploy.graph.passes.rewriting import (
+    FUSED,
     bias_of,
     bypass,
     columns,
@@ -33,36 +36,51 @@ from netwright.deploy.graph.passes.rewriting import (
 
 
 def fold_affine(graph: Graph) -> None:
-    """Scales and shifts what convolutions, linear layers, norms and other affine operations write."""
+    """Scales and shifts what convolutions, linear layers, norms and other affine operations write, joined or not."""
     producers = graph.producers()
     for node in list(graph):
         source = producers.get(node.inputs[0]) if isinstance(node.op, Affine) else None
         if source is None or only_reader(graph, source.output) is not node:
             continue
         assert isinstance(node.op, Affine)
-        if _take_in(source, node.op):
+        parts = [(source, node.op)]
+        if isinstance(source.op, Concat):
+            parts = _parts(graph, producers, source, node.op)
+        if parts and all(_takes_in(part, affine) for part, affine in parts):
+            for part, affine in parts:
+                _take_in(part.op, affine)
             bypass(graph, node, source.output)
 
 
-def _take_in(source: Node, affine: Affine) -> bool:
-    """Puts an affine map behind the operation of a node; False where that cannot be."""
+def _parts(graph: Graph, producers: dict[int, Node], concat: Node, affine: Affine) -> list[tuple[Node, Affine]]:
+    """What writes each part of a concatenation, with its share of the map; nothing where somebody else reads a part."""
+    if not all(value in producers and only_reader(graph, value) is concat for value in concat.inputs):
+        return []
+    ends = np.cumsum([graph.shapes[value][1] for value in concat.inputs])[:-1]
+    shares = zip(np.split(affine.scale, ends), np.split(affine.shift, ends), strict=True)
+    maps = [Affine(scale, shift, affine.act) for scale, shift in shares]
+    return [(producers[value], share) for value, share in zip(concat.inputs, maps, strict=True)]
+
+
+def _takes_in(source: Node, affine: Affine) -> bool:
+    """Whether a node can apply an affine map to what it writes."""
     op = source.op
+    if isinstance(op, LayerNorm):
+        return not affine.act
+    return isinstance(op, (Conv, ConvTranspose, Linear, Affine, GroupNorm)) and not op.act and len(source.inputs) == 1
+
+
+def _take_in(op: Op, affine: Affine) -> None:
     scale, shift = affine.scale.astype(np.float64), affine.shift.astype(np.float64)
-    if is_weighted(op) and not op.act and len(source.inputs) == 1:
+    if is_weighted(op):
         op.weight, op.bias = scaled_outputs(op, scale), scale * bias_of(op, len(scale)) + shift
-    elif isinstance(op, Affine) and not op.act:
+    elif isinstance(op, Affine):
         op.scale, op.shift = op.scale * scale, scale * op.shift + shift
-    elif (isinstance(op, LayerNorm) and not affine.act) or (isinstance(op, GroupNorm) and not op.act):
-        op.weight, op.bias = _normed(op.weight, op.bias, scale, shift)
-    else:
-        return False
-    if not isinstance(op, LayerNorm):
+    elif isinstance(op, (LayerNorm, GroupNorm)):
+        op.weight = scale if op.weight is None else op.weight * scale
+        op.bias = shift if op.bias is None else op.bias * scale + shift
+    if isinstance(op, FUSED):
         op.act = affine.act
-    return True
-
-
-def _normed(weight: Array | None, bias: Array | None, scale: Array, shift: Array) -> tuple[Array, Array]:
-    return (scale if weight is None else weight * scale), (shift if bias is None else bias * scale + shift)
 
 
 def fold_affine_forward(graph: Graph) -> None:

@@ -126,10 +126,11 @@ def remove_dead_channels(graph: Graph) -> None:
     read = {value: np.zeros(shape[1], bool) for value, shape in graph.shapes.items()}
     for value in (*graph.outputs, *graph.inputs):
         read[value][:] = True
-    _spread(graph, read)
+    links = {id(node): _links(node.op) for node in graph}
+    _spread(graph, read, links)
     for live in read.values():
         live[0] |= not live.any()
-    _spread(graph, read)
+    _spread(graph, read, links)
     for node in graph:
         node.op = _without(node, read)
     for value, live in read.items():
@@ -137,20 +138,26 @@ def remove_dead_channels(graph: Graph) -> None:
         graph.shapes[value] = (shape[0], int(live.sum()), *shape[2:])
 
 
-def _spread(graph: Graph, read: dict[int, Array]) -> None:
+def _links(op: Op) -> Array | None:
+    """(out channels, in channels): which of all inputs each output reads, of an operation that may read any."""
+    if isinstance(op, Conv) and op.groups == 1:
+        return (op.weight != 0).any((2, 3))
+    return op.weight != 0 if isinstance(op, Linear) else None
+
+
+def _spread(graph: Graph, read: dict[int, Array], links: dict[int, Array | None]) -> None:
     """Grows the sets of channels until every operation finds on each side those that it needs."""
     before = -1
     while before != (before := sum(int(live.sum()) for live in read.values())):
         for node in reversed(graph.nodes):
-            _spread_over(graph, node, read)
+            _spread_over(graph, node, read, links[id(node)])
 
 
-def _spread_over(graph: Graph, node: Node, read: dict[int, Array]) -> None:
+def _spread_over(graph: Graph, node: Node, read: dict[int, Array], links: Array | None) -> None:
     op, live, inputs = node.op, read[node.output], [read[value] for value in node.inputs]
     tied: list[tuple[Array, Array]] = []
-    if isinstance(op, Linear) or (isinstance(op, Conv) and op.groups == 1):
-        used = op.weight[live] != 0
-        inputs[0] |= used.any(tuple(axis for axis in range(used.ndim) if axis != 1))
+    if links is not None:
+        inputs[0] |= (links if live.all() else links[live]).any(0)
         tied = [(live, other) for other in inputs[1:]]
     elif isinstance(op, (Affine, Activate, Pool, AdaptivePool, Pad, Add, Mul)) or _is_depthwise(op):
         tied = [(live, other) for other in inputs]

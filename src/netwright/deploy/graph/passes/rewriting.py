@@ -6,9 +6,11 @@ from typing import TypeGuard
 
 import numpy as np
 
-from netwright.deploy.graph.ir import Array, Conv, ConvTranspose, Graph, Linear, Node, Op
+from netwright.deploy.graph.ir import Add, Affine, Array, Conv, ConvTranspose, Graph, GroupNorm, Linear, Mul, Node, Op
 
 Weighted = Conv | ConvTranspose | Linear
+FUSED = (Conv, ConvTranspose, Linear, Affine, GroupNorm, Add, Mul)
+"""Operations that apply an activation to what they compute."""
 
 
 def is_weighted(op: Op) -> TypeGuard[Weighted]:
