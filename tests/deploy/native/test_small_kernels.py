@@ -26,6 +26,7 @@ POOLS = {  # kernel, stride, padding (top, left, bottom, right), dilation
     "3x3s1p1": ((3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
     "3x2s1x2": ((3, 2), (1, 2), (1, 0, 1, 0), (1, 1)),
     "5x4s3x3": ((5, 4), (3, 3), (2, 2, 2, 2), (1, 1)),
+    "9x12s1": ((9, 12), (1, 1), (4, 6, 4, 6), (1, 1)),
     "2x3d": ((2, 3), (2, 2), (1, 1, 1, 1), (3, 2)),
     "2x3ds1": ((2, 3), (1, 1), (0, 1, 0, 1), (2, 3)),
 }
@@ -114,7 +115,9 @@ def pooled_shape(size, kernel, stride, padding, dilation, ceil):
 
 @pytest.mark.parametrize("ceil", [False, True])
 @pytest.mark.parametrize("name", POOLS)
-@pytest.mark.parametrize("shape", [shape for shape in IMAGES if shape[2:] != (1, 1)] + [(1, 19, 1, 1), (2, 3, 2, 2)])
+@pytest.mark.parametrize(
+    "shape", [shape for shape in IMAGES if shape[2:] != (1, 1)] + [(1, 19, 1, 1), (2, 3, 2, 2), (1, 2, 11, 70)]
+)
 def test_pools(run, shape, name, ceil):
     kernel, stride, padding, dilation = POOLS[name]
     size = pooled_shape(shape[2:], kernel, stride, padding, dilation, ceil)
