@@ -17,8 +17,14 @@ from netwright.deploy.native.layout import Geometry, Kind, Lowering, cuts, is_di
 from netwright.deploy.native.machine import Machine
 
 DENSE_FROM = 0.5  # share of non-zeros from which the dense kernel is the default
-L1_SHARE, L2_SHARE = 0.6, 0.7  # of a cache that operands may fill
-MIN_ROW = 6  # non-zeros that a row keeps in every chunk
+L1_SHARE = 0.75  # of the first-level cache that operands of a chunk may fill
+# Of the second-level cache that copies may fill: much of it for small maps, whose shifted copies are made at once.
+L2_SHARE, L2_SHARE_OF_TAPS = 0.25, 0.75
+MIN_ROW = 5  # non-zeros that a row keeps in every chunk
+# Cycles of a multiply-add with an operand from the first- and the second-level cache, aligned and not.
+ALIGNED, UNALIGNED = (0.62, 1.3), (1.05, 1.8)
+COPY_BLOCK, COPY_ROW = 3.5, 3.0  # cycles of a block and of a row that is copied
+ENTRY, ROW, STORE, PARTIAL = 0.7, 5.0, 2.5, 1.2  # of a non-zero, a row, a block stored, a block of a partial sum
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ def largest(machine: Machine) -> int:
 
 def choose(op: Conv, source: Geometry, target: Geometry, machine: Machine) -> Choice:
     """The cheapest choice by the cost model."""
-    dense = op.groups == 1 and np.count_nonzero(op.weight) > DENSE_FROM * op.weight.size
+    dense = op.groups == 1 and int(np.count_nonzero(op.weight)) > DENSE_FROM * op.weight.size
     found = candidates(op, source, target, machine, dense=dense)
     return min(found, key=lambda choice: cost(op, source, target, machine, choice))
 
@@ -67,7 +73,7 @@ def candidates(op: Conv, source: Geometry, target: Geometry, machine: Machine, *
             yield Choice(True, kind, 3, 1, band)
             continue
         plan = lower(op, source, target, kind=kind, unit=machine.unit, band=band)
-        for most in sorted({min(most, plan.vectors) for most in (4, 6, 8, largest(machine))}):
+        for most in sorted({min(most, plan.vectors, largest(machine)) for most in (4, 6, 8, 12, 16)}):
             for chunks in _chunks(op, source, plan, most, machine):
                 yield Choice(False, kind, most, chunks, band)
 
@@ -76,7 +82,7 @@ def _band(op: Conv, source: Geometry, target: Geometry, machine: Machine, kind: 
     """Rows of a band whose copies fill at most half of the second-level cache."""
     if kind == "direct":
         return None
-    room = L2_SHARE * machine.l2_bytes / 4
+    room = (L2_SHARE_OF_TAPS if kind == "taps" else L2_SHARE) * machine.l2_bytes / 4
     total = target.n * target.h if kind == "taps" else target.h
     band = total
     while band > 1 and lower(op, source, target, kind=kind, unit=machine.unit, band=band).scratch(source.c) > room:
@@ -91,7 +97,7 @@ def window(op: Conv, source: Geometry, plan: Lowering, most: int, unit: int) -> 
 
 
 def _chunks(op: Conv, source: Geometry, plan: Lowering, most: int, machine: Machine) -> list[int]:
-    nonzeros = np.count_nonzero(op.weight)
+    nonzeros = int(np.count_nonzero(op.weight))
     total = source.c * window(op, source, plan, most, machine.unit)
     wanted = -(-total // int(L1_SHARE * machine.l1_bytes))
     limit = max(1, min(source.c, nonzeros // (MIN_ROW * len(op.weight))))
@@ -104,19 +110,22 @@ def cost(op: Conv, source: Geometry, target: Geometry, machine: Machine, choice:
     """Estimated cycles."""
     plan = lower(op, source, target, kind=choice.kind, unit=machine.unit, band=choice.band)
     fillings = plan.bands * (1 if choice.kind in ("taps", "direct") else target.n)
-    copied = fillings * source.c * len(plan.copies) * plan.rows
-    cycles = copied * (4 + 2.0 * -(-plan.width // machine.unit))
+    rows_copied = fillings * source.c * len(plan.copies) * plan.rows
+    cycles = rows_copied * (COPY_ROW + COPY_BLOCK * -(-plan.width // machine.unit))
+    if choice.kind == "taps" and op.stride == (1, 1):
+        cycles = fillings * source.c * len(plan.copies) * plan.vectors * COPY_BLOCK
     rows = len(op.weight)
     if choice.dense:
         return cycles + op.weight.size * plan.vectors * fillings / 1.7
     nonzeros = int(np.count_nonzero(op.weight))
-    in_l1 = source.c * window(op, source, plan, choice.most, machine.unit) / choice.chunks <= machine.l1_bytes
-    # A load that crosses a cache line takes two; with short vectors every other one does.
-    load = (0.5 if plan.aligned else 0.5 + 0.5 * machine.unit / 16) * (1.0 if in_l1 else 1.5 if plan.aligned else 2.0)
+    beyond_l1 = source.c * window(op, source, plan, choice.most, machine.unit) / choice.chunks > machine.l1_bytes
+    load = (ALIGNED if plan.aligned else UNALIGNED)[int(beyond_l1)]
+    if not plan.aligned and machine.unit < 16:  # every other load of a shorter vector crosses no line
+        load = (load + ALIGNED[int(beyond_l1)]) / 2
     sizes = [size for _, size in cuts(plan, plan.vectors, choice.most)]
     for size in set(sizes):
-        # A sum waits four cycles for the last one; two are started in each.
-        step = max(size * load, 4.0 / sets(size)) + 0.65
-        per_row = 6 + size * (1.5 if choice.chunks > 1 else 1.0)
-        cycles += sizes.count(size) * fillings * (nonzeros * step + rows * choice.chunks * per_row)
+        # A sum waits four cycles for the last one.
+        step = max(size * load, 4.0 / sets(size)) + ENTRY
+        per_row = ROW * choice.chunks + size * (STORE + PARTIAL * 2 * (choice.chunks - 1))
+        cycles += sizes.count(size) * fillings * (nonzeros * step + rows * per_row)
     return cycles

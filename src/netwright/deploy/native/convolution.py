@@ -47,9 +47,8 @@ def scratch_floats(layer: Convolved, program: Program) -> int:
     plan = layer.plan(program.unit)
     partial = 0
     if layer.choice.chunks > 1:
-        partial = (
-            len(layer.op.weight) * max(size for _, size in cuts(plan, plan.vectors, layer.choice.most)) * program.unit
-        )
+        # the last band may be cut into larger blocks than the others
+        partial = len(layer.op.weight) * min(layer.choice.most, plan.vectors) * program.unit
     return plan.scratch(layer.x.geo.c) + partial + 16
 
 
@@ -128,7 +127,7 @@ def _filled(layer: Convolved, plan: Lowering, program: Program, kernel: _Kernel,
         part = tail if begin + size == vectors else 0
         if plan.per_row:
             rows, columns = np.divmod(np.arange(begin, begin + size), plan.per_row)
-            where = np.append(rows * y.w + columns * unit, part).astype(np.int32)
+            where: np.ndarray | None = np.append(rows * y.w + columns * unit, part).astype(np.int32)
             # In scratch, blocks lie side by side only within a row of the copy.
             source_at = int(begin // plan.per_row * plan.pitch + begin % plan.per_row * unit)
             lines.append(kernel.call(size, f"s + {source_at}", start, where))

@@ -114,6 +114,17 @@ def compile_graph(graph: Graph, machine: Machine, threads: int = 1, chooser: Cho
     )
 
 
+def layers(graph: Graph) -> list[tuple[Conv, Geometry, Geometry]]:
+    """The convolutions of a graph whose kernel is chosen, with the geometries of input and output."""
+    graph = without_transposed(graph)
+    found = []
+    for node in graph.nodes:
+        if _kind(node, graph) in ("convolution", "matrix"):
+            draft = _convolved(node, graph, None, Choice(False, "taps", 1, 1, None))
+            found.append((draft.op, draft.x.geo, draft.y.geo))
+    return found
+
+
 def _joined(graph: Graph) -> dict[int, tuple[int, int]]:
     """Values that are written straight into the buffer of the concatenation that reads them."""
     root = {value: (value, 0) for value in graph.shapes}

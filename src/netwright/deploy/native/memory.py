@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from netwright.deploy.native.layout import HEAD, LINE, round_up
 
 
@@ -49,3 +51,14 @@ def plan(lives: Mapping[str, Life]) -> tuple[dict[str, int], int]:
         placed[name] = at if best is None else best
     end = max((placed[n] + round_up(life.size, LINE) for n, life in lives.items()), default=HEAD)
     return placed, end + HEAD
+
+
+def aligned(floats: int) -> np.ndarray:
+    """Uninitialised float32 memory that begins at a cache line.
+
+    Example:
+        >>> aligned(10).ctypes.data % 64
+        0
+    """
+    raw = np.empty(4 * floats + 4 * LINE, np.uint8)
+    return raw[-raw.ctypes.data % (4 * LINE) :][: 4 * floats].view(np.float32)

@@ -1,7 +1,7 @@
 """Weights as the tables that the kernels walk through; pure numpy.
 
 A sparse table holds, for each chunk of input channels, the output rows sorted by their number of non-zeros, and for
-each non-zero in that order the place of its operand and its weight. The layout in bytes is that of ``kernels/table.h.in``.
+each non-zero in that order the place of its operand and its weight. ``kernels/table.h.in`` gives the layout in bytes.
 """
 
 from __future__ import annotations
