@@ -60,7 +60,6 @@ ALL = [
     Kernel("copy.c.in", "gather", {"GATHER": 1}),
     Kernel("pad.c.in", "pad"),
     Kernel("reshape.c.in", "reshape"),
-    Kernel("phases.c.in", "phases"),
 ]
 
 
@@ -304,22 +303,6 @@ def test_reshape(run, source, target):
     value = Planes(target, more=1)
     run("reshape", Planes(x), value)
     same_bits(value.read(), x.reshape(target))
-
-
-@pytest.mark.parametrize("stride", [1, 2, 3])
-@pytest.mark.parametrize("shape", IMAGES)
-def test_phases(run, shape, stride):
-    x = draw(*shape)
-    n, c, h, w = shape
-    for oh, ow in ((-(-h // stride), -(-w // stride)), (h // stride + 2, w // stride + 19)):
-        if n * oh * ow == 1:
-            continue  # a flat value has no phases
-        wanted = np.zeros((n, c, oh * stride, ow * stride), np.float32)
-        wanted[:, :, :h, :w] = x
-        wanted = wanted.reshape(n, c, oh, stride, ow, stride).transpose(0, 1, 3, 5, 2, 4).reshape(n, -1, oh, ow)
-        target = Planes(wanted.shape)
-        run("phases", Planes(x), target, stride)
-        same_bits(target.read(), wanted)
 
 
 @pytest.mark.parametrize("lanes", [1, 4, 8, 16])

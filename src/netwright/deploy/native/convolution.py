@@ -15,6 +15,7 @@ from netwright.deploy.native.layout import HEAD, Geometry, Lowering, blocks, cut
 from netwright.deploy.native.program import Place, Program, Step, bias_of
 
 DENSE_ROWS = 8
+ROW_WORK = 4.0  # of a row itself, in non-zeros, where threads share rows
 
 
 @dataclass(frozen=True)
@@ -55,28 +56,44 @@ def scratch_floats(layer: Convolved, program: Program) -> int:
 def emit(layer: Convolved, program: Program, scratch: str) -> None:
     """Adds the steps of a convolution that is not depthwise.
 
+    Threads share bands, or blocks of pixels, where these come out even; else each has a share of the output channels.
+
     Args:
         layer: What to run.
         program: Where the steps go.
         scratch: Expression of the scratch memory of thread ``id``.
     """
     plan = layer.plan(program.unit)
-    kernel = _Dense(layer, plan, program) if layer.choice.dense else _Sparse(layer, plan, program)
-    body = [f"float *s = {scratch};", f"float *partial = s + {plan.scratch(layer.x.geo.c)};", "(void)s, (void)partial;"]
-    body += kernel.declarations
     fillings = list(_fillings(plan, layer.y.geo))
-    shares = _shares(len(fillings), program.threads)
+    parts = len(cuts(plan, plan.vectors, layer.choice.most)) if plan.kind == "direct" else len(fillings)
+    by_rows = program.threads > 1 and (parts < program.threads or (parts % program.threads and parts < 8))
+    kind = _Dense if layer.choice.dense else _Sparse
+    kernel = kind(layer, plan, program, program.threads if by_rows else 1)
+    own = [f"float *partial = {scratch} + {plan.scratch(layer.x.geo.c)};", "(void)partial;", *kernel.declarations]
+    kept = (layer.op.weight.size if layer.choice.dense else int(np.count_nonzero(layer.op.weight))) * layer.y.geo.pixels
     if plan.kind == "direct":
-        body += _direct(layer, plan, program, kernel)
-    elif plan.copies:
-        body.append(f"const int32_t *copies = {program.array(np.array(plan.copies, np.int32).ravel())};")
-        for share, (first, last) in enumerate(shares):
-            lines = []
+        body = _direct(layer, plan, program, kernel, 1 if by_rows else program.threads)
+        program.steps.append(Step(layer.path, kernel.name, [*own, *body], kept))
+    elif by_rows:
+        shared = f"float *s = {scratch.replace('(ptrdiff_t)id', '(ptrdiff_t)0')};"
+        for filling in fillings:
+            channels = _shares(layer.x.geo.c, program.threads)
+            copies = [
+                f"if (id == {i}) {_copies(layer, plan, program, filling, *ends)}" for i, ends in enumerate(channels)
+            ]
+            program.steps.append(Step(layer.path, f"copies {plan.kind}", [shared, *copies]))
+            body = _blocks(layer, plan, program, kernel, filling)
+            share = kept * filling.rows // sum(each.rows for each in fillings)
+            program.steps.append(Step(layer.path, kernel.name, [shared, *own, *body], share))
+    else:
+        body = []
+        for share, (first, last) in enumerate(_shares(len(fillings), program.threads)):
+            lines: list[str] = []
             for filling in fillings[first:last]:
-                lines += ["{", *_filled(layer, plan, program, kernel, filling), "}"]
+                lines.append(_copies(layer, plan, program, filling, 0, layer.x.geo.c))
+                lines += _blocks(layer, plan, program, kernel, filling)
             body += lines if program.threads == 1 else [f"if (id == {share}) {{", *lines, "}"]
-    kept = int(np.count_nonzero(layer.op.weight)) if not layer.choice.dense else layer.op.weight.size
-    program.steps.append(Step(layer.path, kernel.name, body, kept * layer.y.geo.pixels))
+        program.steps.append(Step(layer.path, kernel.name, [f"float *s = {scratch};", *own, *body], kept))
 
 
 @dataclass(frozen=True)
@@ -102,27 +119,32 @@ def _shares(number: int, shares: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(bounds))
 
 
-def _filled(layer: Convolved, plan: Lowering, program: Program, kernel: _Kernel, filling: _Filling) -> list[str]:
-    """Copies for one band and the kernel over its blocks."""
-    x, y = layer.x.geo, layer.y.geo
-    (sy, sx), taps = plan.stride, plan.kind == "taps"
+def _copies(layer: Convolved, plan: Lowering, program: Program, filling: _Filling, first: int, last: int) -> str:
+    """The call that copies channels ``first`` to ``last - 1`` of a band."""
+    x, taps = layer.x.geo, plan.kind == "taps"
+    target, source = f"s + {first * len(plan.copies) * plan.plane}", f"{layer.x.at} + {first * x.plane}"
+    if _is_flat(layer, plan):
+        return _flat(layer, plan, program, target, source, last - first)
     height = filling.rows + (0 if taps else plan.rows - plan.band)
-    source = f"{layer.x.at} + {filling.image * x.h * x.w}" if not taps else layer.x.at
-    out_h = y.h if taps else 1 << 30
-    lines = (
-        [_flat(layer, plan, program)]
-        if _is_flat(layer, plan)
-        else [
-            f"nw_lower(s, {source}, {x.plane}, {x.c}, {x.h}, {x.w}, copies, {len(plan.copies)}, {plan.plane}, "
-            f"{plan.pitch}, {plan.width}, {height}, {filling.first}, {out_h}, {sy}, {sx});"
-        ]
+    image = "" if taps else f" + {filling.image * x.h * x.w}"
+    out_h = layer.y.geo.h if taps else 1 << 30
+    copies = program.array(np.array(plan.copies, np.int32).ravel())
+    return (
+        f"nw_lower({target}, {source}{image}, {x.plane}, {last - first}, {x.h}, {x.w}, {copies}, {len(plan.copies)}, "
+        f"{plan.plane}, {plan.pitch}, {plan.width}, {height}, {filling.first}, {out_h}, {plan.stride[0]}, "
+        f"{plan.stride[1]});"
     )
-    start = (filling.image * y.h * y.w if not taps else 0) + filling.first * y.w
-    unit = program.unit
+
+
+def _blocks(layer: Convolved, plan: Lowering, program: Program, kernel: _Kernel, filling: _Filling) -> list[str]:
+    """The calls of the kernel over the blocks of a band."""
+    y, unit = layer.y.geo, program.unit
+    start = (0 if plan.kind == "taps" else filling.image * y.h * y.w) + filling.first * y.w
     vectors = filling.rows * plan.per_row if plan.per_row else -(-filling.rows * y.w // unit)
     tail = 0
     if not filling.last:  # what lies behind belongs to another band
         tail = y.w % unit if plan.per_row else filling.rows * y.w % unit
+    lines = []
     for begin, size in cuts(plan, vectors, layer.choice.most):
         part = tail if begin + size == vectors else 0
         if plan.per_row:
@@ -144,7 +166,7 @@ def _is_flat(layer: Convolved, plan: Lowering) -> bool:
     return same and max(abs(row * x.w + column) for row, column in plan.copies) <= HEAD
 
 
-def _flat(layer: Convolved, plan: Lowering, program: Program) -> str:
+def _flat(layer: Convolved, plan: Lowering, program: Program, target: str, source: str, channels: int) -> str:
     """The call that makes shifted and masked copies."""
     x, unit = layer.x.geo, program.unit
     row, column = np.divmod(np.arange(plan.vectors * unit) % (x.h * x.w), x.w)
@@ -152,17 +174,17 @@ def _flat(layer: Convolved, plan: Lowering, program: Program) -> str:
     mask = np.where(np.stack(inside), np.int32(-1), np.int32(0)).view(np.float32)
     shifts = np.array([dy * x.w + dx for dy, dx in plan.copies], np.int32)
     return (
-        f"nw_lower_flat(s, {layer.x.at}, {x.plane}, {x.c}, {program.array(shifts)}, {program.array(mask)}, "
+        f"nw_lower_flat({target}, {source}, {x.plane}, {channels}, {program.array(shifts)}, {program.array(mask)}, "
         f"{len(plan.copies)}, {plan.plane}, {plan.vectors});"
     )
 
 
-def _direct(layer: Convolved, plan: Lowering, program: Program, kernel: _Kernel) -> list[str]:
-    """Blocks of a 1x1 convolution, equal ones in a loop; threads share the blocks."""
+def _direct(layer: Convolved, plan: Lowering, program: Program, kernel: _Kernel, shares: int) -> list[str]:
+    """Blocks of a 1x1 convolution, equal ones in a loop, shared out among ``shares`` threads."""
     unit, lines = program.unit, []
     sizes = blocks(plan.vectors, layer.choice.most)
     starts = np.concatenate([[0], np.cumsum(sizes)])
-    for share, (first, last) in enumerate(_shares(len(sizes), program.threads)):
+    for share, (first, last) in enumerate(_shares(len(sizes), shares)):
         here = []
         at = first
         while at < last:
@@ -173,12 +195,12 @@ def _direct(layer: Convolved, plan: Lowering, program: Program, kernel: _Kernel)
             here.append(f"for (int32_t p = {begin}; p < {int(starts[run]) * unit}; p += {step}) {{")
             here += [kernel.call(sizes[at], f"{layer.x.at} + p", "p", None), "}"]
             at = run
-        lines += here if program.threads == 1 else [f"if (id == {share}) {{", *here, "}"]
+        lines += here if shares == 1 else [f"if (id == {share}) {{", *here, "}"]
     return lines
 
 
 class _Kernel:
-    """Makes calls of a kernel over one block of pixels."""
+    """Calls of a kernel over one block of pixels; each of ``shares`` threads does a part of the output channels."""
 
     name: str
     declarations: list[str]
@@ -188,23 +210,32 @@ class _Kernel:
         raise NotImplementedError
 
 
+def _by_thread(values: list[str]) -> str:
+    """The expression that is ``values[id]``."""
+    *others, last = values
+    return "".join(f"id == {number} ? {value} : " for number, value in enumerate(others)) + last
+
+
 class _Sparse(_Kernel):
-    def __init__(self, layer: Convolved, plan: Lowering, program: Program):
+    def __init__(self, layer: Convolved, plan: Lowering, program: Program, shares: int):
         self.layer, self.plan, self.program = layer, plan, program
-        op, planes = layer.op, layer.x.geo.plane
-        channels = np.arange(layer.x.geo.c)
+        op, x = layer.op, layer.x.geo
 
         def offset_of(ky: int, kx: int) -> np.ndarray:
-            return np.array([plan.offset(int(c), ky, kx, planes) for c in channels], np.int64)
+            return np.array([plan.offset(c, ky, kx, x.plane) for c in range(x.c)], np.int64)
 
-        found = pack.entries(op.weight, op.groups, offset_of)
-        chunks = layer.choice.chunks
-        self.wide = not pack.fits_16_bits(found, layer.x.geo.c, chunks, program.unit)
-        table = pack.sparse_table(found, layer.x.geo.c, chunks, program.unit, wide=self.wide)
+        found, chunks, unit = pack.entries(op.weight, op.groups, offset_of), layer.choice.chunks, program.unit
+        self.wide = not pack.fits_16_bits(found, x.c, chunks, unit)
+        counts = np.bincount(found.row, minlength=found.rows)
+        bounds = itertools.pairwise(pack.equal_shares(counts, shares, ROW_WORK))
+        tables = [
+            program.table(pack.sparse_table(found, x.c, chunks, unit, wide=self.wide, first=a, last=b))
+            for a, b in bounds
+        ]
         self.name = f"sparse {plan.kind}, {layer.choice.most} blocks, {chunks} chunks"
         self.declarations = [
-            f"const char *table = {program.table(table)};",
-            f"const float *bias = {program.array(bias_of(layer.op))};",
+            f"const char *table = {_by_thread(tables)};",
+            f"const float *bias = {program.array(bias_of(op))};",
         ]
 
     def call(self, size: int, x: str, start: int | str, where: np.ndarray | None) -> str:
@@ -231,15 +262,18 @@ class _Sparse(_Kernel):
 
 
 class _Dense(_Kernel):
-    def __init__(self, layer: Convolved, plan: Lowering, program: Program):
+    def __init__(self, layer: Convolved, plan: Lowering, program: Program, shares: int):
         self.layer, self.plan, self.program = layer, plan, program
         op, x = layer.op, layer.x.geo
         rows, channels, height, width = op.weight.shape
         taps = [plan.offset(c, ky, kx, x.plane) for c in range(channels) for ky in range(height) for kx in range(width)]
-        self.inputs = len(taps)
+        self.inputs, self.shares = len(taps), shares
+        bounds = [DENSE_ROWS * number for _, number in _shares(rows // DENSE_ROWS, shares)]
         weight = pack.dense_rows(op.weight.reshape(rows, -1), DENSE_ROWS)
         self.name = f"dense {plan.kind}"
         self.declarations = [
+            f"const int32_t from = {_by_thread([str(bound) for bound in [0, *bounds[:-1]]])};",
+            f"const int32_t to = {_by_thread([str(bound) for bound in bounds])};",
             f"const int32_t *taps = {program.array(np.array(taps, np.int32))};",
             f"const float *weight = {program.array(weight)};",
             f"const float *bias = {program.array(bias_of(layer.op))};",
@@ -251,9 +285,11 @@ class _Dense(_Kernel):
         y, r = layer.y, layer.residual
         places = self.program.array(where) if where is not None else "0"
         for height in sorted({DENSE_ROWS, rows % DENSE_ROWS} - {0}, reverse=True):
-            first, last = (0, rows - rows % DENSE_ROWS) if height == DENSE_ROWS else (rows - height, rows)
-            if first == last:
+            whole = rows - rows % DENSE_ROWS
+            if height == DENSE_ROWS and not whole:
                 continue
+            rest = rows if self.shares == 1 else f"(id == {self.shares - 1} ? {rows} : 0)"
+            loop = "o = from; o < to" if height == DENSE_ROWS else f"o = {whole}; o < {rest}"
             name = self.program.kernel(
                 "dense.c.in",
                 f"dense_{height}_{size}",
@@ -265,7 +301,7 @@ class _Dense(_Kernel):
             )
             residual = f"{r.at} + {start} + (ptrdiff_t)o * {r.geo.plane}, {r.geo.plane}" if r else "0, 0"
             calls.append(
-                f"for (int32_t o = {first}; o < {last}; o += {height}) {name}({x}, taps, {self.inputs}, "
+                f"for (int32_t {loop}; o += {height}) {name}({x}, taps, {self.inputs}, "
                 f"weight + (ptrdiff_t)o * {self.inputs}, {y.at} + {start} + (ptrdiff_t)o * {y.geo.plane}, "
                 f"{y.geo.plane}, bias + o, {residual}, {places});"
             )
