@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import netwright
 from netwright import cli, storage
 
-VERBS = ("check", "design", "evaluate", "predict", "report", "doctor", "papers", "reproduce", "cite")
+VERBS = ("check", "design", "evaluate", "predict", "bench", "export", "report", "doctor", "papers", "reproduce", "cite")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 # What no user should ever have to read, and what must not be imported to answer a call for help.
 HEAVY = ("torch", "lightning", "matplotlib", "numpy", "sklearn", "onnxruntime")
@@ -149,6 +149,21 @@ class Hostile:
         name = dice.choice(sorted(values))
         return [name, values[name]()]
 
+    def bench_option(self) -> list[str]:
+        dice, word = self.dice, self.word
+        values: dict[str, Callable[[], str]] = {
+            "--sparsity": lambda: dice.choice(["1", "1.0", "-0.1", "nan", "inf", "abc", "", "0,95", "95%"]),
+            "--seconds": lambda: dice.choice(["0", "-1", "nan", "soon", ""]),
+            "--threads": lambda: dice.choice(["0", "-1", "99999", "1.5", "many", ""]),
+            "--rounds": lambda: dice.choice(["0", "-5", "1.5", "many", ""]),
+            "--batch": lambda: dice.choice(["0", "-5", "1.5", "many", ""]),
+            "--size": lambda: dice.choice(["0", "-5", "1.5", "many", ""]),
+            "--seed": lambda: dice.choice(["-1", "1.5", "", "abc"]),
+            "--runtime": word,
+        }
+        name = dice.choice(sorted(values))
+        return [name, values[name]()]
+
     def command(self) -> list[str]:
         dice, word = self.dice, self.word
         ways: list[Callable[[], list[str]]] = [
@@ -172,6 +187,14 @@ class Hostile:
             lambda: ["predict", self.run, self.path(self.images)],
             lambda: ["predict", self.run, *(self.path(self.images) for _ in range(dice.randint(2, 4)))],
             lambda: ["report", self.bad_run()],
+            lambda: ["bench", dice.choice([word(), self.bad_run(), self.path(["noise.png", "void"])])],
+            lambda: ["bench", "resnet18", *self.bench_option()],
+            lambda: ["bench", self.run, "--sparsity", dice.choice(["0.5", "0", "1"])],
+            lambda: ["bench", self.run, "--size", dice.choice(["7", "32", "0"])],
+            lambda: ["export", *dice.choice([[], [word()], [self.run, "--format", "onnx"], [self.run, "--out", "x"]])],
+            lambda: ["export", self.run, "--format", dice.choice([word(), "onx", ""]), "--out", self.path(["void"])],
+            lambda: ["export", self.bad_run(), "--format", "onnx", "--out", self.path(["text.txt", "void"])],
+            lambda: ["export", word(), "--format", "safetensors", "--out", str(self.folder / f"{word()}.safetensors")],
             lambda: ["reproduce", word(), *([word()] if dice.random() < 0.3 else [])],
             lambda: ["reproduce", "dass", "--seeds", dice.choice(["0", "-3", "two", "1.5", ""])],
             lambda: ["reproduce", "dass", "--scale", dice.choice(["0", "-1", "nan", "inf", "big"])],
@@ -237,6 +260,9 @@ def test_a_thousand_bad_commands(here: Path, tmp_path: Path, run: Path):
         (["design", "digits", "--space", "micro-dart"], "did you mean micro-darts"),
         (["reproduce", "das"], "did you mean dass?"),
         (["cite", "dasss"], "did you mean dass?"),
+        (["bench", "resnt18"], "did you mean resnet18?"),
+        (["bench", "resnet18", "--runtime", "onnxruntme"], "did you mean onnxruntime?"),
+        (["export", "resnet18", "--format", "onx", "--out", "x"], "did you mean onnx?"),
     ],
 )
 def test_near_names(here: Path, arguments: list[str], cure: str):
@@ -389,6 +415,152 @@ class TestHuman:
         found = invoke("evaluate", str(run), "--quiet")
         assert found.stderr == ""
         assert "accuracy" in found.stdout
+
+
+class TestBench:
+    """The verb, with the runtimes that every installation has."""
+
+    QUICK = ("--rounds", "2", "--runtime", "pytorch", "--runtime", "onnxruntime")
+
+    def test_one_object_and_the_same_in_the_file(self, here: Path, run: Path, tmp_path: Path):
+        target = tmp_path / "out.json"
+        found = invoke("bench", str(run), *self.QUICK, "--json", "--out", str(target))
+        assert found.exit_code == 0, found.stderr
+        content = json.loads(found.stdout)
+        assert content == json.loads(target.read_text())
+        assert {"ratio_to_best_dense_peer", "best_dense_peer", "verdict", "roofline", "versions"} <= set(content)
+        assert [runtime["name"] for runtime in content["runtimes"]] == ["pytorch", "onnxruntime"]
+        assert max(runtime["deviation"] for runtime in content["runtimes"]) < 1e-5
+        assert content["best_dense_peer"] in {"pytorch", "onnxruntime"}
+        assert (content["network"], content["shape"], content["threads"]) == ("run", [1, 1, 8, 8], 1)
+        assert content["ratio_to_best_dense_peer"] is None  # no sparse runtime was asked for
+        assert content["verdict"] == "no sparse runtime was measured"
+
+    def test_a_table_of_several(self, here: Path, run: Path, monkeypatch: pytest.MonkeyPatch):
+        from netwright.deploy import bench
+
+        asked: list[dict[str, object]] = []
+        measure = bench.bench
+
+        def once(recipe: bench.Recipe, **options: object) -> bench.Benchmark:
+            asked.append({**recipe.arguments, **options})
+            return made
+
+        made = measure(bench.Recipe("netwright.design.benchmark:subject", {"model": str(run)}), rounds=1,
+                       runtimes=["onnxruntime"], memory=False)  # fmt: skip
+        monkeypatch.setattr("netwright.deploy.bench.protocol.bench", once)
+        arguments = ["bench", "resnet18", "--sparsity", "0.9", "--sparsity", "0.99", "--size", "32", "--threads", "1"]
+        found = invoke(*arguments, "--batch", "3", "--seed", "4", "--seconds", "0.5", "--rounds", "7")
+        assert found.exit_code == 0, found.stderr
+        assert [a["sparsity"] for a in asked] == [0.9, 0.99]
+        expected = {"model": "resnet18", "size": 32, "batch": 3, "seed": 4, "threads": 1, "rounds": 7, "seconds": 0.5}
+        assert expected.items() <= asked[0].items()
+        lines = found.stdout.splitlines()
+        assert lines[0].startswith("network")
+        assert len([line for line in lines if line.startswith("run ")]) == 4  # two rows, two verdicts
+        assert len(json.loads(invoke(*arguments, "--json").stdout)) == 2
+
+    def test_an_onnx_file(self, here: Path, run: Path, tmp_path: Path):
+        file = str(tmp_path / "net.onnx")
+        assert invoke("export", str(run), "--format", "onnx", "--out", file).exit_code == 0
+        found = invoke("bench", file, "--rounds", "1", "--size", "8", "--json")
+        assert found.exit_code == 0, found.stderr
+        content = json.loads(found.stdout)
+        assert content["absent"]["netwright-native"] == "an ONNX file is all there is"
+        assert content["absent"]["pytorch"] == "an ONNX file is all there is"
+        assert "onnxruntime" in [runtime["name"] for runtime in content["runtimes"]]
+        assert content["facts"] is None
+
+
+class TestExport:
+    """The verb, format by format."""
+
+    def test_onnx_takes_pictures_and_agrees(self, here: Path, run: Path, tmp_path: Path):
+        from netwright.deploy import Session
+        from netwright.design.model import load_run
+
+        file = tmp_path / "net.onnx"
+        found = invoke("export", str(run), "--format", "onnx", "--out", str(file), "--json")
+        assert found.exit_code == 0, found.stderr
+        content = json.loads(found.stdout)
+        assert (content["files"], content["bytes"]) == ([str(file)], file.stat().st_size)
+        images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), np.uint8)
+        import torch
+
+        expected = load_run(run)(torch.from_numpy(images.transpose(0, 3, 1, 2))).detach().numpy()
+        assert np.abs(Session(file).logits(images) - expected).max() < 1e-4
+
+    def test_safetensors_come_back(self, here: Path, run: Path, tmp_path: Path):
+        import torch
+
+        from netwright.design.benchmark import open_model
+        from netwright.design.model import load_run
+
+        found = invoke("export", str(run), "--format", "safetensors", "--out", str(tmp_path / "net.safetensors"))
+        assert found.exit_code == 0, found.stderr
+        again = load_run(tmp_path, weights="net.safetensors", architecture="net.json")
+        x = torch.rand(2, 1, 8, 8)
+        assert torch.equal(again(x), load_run(run)(x))
+        options = ["--sparsity", "0.9", "--size", "32", "--seed", "3"]
+        target = tmp_path / "named.safetensors"
+        found = invoke("export", "mobilenet_v2", "--format", "safetensors", "--out", str(target), *options)
+        assert found.exit_code == 0, found.stderr
+        again = load_run(tmp_path, weights="named.safetensors", architecture="named.json")
+        expected = open_model("mobilenet_v2", sparsity=0.9, size=32, seed=3).module
+        x = torch.rand(2, 3, 32, 32)
+        assert torch.equal(again(x), expected(x))
+
+    @pytest.mark.parametrize("format", ["c", "netwright"])
+    def test_formats_of_the_runtime_are_handed_to_it(
+        self, here: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
+    ):
+        import types
+
+        from netwright import deploy
+
+        class Model:
+            def __init__(self, shape: tuple[int, ...]):
+                self.shape = shape
+
+            def save(self, path: Path) -> None:
+                Path(path).write_text(f"saved {self.shape}")
+
+        def export(model: Model, folder: Path) -> None:
+            Path(folder).mkdir()
+            (Path(folder) / "model.c").write_text(f"c {model.shape}")
+
+        monkeypatch.setattr(deploy, "compile", lambda module, x: Model(tuple(x.shape)), raising=False)
+        monkeypatch.setattr(deploy, "export_c", types.SimpleNamespace(export=export), raising=False)
+        target = tmp_path / "out"
+        found = invoke("export", str(run), "--format", format, "--out", str(target))
+        assert found.exit_code == 0, found.stderr
+        written = target if format == "netwright" else target / "model.c"
+        assert written.read_text().endswith("(1, 1, 8, 8)")
+        assert str(written) in found.stdout
+
+    def test_nothing_is_overwritten_unless_asked(self, here: Path, run: Path, tmp_path: Path):
+        target = tmp_path / "net.safetensors"
+        (tmp_path / "net.json").write_text("mine")
+        arguments = ["export", str(run), "--format", "safetensors", "--out", str(target)]
+        found = invoke(*arguments)
+        assert found.exit_code == 2
+        assert found.stderr.startswith("error: there is something already")
+        assert (tmp_path / "net.json").read_text() == "mine"
+        assert not target.exists()
+        assert invoke(*arguments, "--force").exit_code == 0
+        assert json.loads((tmp_path / "net.json").read_text())["name"] == "small_convnet"
+
+    def test_a_function_has_no_architecture(self, here: Path, tmp_path: Path):
+        file = tmp_path / "nets.py"
+        file.write_text(
+            "import torch\ndef net():\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2))\n"
+        )
+        target = tmp_path / "net.safetensors"
+        found = invoke("export", f"{file}:net", "--size", "4", "--format", "safetensors", "--out", str(target))
+        assert found.exit_code == 2
+        assert "has no architecture" in found.stderr
+        found = invoke("export", f"{file}:net", "--size", "4", "--format", "onnx", "--out", str(tmp_path / "net.onnx"))
+        assert found.exit_code == 0, found.stderr
 
 
 PROBE = """

@@ -69,10 +69,9 @@ def subject(
         seed: Of everything random.
 
     Raises:
-        ValueError: If a number is out of bounds.
-        UserError: As :func:`open_model`, and for an ONNX file that cannot be fed.
+        UserError: As :func:`open_model`; if ``batch`` is below 1; for an ONNX file that cannot be fed.
     """
-    _check([], size, batch)
+    _check([], size, seed, batch)
     if model.endswith(".onnx"):
         if sparsity is not None:
             raise UserError("an ONNX file is measured as it is", where=model, cure="leave --sparsity out")
@@ -100,8 +99,7 @@ def recipes(
         seed: Likewise.
 
     Raises:
-        ValueError: If a number is out of bounds.
-        UserError: If there is no model.
+        UserError: If there is no model, or a number is out of bounds.
 
     Example:
         >>> [recipe.arguments["sparsity"] for recipe in recipes(["resnet18"], [0.9, 0.95], size=32)]
@@ -109,7 +107,7 @@ def recipes(
     """
     if not models:
         raise UserError("MODEL is missing", cure="name a run, a network (resnet18) or an ONNX file")
-    _check(sparsities, size, batch)
+    _check(sparsities, size, seed, batch)
     wanted: Sequence[float | None] = sparsities or [None]
     return [
         Recipe(
@@ -121,14 +119,13 @@ def recipes(
     ]
 
 
-def _check(sparsities: Sequence[float], size: int | None, batch: int = 1) -> None:
+def _check(sparsities: Sequence[float], size: int | None, seed: int, batch: int = 1) -> None:
     for sparsity in sparsities:
         if not 0 <= sparsity < 1:
-            raise ValueError(f"sparsity must lie in [0, 1), got {sparsity}")
-    if size is not None and size < 1:
-        raise ValueError(f"size must be >= 1, got {size}")
-    if batch < 1:
-        raise ValueError(f"batch must be >= 1, got {batch}")
+            raise UserError(f"sparsity must lie in [0, 1), got {sparsity}", cure=f"ask for {SPARSITY}")
+    for name, value, least in (("size", size, 1), ("batch", batch, 1), ("seed", seed, 0)):
+        if value is not None and value < least:
+            raise UserError(f"{name} must be >= {least}, got {value}")
 
 
 def open_model(model: str, *, sparsity: float | None = None, size: int | None = None, seed: int = 0) -> Opened:
@@ -143,15 +140,14 @@ def open_model(model: str, *, sparsity: float | None = None, size: int | None = 
         seed: Of everything random.
 
     Raises:
-        ValueError: If ``sparsity`` is outside [0, 1) or ``size`` below 1.
-        UserError: If there is no such model, or a run is given a sparsity or another size.
+        UserError: If there is no such model, a run is given a sparsity or another size, or a number is out of bounds.
 
     Example:
         >>> found = open_model("resnet18", sparsity=0.9, size=32)
         >>> found.shape, len(found.pruned), found.architecture.build().fc.out_features
         ((3, 32, 32), 20, 10)
     """
-    _check([] if sparsity is None else [sparsity], size)
+    _check([] if sparsity is None else [sparsity], size, seed)
     if (Path(model) / "architecture.json").is_file():
         return _opened_run(model, sparsity, size)
     architecture: Architecture | None = None

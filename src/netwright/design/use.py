@@ -1,4 +1,4 @@
-"""What a finished run is used for: predicting images and measuring it on labelled data."""
+"""What a finished run is used for: predicting images, measuring it on labelled data, and taking it elsewhere."""
 
 from __future__ import annotations
 
@@ -7,18 +7,23 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from netwright import metrics
-from netwright.console import UserError, table
+from netwright import metrics, storage
+from netwright.console import UserError, nearest, table
 from netwright.design.measure import wilson
 from netwright.design.model import RunModel, load_run
 from netwright.results import Result
 
+if TYPE_CHECKING:
+    from netwright.design.benchmark import Opened
+
 CHUNK = 256
+FORMATS = ("onnx", "safetensors", "c", "netwright")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +65,23 @@ class Predictions(Result):
     def __str__(self) -> str:
         rows = zip(self.files, self.classes, (f"{p:.3f}" for p in self.probabilities), strict=True)
         return table([list(row) for row in rows], ["image", "class", "probability"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported(Result):
+    """A network that was written for use elsewhere.
+
+    Attributes:
+        network: Which one.
+        format: One of ``FORMATS``.
+        files: What was written.
+        bytes: Size of all of it.
+    """
+
+    network: str
+    format: str
+    files: tuple[str, ...]
+    bytes: int
 
 
 def evaluate_run(
@@ -226,3 +248,89 @@ def _read(file: Path) -> np.ndarray:
         raise
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"not a NumPy file of images: {error}", where=file) from error
+
+
+def export_model(
+    model: str,
+    format: str,
+    out: str | Path,
+    *,
+    sparsity: float | None = None,
+    size: int | None = None,
+    seed: int = 0,
+    force: bool = False,
+) -> Exported:
+    """Writes the network of a run or a name.
+
+    Args:
+        model: As in :func:`netwright.design.benchmark.open_model`.
+        format: ``"onnx"``, a file with its preprocessing, for batches of any size; ``"safetensors"``, the weights, with
+            the architecture as JSON beside them; ``"c"``, a folder of C99 that needs nothing else; or ``"netwright"``,
+            what :func:`netwright.deploy.load` reads. The last two take one standardised input at a time.
+        out: The file, or the folder of C.
+        sparsity: As in ``open_model``.
+        size: Likewise.
+        seed: Likewise.
+        force: Whether what is there may be replaced.
+
+    Raises:
+        UserError: If the format is unknown, something is there already, or the network cannot be written so.
+    """
+    from netwright.design.benchmark import open_model
+
+    if format not in FORMATS:
+        raise UserError(f"unknown format {format!r}", cure=nearest(format, FORMATS))
+    target = Path(out)
+    wanted = [target]
+    if format == "safetensors":
+        if target.suffix == ".json":
+            raise UserError("the weights must not be called .json", where=target, cure="name it .safetensors")
+        wanted.append(target.with_suffix(".json"))
+    for path in wanted:
+        if path.exists() and not force:
+            raise UserError("there is something already", where=path, cure="choose another --out, or add --force")
+    found = open_model(model, sparsity=sparsity, size=size, seed=seed)
+    {"onnx": _to_onnx, "safetensors": _to_safetensors, "c": _to_c, "netwright": _to_netwright}[format](found, target)
+    files = [
+        file for path in wanted for file in ([path] if path.is_file() else sorted(path.rglob("*"))) if file.is_file()
+    ]
+    return Exported(found.name, format, tuple(map(str, files)), sum(file.stat().st_size for file in files))
+
+
+def _to_onnx(found: Opened, target: Path) -> None:
+    from netwright.deploy import onnx
+
+    architecture, channels = found.architecture, found.shape[0]
+    if architecture is None:
+        with torch.inference_mode():
+            outputs = found.module(torch.zeros(1, *found.shape)).shape[-1]
+        classes, mean, std = tuple(map(str, range(outputs))), (0.0,) * channels, (1.0,) * channels
+    else:
+        classes, mean, std = architecture.classes, architecture.mean, architecture.std
+    picture = architecture is None or architecture.picture
+    scale = 255.0 if picture else None
+    onnx.export(found.module, target, shape=found.shape, mean=mean, std=std, classes=classes, scale=scale)
+
+
+def _to_safetensors(found: Opened, target: Path) -> None:
+    if found.architecture is None:
+        raise UserError(
+            "a function in a Python file has no architecture that could be written",
+            where=found.name,
+            cure="choose another --format",
+        )
+    storage.write_tensors(target, found.module.state_dict())
+    storage.write_json(target.with_suffix(".json"), found.architecture.to_dict())
+
+
+def _to_netwright(found: Opened, target: Path) -> None:
+    from netwright import deploy
+
+    deploy.compile(found.module, torch.zeros(1, *found.shape)).save(target)
+
+
+def _to_c(found: Opened, target: Path) -> None:
+    from netwright import deploy
+    from netwright.deploy import export_c
+
+    export_c.export(deploy.compile(found.module, torch.zeros(1, *found.shape)), target)

@@ -24,7 +24,7 @@ _NAMES = {
     "Runtime": "result",
     "Subject": "subject",
     "bench": "protocol",
-    "facts": "facts",
+    "describe": "facts",
     "markdown": "result",
     "measure_peaks": "roofline",
     "pinned": "worker",
@@ -32,7 +32,7 @@ _NAMES = {
 }
 
 if TYPE_CHECKING:
-    from netwright.deploy.bench.facts import Facts, Layer, facts
+    from netwright.deploy.bench.facts import Facts, Layer, describe
     from netwright.deploy.bench.peers import COMPETITORS, Competitor, Prepared
     from netwright.deploy.bench.protocol import bench
     from netwright.deploy.bench.result import Benchmark, Runtime, markdown, summary
@@ -53,7 +53,7 @@ __all__ = [
     "Runtime",
     "Subject",
     "bench",
-    "facts",
+    "describe",
     "markdown",
     "measure_peaks",
     "pinned",

@@ -67,7 +67,7 @@ class Facts(Result):
     layers: tuple[Layer, ...]
 
 
-def facts(module: nn.Module, example: np.ndarray, pruned: Iterable[str]) -> Facts:
+def describe(module: nn.Module, example: np.ndarray, pruned: Iterable[str]) -> Facts:
     """Looks at a network while it runs once on ``example``, (batch, ...).
 
     Args:
@@ -81,7 +81,7 @@ def facts(module: nn.Module, example: np.ndarray, pruned: Iterable[str]) -> Fact
     Example:
         >>> from torch import nn
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8))
-        >>> found = facts(net, np.zeros((2, 3, 8, 8), np.float32), [])
+        >>> found = describe(net, np.zeros((2, 3, 8, 8), np.float32), [])
         >>> found.macs, [layer.kind for layer in found.layers], found.layers[0].out_bytes
         (17856, ['dense', 'depthwise'], 2304)
     """

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from netwright.console import UserError, nearest, note, task
 from netwright.cost import alternate, cpu_name
-from netwright.deploy.bench.facts import Facts, facts
+from netwright.deploy.bench.facts import Facts, describe
 from netwright.deploy.bench.onnx_file import write
 from netwright.deploy.bench.peers import COMPETITORS, Competitor
 from netwright.deploy.bench.process import Worker, WorkerLostError, measuring
@@ -60,13 +60,13 @@ def bench(
         command: What was typed, for the record.
 
     Raises:
-        ValueError: If a number is below its bound, or there are fewer cores than ``threads``.
-        UserError: If a name is unknown, or no runtime can run the network.
+        UserError: If a number is below its bound, there are fewer cores than ``threads``, a name is unknown, or no
+            runtime can run the network.
     """
     if rounds < 1:
-        raise ValueError(f"rounds must be >= 1, got {rounds}")
+        raise UserError(f"rounds must be >= 1, got {rounds}")
     if not seconds > 0:
-        raise ValueError(f"seconds must be > 0, got {seconds}")
+        raise UserError(f"seconds must be > 0, got {seconds}")
     cores = core_choice(threads)
     for name in runtimes:
         if name not in competitors:
@@ -80,7 +80,7 @@ def bench(
         reference = work.write(recipe, subject)
         absent |= _without_file(work, subject, {name: who for name, who in here.items() if name not in absent})
         present = {name: path for name, path in chosen.items() if name not in absent}
-        found = None if subject.module is None else facts(subject.module, subject.example, subject.pruned)
+        found = None if subject.module is None else describe(subject.module, subject.example, subject.pruned)
         ready, owners = _prepare(stack, work, present, threads, cores, absent)
         if not ready:
             reasons = "; ".join(f"{name}: {why}" for name, why in absent.items())

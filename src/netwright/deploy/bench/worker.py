@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from netwright.console import UserError
 from netwright.deploy.bench.peers import Competitor, Prepared
 from netwright.deploy.bench.subject import Work, first, resolve
 
@@ -51,12 +52,12 @@ def core_choice(threads: int) -> tuple[int, ...] | None:
     """The last ``threads`` of the cores that this process may use; None where the system does not tell.
 
     Raises:
-        ValueError: If there are fewer.
+        UserError: If there are fewer.
     """
     free = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     count = len(free) if free is not None else os.cpu_count() or 1
     if not 1 <= threads <= count:
-        raise ValueError(f"threads must lie in 1..{count}, the cores of this machine, got {threads}")
+        raise UserError(f"threads must lie in 1..{count}, the cores of this machine, got {threads}")
     return None if free is None else tuple(free[-threads:])
 
 
