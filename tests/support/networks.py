@@ -10,9 +10,12 @@ import copy
 import random
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from hypothesis import strategies
 from torch import Tensor, nn
+
+from netwright.deploy.graph import Graph, capture, check, optimise, run
 
 Shape = tuple[int, ...]
 Block = Callable[[random.Random, Shape], nn.Module]
@@ -332,6 +335,26 @@ def _draw(name: str) -> tuple[nn.Module, Tensor]:
             blocks.append(block)
     network = nn.Sequential(*blocks, _head(draw, shape))
     return fill(network, seed).eval(), example
+
+
+def eager(module: nn.Module, *inputs: Tensor) -> list[Tensor]:
+    """What PyTorch computes in float64, outputs flattened."""
+    exact = copy.deepcopy(module).eval().double()
+    with torch.no_grad():
+        return torch.utils._pytree.tree_leaves(exact(*(x.double() for x in inputs)))
+
+
+def assert_captured(module: nn.Module, *inputs: Tensor) -> Graph:
+    """Compares the graph of a module, as captured and optimised, with float64 eager; gives the optimised one."""
+    graph = capture(module, inputs)
+    check(graph)
+    small = optimise(graph, precision=np.float64)
+    check(small)
+    for result in (run(graph, inputs), run(small, inputs)):
+        torch.testing.assert_close(result, eager(module, *inputs), rtol=1e-10, atol=1e-10)
+    rounded = optimise(graph)
+    check(rounded)
+    return rounded
 
 
 def networks() -> strategies.SearchStrategy[tuple[nn.Module, Tensor]]:

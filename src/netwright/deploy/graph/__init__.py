@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 _NAMES = {
     "Graph": "ir",
     "Node": "ir",
+    "Segments": "segments",
     "Unsupported": "tracing",
     "UnsupportedOperator": "tracing",
     "capture": "tracing",
@@ -18,16 +19,21 @@ _NAMES = {
     "optimise": "passes",
     "plain_copy": "tracing",
     "run": "reference",
+    "split": "segments",
 }
 
 if TYPE_CHECKING:
     from netwright.deploy.graph.ir import Graph, Node
     from netwright.deploy.graph.passes import optimise
     from netwright.deploy.graph.reference import run
+    from netwright.deploy.graph.segments import Segments, split
     from netwright.deploy.graph.tracing import Unsupported, UnsupportedOperator, capture, plain_copy
     from netwright.deploy.graph.validation import check
 
-__all__ = ["Graph", "Node", "Unsupported", "UnsupportedOperator", "capture", "check", "optimise", "plain_copy", "run"]
+__all__ = [
+    "Graph", "Node", "Segments", "Unsupported", "UnsupportedOperator", "capture", "check", "optimise", "plain_copy",
+    "run", "split",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

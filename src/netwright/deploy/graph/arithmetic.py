@@ -105,27 +105,27 @@ def _times(b: Builder, x: Part | float, factor: float) -> Part | float:
     return b.scale_shift(x, factor, 0.0) if isinstance(x, View) else x * factor
 
 
-@handles("add.Tensor", "add.Scalar")
+@handles("add.Tensor", "add.Scalar", mixed=True)
 def _add(b: Builder, x: Part | float, y: Part | float, *, alpha: float = 1) -> View:
     return _combine(b, Add(), x, _times(b, y, alpha))
 
 
-@handles("sub.Tensor", "sub.Scalar")
+@handles("sub.Tensor", "sub.Scalar", mixed=True)
 def _sub(b: Builder, x: Part | float, y: Part | float, *, alpha: float = 1) -> View:
     return _combine(b, Add(), x, _times(b, y, -alpha))
 
 
-@handles("rsub.Tensor", "rsub.Scalar")
+@handles("rsub.Tensor", "rsub.Scalar", mixed=True)
 def _rsub(b: Builder, x: Part | float, y: Part | float, alpha: float = 1) -> View:
     return _sub(b, y, x, alpha=alpha)
 
 
-@handles("mul.Tensor", "mul.Scalar")
+@handles("mul.Tensor", "mul.Scalar", mixed=True)
 def _mul(b: Builder, x: Part | float, y: Part | float) -> View:
     return _combine(b, Mul(), x, y)
 
 
-@handles("div.Tensor", "div.Scalar")
+@handles("div.Tensor", "div.Scalar", mixed=True)
 def _div(b: Builder, x: Part | float, y: Part | float) -> View:
     if isinstance(y, View):
         raise RefusedError("its divisor is computed from the input")

@@ -60,7 +60,7 @@ class Builder:
 
     def output(self, view: View) -> None:
         """Gives a tensor back to the caller."""
-        value = self.stored(view, stored_shape(view.shape))
+        value = self.stored(view, self.shape_for(view, view.shape))
         self._known_as(value, view.shape)
         self.graph.outputs.append(value)
 
@@ -95,10 +95,16 @@ class Builder:
             raise RefusedError(f"the batch of {self.shape(view.value)[0]} becomes an axis of {shape[0]}")
         return self.emit(Reshape(), [view.value], shape)
 
-    def plain(self, view: View) -> View:
-        """The tensor with a stored value in its own order."""
-        value = self.stored(view, stored_shape(view.shape))
-        found = View.of(value, self.shape(value)).reshape(view.shape)
+    def shape_for(self, view: View, shape: Sequence[int]) -> Shape:
+        """Rank 2 or 4 in which the numbers of a tensor can be stored as a tensor of this shape."""
+        single = self.shape(view.value)[0] == 1 and tuple(shape[:1]) != (1,)
+        return stored_shape((1, *shape) if single else shape)
+
+    def plain(self, view: View, shape: Sequence[int] | None = None) -> View:
+        """The tensor with a stored value in its own order, under another shape if one is given."""
+        shape = view.shape if shape is None else shape
+        value = self.stored(view, self.shape_for(view, shape))
+        found = View.of(value, self.shape(value)).reshape(shape)
         assert found is not None
         return found
 
@@ -273,10 +279,11 @@ class Builder:
         return view
 
     def combine(self, op: Op, a: View, b: View) -> View:
-        """An operation on two tensors that broadcast against each other."""
+        """An operation, whose operands may change places, on two tensors that broadcast against each other."""
         shape = torch.broadcast_shapes(a.shape, b.shape)
         a, b = a.expand(shape), b.expand(shape)
-        if any(atom.axis == REPEATED for atom in a.atoms):
+        repeats = any(atom.axis == REPEATED for atom in a.atoms)
+        if repeats or (layout.in_order(b.atoms) and not layout.in_order(a.atoms)):
             a, b = b, a
         a = self.solid(a)
         pairs = [layout.common(x, y) for x, y in zip(a.axes, b.axes, strict=True)]

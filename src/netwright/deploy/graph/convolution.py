@@ -64,7 +64,7 @@ def as_maps(b: Builder, x: View, rank: int) -> tuple[int, Callable[[int], View]]
 @handles("conv1d.default", "conv2d.default", "conv1d.padding", "conv2d.padding")
 def _conv(
     b: Builder,
-    x: Part,
+    x: View,
     weight: Part,
     bias: Part | None = None,
     stride: int | Sequence[int] = (1,),
@@ -74,8 +74,6 @@ def _conv(
 ) -> View:
     kernel = weight_of(weight)
     rank = kernel.ndim - 2
-    if not isinstance(x, View):
-        raise RefusedError("its weight is computed from the input")
     value, back = as_maps(b, x, rank)
     kernel = kernel[:, :, None] if rank == 1 else kernel
     stride, dilation = (all_axes(v, rank) for v in (stride, dilation))
@@ -104,7 +102,7 @@ def all_axes(values: int | Sequence[int], rank: int) -> list[int]:
 @handles("conv_transpose1d.default", "conv_transpose2d.input")
 def _conv_transpose(
     b: Builder,
-    x: Part,
+    x: View,
     weight: Part,
     bias: Part | None = None,
     stride: int | Sequence[int] = (1,),
@@ -115,8 +113,6 @@ def _conv_transpose(
 ) -> View:
     kernel = weight_of(weight)
     rank = kernel.ndim - 2
-    if not isinstance(x, View):
-        raise RefusedError("its weight is computed from the input")
     value, back = as_maps(b, x, rank)
     kernel = kernel[:, :, None] if rank == 1 else kernel
     steps, cut, more, gaps = (
@@ -134,7 +130,7 @@ def _conv_transpose(
 @handles("convolution.default")
 def _convolution(
     b: Builder,
-    x: Part,
+    x: View,
     weight: Part,
     bias: Part | None,
     stride: Sequence[int],
@@ -150,11 +146,9 @@ def _convolution(
 
 
 @handles("linear.default")
-def linear(b: Builder, x: Part, weight: Part, bias: Part | None = None) -> View:
+def linear(b: Builder, x: View, weight: Part, bias: Part | None = None) -> View:
     """x W^T + b over the last axis: a linear layer where nothing but the batch is left, else a 1x1 convolution."""
     matrix, shift = weight_of(weight), array(bias, "bias")
-    if not isinstance(x, View):
-        raise RefusedError("its weight is computed from the input")
     outputs, last = len(matrix), len(x.axes) - 1
     x = b.solid(x)
     batch = b.shape(x.value)[0]
@@ -170,14 +164,14 @@ def linear(b: Builder, x: Part, weight: Part, bias: Part | None = None) -> View:
     return View(value, (*x.axes[:-1], View.of(value, (1, outputs)).axes[1]))
 
 
-@handles("addmm.default")
+@handles("addmm.default", mixed=True)
 def _addmm(b: Builder, bias: Part, x: Part, weight: Part, *, beta: float = 1, alpha: float = 1) -> View:
-    if not isinstance(weight, Tensor) or not isinstance(bias, Tensor) or bias.ndim != 1:
+    if not (isinstance(x, View) and isinstance(weight, Tensor) and isinstance(bias, Tensor) and bias.ndim == 1):
         raise RefusedError("its weight or bias is computed from the input")
     return linear(b, x, alpha * weight.t(), beta * bias)
 
 
-@handles("mm.default", "matmul.default")
+@handles("mm.default", "matmul.default", mixed=True)
 def _matmul(b: Builder, x: Part, y: Part) -> View:
     if isinstance(x, View) and isinstance(y, Tensor) and y.ndim == 2:
         return linear(b, x, y.t())

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from netwright.deploy.graph import axes as layout
 from netwright.deploy.graph.axes import CHANNEL, REPEATED, ROW, Atom, Axis, View
-from netwright.deploy.graph.builder import SPATIAL, Builder, restride, stored_shape
+from netwright.deploy.graph.builder import SPATIAL, Builder, restride
 from netwright.deploy.graph.ir import (
     Conv,
     Pad,
@@ -63,11 +63,7 @@ def reshape(b: Builder, x: View, shape: Sequence[int]) -> View:
     known = math.prod(n for n in shape if n != -1)
     shape = [math.prod(x.shape) // known if n == -1 else n for n in shape]
     found = x.reshape(shape)
-    if found is None:
-        value = b.stored(x, stored_shape(shape))
-        found = View.of(value, b.shape(value)).reshape(shape)
-    assert found is not None
-    return found
+    return b.plain(x, shape) if found is None else found
 
 
 @handles("flatten.using_ints")

@@ -38,6 +38,8 @@ def _batch_norm(
     momentum: float,
     eps: float,
 ) -> tuple[View, None, None]:
+    if any(isinstance(part, View) for part in (weight, bias, mean, var)):
+        raise RefusedError("its weight is computed from the input")
     scale = 1 / torch.sqrt(var.double() + eps)
     scale = scale if weight is None else scale * weight.double()
     shift = -mean.double() * scale
@@ -66,6 +68,11 @@ def _batch_norm_of(
     if training or running_mean is None or running_var is None:
         raise RefusedError("it normalises by the statistics of the batch")
     return _batch_norm(b, x, weight, bias, running_mean, running_var, momentum, eps)[0]
+
+
+@handles("_native_batch_norm_legit.no_stats")
+def _batch_norm_of_batch(b: Builder, *unused: Any) -> View:
+    raise RefusedError("it normalises by the statistics of the batch")
 
 
 @handles("layer_norm.default")

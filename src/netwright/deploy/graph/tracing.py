@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import logging
+import operator
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ from netwright.deploy.graph import arithmetic, convolution, joining, movement, n
 from netwright.deploy.graph.axes import View
 from netwright.deploy.graph.builder import Builder
 from netwright.deploy.graph.ir import Graph
-from netwright.deploy.graph.table import HANDLERS, RefusedError
+from netwright.deploy.graph.table import HANDLERS, MIXED, RefusedError
 from netwright.nn.sparse import to_dense
 
 
@@ -113,10 +114,10 @@ def capture(module: nn.Module, example: Tensor | Sequence[Tensor]) -> Graph:
         ['conv', 'activate', 'reshape']
     """
     program = trace(module, example)
-    translation = Translation(program)
+    translation = Translation.of(program)
     if translation.unsupported:
         # what is unknown may consist of what is known, but a message should name what the user wrote
-        parts = Translation(_run(program.run_decompositions, _decompositions()))
+        parts = Translation.of(_run(program.run_decompositions, _decompositions()))
         if parts.unsupported:
             raise UnsupportedOperator(list(translation.unsupported.values()))
         translation = parts
@@ -166,81 +167,125 @@ def _silence() -> Iterator[None]:
         logging.disable(before)
 
 
+class Foreign:
+    """A value that no graph holds: integers, truth values, sizes that depend on data.
+
+    Attributes:
+        kind: What it is, for messages.
+    """
+
+    def __init__(self, kind: str):
+        self.kind = kind
+
+
 class Translation:
-    """A traced program, written into a graph.
+    """Operators of a traced program, written into a graph one after another.
 
     Attributes:
         builder: Holds the graph.
+        values: What each node of the program is: a :class:`View`, a constant, a tuple of such.
         unsupported: What was refused, by node. Its outputs count as inputs of the graph, so that the rest is judged.
     """
 
-    def __init__(self, program: torch.export.ExportedProgram):
+    def __init__(self, constants: Mapping[fx.Node, Any] | None = None):
         self.builder = Builder()
+        self.values: dict[fx.Node, Any] = dict(constants or {})
         self.unsupported: dict[fx.Node, Unsupported] = {}
-        self._values: dict[fx.Node, Any] = {}
-        self._program = program
-        self._constants = {**program.state_dict, **program.constants}
-        with torch.no_grad():
-            for node in program.graph.nodes:
-                self._translate(node)
 
-    def _translate(self, node: fx.Node) -> None:
+    @classmethod
+    def of(cls, program: torch.export.ExportedProgram) -> Translation:
+        """A whole program."""
+        translation = cls()
+        arrays = {**program.state_dict, **program.constants}
+        specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+        for node in program.graph.nodes:
+            if node.op == "placeholder" and specs[node.name].kind is InputKind.USER_INPUT:
+                translation.take_in(node)
+            elif node.op == "placeholder":
+                translation.values[node] = arrays[specs[node.name].target]
+            elif node.op == "call_function":
+                translation.translate(node)
+        for node in outputs_of(program):
+            translation.give_out(node)
+        return translation
+
+    def take_in(self, node: fx.Node) -> None:
+        """Makes a node's value an input of the graph."""
+        self.values[node] = torch.utils._pytree.tree_map(self._from_outside, node.meta.get("val"))
+
+    def _from_outside(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return Foreign("a number computed from the input")
+        if value.dtype != torch.float32:
+            return Foreign(f"a tensor of {value.dtype}")
+        if not all(isinstance(n, int) and n >= 1 for n in value.shape):
+            return Foreign("a tensor whose size depends on the input, or is 0")
+        return self.builder.input(tuple(value.shape))
+
+    def translate(self, node: fx.Node) -> None:
+        """Writes what a node computes, or notes that it is unsupported."""
         self.builder.path = _path(node)
-        if node.op == "placeholder":
-            self._values[node] = self._placeholder(node)
-        elif node.op == "call_function":
-            try:
-                self._values[node] = self._call(node)
-            except RefusedError as error:
-                self._refuse(node, str(error))
-        elif node.op == "output":
-            self._outputs(node)
+        try:
+            with torch.no_grad():
+                self.values[node] = self._call(node)
+        except RefusedError as error:
+            self.refuse(node, str(error))
+            self.take_in(node)
 
-    def _placeholder(self, node: fx.Node) -> Any:
-        spec = next(s for s in self._program.graph_signature.input_specs if s.arg.name == node.name)
-        if spec.kind is InputKind.USER_INPUT:
-            return self.builder.input(tuple(node.meta["val"].shape))
-        assert spec.target is not None
-        return self._constants[spec.target]
+    def give_out(self, node: fx.Node) -> None:
+        """Makes a node's value an output of the graph."""
+        value = self.values[node]
+        try:
+            if isinstance(value, Foreign):
+                raise RefusedError(f"the output is {value.kind}")
+            self.builder.output(value if isinstance(value, View) else self.builder.constant(value.float()))
+        except RefusedError as error:
+            self.refuse(node, str(error))
+
+    def refuse(self, node: fx.Node, reason: str) -> None:
+        """Notes that a node is unsupported."""
+        read = (source.meta.get("val") for source in node.all_input_nodes)
+        shapes = tuple(tuple(value.shape) for value in read if isinstance(value, Tensor))
+        self.unsupported[node] = Unsupported(str(node.target), _path(node), shapes, reason)
 
     def _call(self, node: fx.Node) -> Any:
-        args = fx.map_arg(node.args, self._values.__getitem__)
-        kwargs = fx.map_arg(node.kwargs, self._values.__getitem__)
-        inputs = [self._values[source] for source in node.all_input_nodes]
-        handler = HANDLERS.get(node.target)
-        if not any(_depends(value) for value in inputs) or not isinstance(node.target, torch._ops.OpOverload):
+        args: Any = fx.map_arg(node.args, self.values.__getitem__)
+        kwargs: Any = fx.map_arg(node.kwargs, self.values.__getitem__)
+        inputs = [self.values[source] for source in node.all_input_nodes]
+        if not any(depends_on_input(value) for value in inputs) or node.target is operator.getitem:
             return node.target(*args, **kwargs)  # type: ignore[operator]
+        foreign = next((value for value in inputs if isinstance(value, Foreign)), None)
+        handler = HANDLERS.get(node.target)
+        if foreign is not None:
+            raise RefusedError(f"it reads {foreign.kind}")
         if handler is None:
             raise RefusedError("unknown")
-        return handler(self.builder, *args, **kwargs)
-
-    def _refuse(self, node: fx.Node, reason: str) -> None:
-        shapes = tuple(
-            tuple(source.meta["val"].shape) for source in node.all_input_nodes if isinstance(source.meta["val"], Tensor)
-        )
-        self.unsupported[node] = Unsupported(str(node.target), self.builder.path, shapes, reason)
-        self._values[node] = torch.utils._pytree.tree_map_only(
-            Tensor, lambda value: self.builder.input(tuple(value.shape)), node.meta["val"]
-        )
-
-    def _outputs(self, node: fx.Node) -> None:
-        specs = self._program.graph_signature.output_specs
-        for spec, source in zip(specs, node.args[0], strict=True):  # type: ignore[arg-type]
-            if spec.kind is not OutputKind.USER_OUTPUT or not isinstance(source, fx.Node):
-                continue
-            value = self._values[source]
-            view = value if isinstance(value, View) else self.builder.constant(value)
-            try:
-                self.builder.output(view)
-            except RefusedError as error:
-                self.unsupported[node] = Unsupported("output", "", (view.shape,), str(error))
+        if isinstance(args[0], Tensor) and node.target not in MIXED:
+            raise RefusedError("its first operand is a constant")
+        found = handler(self.builder, *args, **kwargs)
+        for value, expected in zip(_leaves(found), _leaves(node.meta.get("val")), strict=False):
+            if isinstance(value, View) and (value.shape != tuple(expected.shape) or expected.dtype != torch.float32):
+                raise RefusedError(f"it gives {tuple(expected.shape)} of {expected.dtype}")
+        return found
 
 
-def _depends(value: Any) -> bool:
+def outputs_of(program: torch.export.ExportedProgram) -> list[fx.Node]:
+    """The nodes whose values the caller gets, in order; numbers and None among the outputs are left out."""
+    (output,) = program.graph.find_nodes(op="output")
+    specs = program.graph_signature.output_specs
+    given = zip(specs, output.args[0], strict=True)
+    return [node for spec, node in given if spec.kind is OutputKind.USER_OUTPUT and isinstance(node, fx.Node)]
+
+
+def _leaves(value: Any) -> list[Any]:
+    return torch.utils._pytree.tree_leaves(value, is_leaf=lambda part: isinstance(part, View) or part is None)
+
+
+def depends_on_input(value: Any) -> bool:
     """Whether a value, or a part of a tuple, comes from an input."""
     if isinstance(value, (tuple, list)):
-        return any(_depends(part) for part in value)
-    return isinstance(value, View)
+        return any(depends_on_input(part) for part in value)
+    return isinstance(value, (View, Foreign))
 
 
 def _path(node: fx.Node) -> str:
