@@ -112,7 +112,7 @@ def cost(op: Conv, source: Geometry, target: Geometry, machine: Machine, choice:
     fillings = plan.bands * (1 if choice.kind in ("taps", "direct") else target.n)
     rows_copied = fillings * source.c * len(plan.copies) * plan.rows
     cycles = rows_copied * (COPY_ROW + COPY_BLOCK * -(-plan.width // machine.unit))
-    if choice.kind == "taps" and op.stride == (1, 1):
+    if choice.kind == "taps" and op.stride in ((1, 1), (2, 2)) and fillings == 1:
         cycles = fillings * source.c * len(plan.copies) * plan.vectors * COPY_BLOCK
     rows = len(op.weight)
     if choice.dense:

@@ -11,7 +11,7 @@ import numpy as np
 from netwright.deploy.graph.ir import Conv
 from netwright.deploy.native import pack
 from netwright.deploy.native.choose import Choice, sets
-from netwright.deploy.native.layout import HEAD, Geometry, Lowering, blocks, cuts, lower
+from netwright.deploy.native.layout import HEAD, Geometry, Lowering, blocks, cuts, lower, round_up
 from netwright.deploy.native.program import Place, Program, Step, bias_of
 
 DENSE_ROWS = 8
@@ -50,7 +50,8 @@ def scratch_floats(layer: Convolved, program: Program) -> int:
     if layer.choice.chunks > 1:
         # the last band may be cut into larger blocks than the others
         partial = len(layer.op.weight) * min(layer.choice.most, plan.vectors) * program.unit
-    return plan.scratch(layer.x.geo.c) + partial + 16
+    phases = 4 * _phase_plane(layer.y.geo) if _is_flat(layer, plan) and plan.stride == (2, 2) else 0
+    return plan.scratch(layer.x.geo.c) + phases + partial + 16
 
 
 def emit(layer: Convolved, program: Program, scratch: str) -> None:
@@ -69,7 +70,11 @@ def emit(layer: Convolved, program: Program, scratch: str) -> None:
     by_rows = program.threads > 1 and (parts < program.threads or (parts % program.threads and parts < 8))
     kind = _Dense if layer.choice.dense else _Sparse
     kernel = kind(layer, plan, program, program.threads if by_rows else 1)
-    own = [f"float *partial = {scratch} + {plan.scratch(layer.x.geo.c)};", "(void)partial;", *kernel.declarations]
+    behind = plan.scratch(layer.x.geo.c)
+    halved = _is_flat(layer, plan) and plan.stride == (2, 2)
+    phases = [f"float *phases = {scratch} + {behind};"] if halved else []
+    behind += 4 * _phase_plane(layer.y.geo) if halved else 0
+    own = [f"float *partial = {scratch} + {behind};", "(void)partial;", *kernel.declarations]
     kept = (layer.op.weight.size if layer.choice.dense else int(np.count_nonzero(layer.op.weight))) * layer.y.geo.pixels
     if plan.kind == "direct":
         body = _direct(layer, plan, program, kernel, 1 if by_rows else program.threads)
@@ -81,7 +86,7 @@ def emit(layer: Convolved, program: Program, scratch: str) -> None:
             copies = [
                 f"if (id == {i}) {_copies(layer, plan, program, filling, *ends)}" for i, ends in enumerate(channels)
             ]
-            program.steps.append(Step(layer.path, f"copies {plan.kind}", [shared, *copies]))
+            program.steps.append(Step(layer.path, f"copies {plan.kind}", [shared, *phases, *copies]))
             body = _blocks(layer, plan, program, kernel, filling)
             share = kept * filling.rows // sum(each.rows for each in fillings)
             program.steps.append(Step(layer.path, kernel.name, [shared, *own, *body], share))
@@ -93,7 +98,7 @@ def emit(layer: Convolved, program: Program, scratch: str) -> None:
                 lines.append(_copies(layer, plan, program, filling, 0, layer.x.geo.c))
                 lines += _blocks(layer, plan, program, kernel, filling)
             body += lines if program.threads == 1 else [f"if (id == {share}) {{", *lines, "}"]
-        program.steps.append(Step(layer.path, kernel.name, [f"float *s = {scratch};", *own, *body], kept))
+        program.steps.append(Step(layer.path, kernel.name, [f"float *s = {scratch};", *phases, *own, *body], kept))
 
 
 @dataclass(frozen=True)
@@ -160,22 +165,38 @@ def _blocks(layer: Convolved, plan: Lowering, program: Program, kernel: _Kernel,
 
 
 def _is_flat(layer: Convolved, plan: Lowering) -> bool:
-    """Whether every copy is the whole input, shifted by no more floats than lie between buffers."""
-    x, y = layer.x.geo, layer.y.geo
-    same = plan.kind == "taps" and plan.stride == (1, 1) and (x.h, x.w) == (y.h, y.w) and plan.bands == 1
-    return same and max(abs(row * x.w + column) for row, column in plan.copies) <= HEAD
+    """Whether every copy is the input, or one of its four phases, shifted by less than lies between buffers."""
+    x, y, (sy, sx) = layer.x.geo, layer.y.geo, plan.stride
+    fits = plan.stride in ((1, 1), (2, 2)) and (y.h, y.w) == (-(-x.h // sy), -(-x.w // sx))
+    whole = plan.kind == "taps" and plan.bands == 1
+    worth = sy == 1 or len(plan.copies) > 2  # a single phase is copied as it is
+    return whole and fits and worth and max(abs(dy // sy * y.w + dx // sx) for dy, dx in plan.copies) <= HEAD
+
+
+def _phase_plane(target: Geometry) -> int:
+    """Floats from one phase of an input to the next, of one thread's room for them."""
+    return round_up(target.pixels + 2 * HEAD, HEAD)
 
 
 def _flat(layer: Convolved, plan: Lowering, program: Program, target: str, source: str, channels: int) -> str:
     """The call that makes shifted and masked copies."""
-    x, unit = layer.x.geo, program.unit
-    row, column = np.divmod(np.arange(plan.vectors * unit) % (x.h * x.w), x.w)
-    inside = [(row + dy >= 0) & (row + dy < x.h) & (column + dx >= 0) & (column + dx < x.w) for dy, dx in plan.copies]
+    x, y, (sy, sx) = layer.x.geo, layer.y.geo, plan.stride
+    row, column = np.divmod(np.arange(plan.vectors * program.unit) % (y.h * y.w), y.w)
+    inside = []
+    for dy, dx in plan.copies:
+        at_row, at_column = row * sy + dy, column * sx + dx
+        inside.append((at_row >= 0) & (at_row < x.h) & (at_column >= 0) & (at_column < x.w))
     mask = np.where(np.stack(inside), np.int32(-1), np.int32(0)).view(np.float32)
-    shifts = np.array([dy * x.w + dx for dy, dx in plan.copies], np.int32)
+    shifts = np.array([dy // sy * y.w + dx // sx for dy, dx in plan.copies], np.int32)
+    ends = f"{len(plan.copies)}, {plan.plane}, {plan.vectors}"
+    if sy == 1:
+        tables = f"{program.array(shifts)}, {program.array(mask)}"
+        return f"nw_lower_flat({target}, {source}, {x.plane}, {channels}, {tables}, {ends});"
+    shifts += np.array([(dy % 2 * 2 + dx % 2) * _phase_plane(y) for dy, dx in plan.copies], np.int32)
+    tables = f"{program.array(shifts)}, {program.array(mask)}"
     return (
-        f"nw_lower_flat({target}, {source}, {x.plane}, {channels}, {program.array(shifts)}, {program.array(mask)}, "
-        f"{len(plan.copies)}, {plan.plane}, {plan.vectors});"
+        f"nw_lower_halved({target}, {source}, {x.plane}, {channels}, {x.n}, {x.h}, {x.w}, {tables}, {ends}, "
+        f"phases + {HEAD}, {_phase_plane(y)});"
     )
 
 

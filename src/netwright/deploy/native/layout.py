@@ -204,6 +204,7 @@ def lower(op: Conv, source: Geometry, target: Geometry, *, kind: Kind, unit: int
     copies = tuple(sorted({copy for copy, _, _ in place.values()}))
     more_rows = max(row for _, row, _ in place.values())
     more_columns = max(column for _, _, column in place.values())
+    # Whole blocks, although loads are not aligned: those of the first column of a kernel then are.
     pitch = round_up(per_row * unit + more_columns, unit)
     width = min(pitch, target.w + more_columns)
     height = rows + more_rows
