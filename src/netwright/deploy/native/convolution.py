@@ -67,7 +67,9 @@ def emit(layer: Convolved, program: Program, scratch: str) -> None:
     plan = layer.plan(program.unit)
     fillings = list(_fillings(plan, layer.y.geo))
     parts = len(cuts(plan, plan.vectors, layer.choice.most)) if plan.kind == "direct" else len(fillings)
-    by_rows = program.threads > 1 and (parts < program.threads or (parts % program.threads and parts < 8))
+    uneven = parts < program.threads or (parts % program.threads and parts < 8)
+    # Where a row is shorter than a block, a band's last rows would be written over the next band's first.
+    by_rows = program.threads > 1 and (uneven or (plan.per_row > 0 and layer.y.geo.w < program.unit))
     kind = _Dense if layer.choice.dense else _Sparse
     kernel = kind(layer, plan, program, program.threads if by_rows else 1)
     behind = plan.scratch(layer.x.geo.c)
