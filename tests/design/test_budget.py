@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from netwright.data.tensors import Batches, TensorImages
+from netwright.design import budget as budgeting
+from netwright.design.budget import RunClock, opened, seconds_left, steps_seen
 from netwright.design.options import Options
 from netwright.design.pipeline import design, result_of
 from netwright.design.plan import Phase, Plan
@@ -128,7 +130,7 @@ def stage(tmp_path: Path, limit: float) -> Stage:
         step_seconds={},
         threads={"search": 1},
     )
-    return Stage(RunFolder(tmp_path), Options(data="digits"), None, plan)  # type: ignore[arg-type]
+    return Stage(RunFolder(tmp_path), Options(data="digits"), None, plan, RunClock(RunFolder(tmp_path)))  # type: ignore[arg-type]
 
 
 class FakeSearcher:
@@ -185,6 +187,126 @@ class TestSearchClock:
         # Each stage keeps one epoch whatever it costs: the most by which the search may be late.
         assert searcher.seconds <= max(10.0 + max(took), 3 * max(took))
         assert read_json(tmp_path / "plan.json")["amendments"]
+
+
+SIX = [(network, name) for network in ("model", "baseline") for name in ("pretrain", "prune", "finetune")]
+
+
+def six_phases(limit: float | None = 10.0) -> Plan:
+    """Steps of the model take 0.1 s, of the baseline 0.5 s; a pass has 40 of them."""
+    phases = tuple(Phase(network, name, epochs=4, steps=20, seconds=10.0, limit=limit) for network, name in SIX)
+    times = {"model 8": 0.2, "found model 8": 0.1, "baseline": 0.5}
+    return Plan((), {}, {"channels": 8, "cells": 3, "stem": "cifar"}, phases, times, {"model": 1, "baseline": 1})
+
+
+def finish(run: RunFolder, plan: Plan, network: str, name: str, step: float) -> None:
+    """Leaves what a finished phase of one epoch leaves."""
+    seconds = step * plan.phase(network, name).steps
+    write_json(run / f"work/{network}-{name}.json", {"epochs": [{}], "seconds": seconds})
+
+
+class TestSharingOut:
+    STEPS = {"model": 0.1, "baseline": 0.5}  # noqa: RUF012
+
+    @pytest.mark.parametrize("left", [60.0, 90.0, 25.0])
+    def test_what_is_left_goes_to_all_phases_to_come_in_proportion(self, left: float):
+        plan = opened(six_phases(), six_phases().phases[0], left, self.STEPS, 40)
+        assert [p.limit for p in plan.phases] == pytest.approx([left / 6] * 6)
+        assert sum(p.limit for p in plan.phases) == pytest.approx(left)
+
+    def test_phases_that_are_over_keep_theirs(self):
+        before = six_phases()
+        plan = opened(before, before.phase("baseline", "prune"), 44.0, self.STEPS, 40)
+        assert plan.phases[:4] == before.phases[:4]
+        assert [p.limit for p in plan.phases[4:]] == pytest.approx([22.0, 22.0])
+
+    @pytest.mark.parametrize("left", [60.0, 7.0, 400.0])
+    def test_the_steps_fit_the_seconds(self, left: float):
+        for phase in opened(six_phases(), six_phases().phases[0], left, self.STEPS, 40).phases:
+            step = self.STEPS[phase.network]
+            assert phase.epochs * phase.steps * step <= phase.limit + 1e-9
+            assert phase.limit - phase.epochs * phase.steps * step < phase.steps * step + 1e-9
+            assert phase.steps <= 40
+
+    @pytest.mark.parametrize("left", [0.0, -30.0])
+    def test_a_run_that_is_late_still_has_a_step_for_each(self, left: float):
+        plan = opened(six_phases(), six_phases().phases[0], left, self.STEPS, 40)
+        assert [(p.epochs, p.steps) for p in plan.phases] == [(1, 1)] * 6
+        assert [p.limit for p in plan.phases] == pytest.approx([0.1] * 3 + [0.5] * 3)
+
+    @pytest.mark.parametrize(("left", "told"), [(60.0, 0), (63.0, 0), (70.0, 1), (40.0, 1)])
+    def test_only_a_change_worth_telling_is_on_record(self, left: float, told: int):
+        plan = opened(six_phases(), six_phases().phases[0], left, self.STEPS, 40)
+        assert len(plan.amendments) == told
+
+    def test_steps_are_planned_until_they_are_seen(self, tmp_path: Path):
+        run, plan = RunFolder(tmp_path), six_phases()
+        assert steps_seen(run, plan) == pytest.approx({"model": 0.1, "baseline": 0.5})
+        finish(run, plan, "model", "pretrain", 0.2)  # half as fast as planned: so will the baseline be
+        assert steps_seen(run, plan) == pytest.approx({"model": 0.2, "baseline": 1.0})
+        finish(run, plan, "model", "prune", 0.15)
+        assert steps_seen(run, plan) == pytest.approx({"model": 0.15, "baseline": 0.75})
+        finish(run, plan, "baseline", "pretrain", 0.4)
+        assert steps_seen(run, plan) == pytest.approx({"model": 0.15, "baseline": 0.4})
+
+    def test_the_end_of_the_run_is_kept_free(self, tmp_path: Path):
+        run, plan = RunFolder(tmp_path), six_phases()
+        options, data = Options(data="digits", time_budget=200.0), SimpleNamespace(test=range(359))
+        quick = seconds_left(run, plan, options, data, used=30.0)  # type: ignore[arg-type]
+        assert 0 < quick < 170.0
+        finish(run, plan, "model", "pretrain", 0.4)
+        slow = seconds_left(run, plan, options, data, used=30.0)  # type: ignore[arg-type]
+        # Measuring goes at the pace of training: four times as long as planned.
+        fixed = budgeting.finish_seconds(0.0, 0.0, 359, 64)
+        assert 0.97 * 200.0 - 30.0 - fixed - slow == pytest.approx(4 * (0.97 * 200.0 - 30.0 - fixed - quick))
+
+
+class TestOpening:
+    def stage(self, tmp_path: Path, budget: float | None, limit: float | None = 10.0) -> Stage:
+        data = SimpleNamespace(train=range(40 * 64), test=range(359))
+        run = RunFolder(tmp_path)
+        return Stage(run, Options(data="digits", time_budget=budget), data, six_phases(limit), RunClock(run))  # type: ignore[arg-type]
+
+    def test_the_clock_of_the_run_decides(self, tmp_path: Path, clock: Clock):
+        where = self.stage(tmp_path, 200.0)
+        clock.now += 50.0
+        first = where.open("model", "pretrain")
+        assert sum(p.limit for p in where.plan.phases) == pytest.approx(where.seconds_left())
+        assert first.limit == pytest.approx(where.seconds_left() / 6)
+        # It took half of its seconds: the other five phases have the rest.
+        finish(where.run, where.plan, "model", "pretrain", 0.1)
+        clock.now += first.limit / 2
+        second = where.open("model", "prune")
+        assert second.limit > first.limit
+        assert sum(p.limit for p in where.plan.phases[1:]) == pytest.approx(where.seconds_left(exports=3))
+        assert read_json(tmp_path / "plan.json") == where.plan.to_dict()
+
+    def test_a_phase_that_goes_on_keeps_its_seconds(self, tmp_path: Path, clock: Clock):
+        where = self.stage(tmp_path, 200.0)
+        (tmp_path / "work").mkdir()
+        (tmp_path / "work/model-pretrain.ckpt").write_bytes(b"")
+        clock.now += 50.0
+        before = where.plan
+        assert where.open("model", "pretrain") == before.phases[0]
+        assert where.plan is before
+
+    @pytest.mark.parametrize("budget", [None, 200.0])
+    def test_fixed_epochs_are_never_touched(self, tmp_path: Path, clock: Clock, budget: float | None):
+        where = self.stage(tmp_path, budget, limit=None)  # a replay knows the budget, but not the clock
+        before = where.plan
+        clock.now += 1000.0
+        assert where.open("baseline", "finetune") == before.phases[-1]
+        assert where.plan is before
+        assert (where.seconds_left() == float("inf")) is (budget is None)
+
+    def test_seconds_of_earlier_sittings_count(self, tmp_path: Path, clock: Clock):
+        first = RunClock(RunFolder(tmp_path))
+        clock.now += 30.0
+        first.save()
+        clock.now += 3600.0  # a night between the sittings
+        second = RunClock(RunFolder(tmp_path))
+        clock.now += 5.0
+        assert second.seconds() == pytest.approx(35.0)
 
 
 class TestVerdict:

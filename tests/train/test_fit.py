@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import nn
 
+from netwright.compress import prune
 from netwright.console import UserError
 from netwright.data.augment import HorizontalFlip
 from netwright.data.tensors import Batches, TensorImages
 from netwright.seeding import seeded
-from netwright.train.fit import Classifier, evaluate, fit
+from netwright.train.fit import Classifier, channels_last, evaluate, fit
 from netwright.train.schedules import CosineProgress, Deadline, Timetable
 
 
@@ -246,3 +247,33 @@ def test_a_gradient_that_overflows_makes_no_update():
     before = weights(net)
     fit(Classifier(net, lr=0.1), data(), epochs=1)
     assert equal(before, weights(net))
+
+
+class TestLayout:
+    """A masked weight has lost its layout in the product with the mask; the images must tell it."""
+
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_masked_networks_compute_channels_last(self, channels: int):
+        net = prune.magnitude(
+            nn.Sequential(
+                nn.Conv2d(channels, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(16, 2)
+            ),
+            0.0,
+            skip=["4"],
+        )
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(0, 256, (16, channels, 6, 6), dtype=torch.uint8, generator=generator)
+        batches = Batches(TensorImages(images, torch.arange(16) % 2), 8)
+        seen = []
+        for layer in (net[0], net[2]):
+            layer.register_forward_hook(lambda m, x, out: seen.append(out.stride(1) == 1 and out.stride(3) == 4))
+        fit(net, batches, epochs=1, validation=batches)
+        evaluate(net, batches)
+        assert len(seen) == 2 * 3 * 2
+        assert all(seen)
+
+    def test_values_stay(self):
+        x = torch.arange(24.0).view(2, 1, 3, 4)
+        assert torch.equal(channels_last(x), x)
+        flat = torch.ones(2, 3)
+        assert channels_last(flat) is flat

@@ -7,7 +7,6 @@ never asks whether it is resumed: it reads what is there and makes what is not.
 from __future__ import annotations
 
 import dataclasses
-import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from torch import nn
 from netwright import storage
 from netwright.console import UserError, note, overall
 from netwright.design import distributed
+from netwright.design.budget import RunClock
 from netwright.design.model import Architecture
 from netwright.design.options import Options
 from netwright.design.plan import Plan, make_plan, refit
@@ -106,7 +106,7 @@ def _stages(run: RunFolder, options: Options, plan: Plan | None, command: str) -
     if distributed.agree(run.has("measurements.json")):
         _report(run)
         return result_of(run)
-    clock = _Clock(run)
+    clock = RunClock(run)
     data, report = _load_data(run, options)
     plan = _planned(run, options, data, plan)
     # Nothing is written before data and budget are known to be good.
@@ -115,7 +115,7 @@ def _stages(run: RunFolder, options: Options, plan: Plan | None, command: str) -
         run.write("data.json", {**report, "counts": data.counts(), "fingerprint": data.fingerprint()})
         run.write("plan.json", plan.to_dict())
     distributed.barrier()
-    stage = Stage(run, options, data, plan)
+    stage = Stage(run, options, data, plan, clock)
     parts = {"search": plan.search["seconds"]}
     parts |= {f"{p.network}: {p.name}": p.seconds for p in plan.phases if p.network == "model"}
     parts["export"] = 8.0
@@ -150,24 +150,6 @@ def _stages(run: RunFolder, options: Options, plan: Plan | None, command: str) -
         _report(run)
     distributed.barrier()
     return result_of(run)
-
-
-class _Clock:
-    """Wall time of a run over all its sittings, kept in the folder."""
-
-    def __init__(self, run: RunFolder):
-        self.run = run
-        self._before = float(run.read("work/clock.json")["seconds"]) if run.has("work/clock.json") else 0.0
-        self._start = time.monotonic()
-
-    def seconds(self) -> float:
-        """So far."""
-        return self._before + time.monotonic() - self._start
-
-    def save(self) -> None:
-        """Writes it down."""
-        if distributed.is_main():
-            self.run.write("work/clock.json", {"seconds": self.seconds()})
 
 
 def _load_data(run: RunFolder, options: Options) -> tuple[Data, dict[str, Any]]:
@@ -212,7 +194,7 @@ def _architecture(stage: Stage, genotype: Genotype) -> Architecture:
     if run.has("architecture.json"):
         return Architecture.read(run / "architecture.json")
     if distributed.is_main():
-        stage.amend(refit(stage.plan, stage.options, data, genotype))
+        stage.amend(refit(stage.plan, stage.options, data, genotype, stage.seconds_left()))
     stage.plan = distributed.agree(stage.plan)
     architecture = Architecture(
         kind="genotype",
@@ -303,7 +285,7 @@ def _write_arrays(path: Path, arrays: dict[str, Any]) -> None:
 
 
 def _measure(
-    stage: Stage, networks: dict[str, nn.Module], architectures: dict[str, Architecture], clock: _Clock
+    stage: Stage, networks: dict[str, nn.Module], architectures: dict[str, Architecture], clock: RunClock
 ) -> None:
     from netwright.design.measure import measure, mistakes
     from netwright.design.training_stage import histories, training_seconds

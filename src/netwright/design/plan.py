@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import statistics
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from netwright.console import UserError, clock, table
-from netwright.cost import count, threads
+from netwright.cost import threads
 from netwright.data.augment import Compose, HorizontalFlip
+from netwright.design.timing import finish_seconds, step_seconds, threads_for, training_step
 from netwright.results import Result
 from netwright.search import spaces
 from netwright.seeding import seeded, stream
@@ -30,18 +28,17 @@ if TYPE_CHECKING:
     from netwright.search.spaces.network import Stem
 
 # Shares of a time budget, after what export, measuring and the report need.
-SEARCH_SHARE, MODEL_SHARE = 0.16, 0.42  # and as much as the model for the baseline
+NETWORKS = ("model", "baseline")
+SEARCH_SHARE, NETWORK_SHARE = 0.1, 0.45
 PHASES = (("pretrain", 0.35), ("prune", 0.2), ("finetune", 0.45))
 AUGMENTED_PASSES = 12
 CHUNKS = 8  # an epoch under a time budget is at most this part of its phase, so that an amended plan still anneals
-SAFETY = 0.92
+AIM = 0.97  # share of a time budget that is given away: imports and loading the data come before the clock starts
 CHANNELS = (8, 12, 16, 24, 32, 48, 64, 96)
 # Passes over the data that a size must allow before a larger one is chosen: few, since what is left after heavy pruning
 # depends on the width more than on the last epochs.
 MIN_PASSES, FEWEST_PASSES, MIN_KEPT = 3.0, 1.5, 8000  # the second while pruning would leave fewer weights than that
 DEFAULT_STEPS, DEFAULT_PASSES, SEARCH_STEPS, DEFAULT_CHANNELS = 600, 6, 120, 32
-# Below this many multiply-adds a step, a second thread costs more than it brings.
-THREADED_MACS = 1.5e8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +95,13 @@ class Plan(Result):
         """One phase by its network and name."""
         return next(p for p in self.phases if (p.network, p.name) == (network, name))
 
+    def step(self, network: str) -> float:
+        """Planned seconds of a training step of ``"model"`` or ``"baseline"``."""
+        if network == "baseline":
+            return self.step_seconds["baseline"]
+        key = f"model {self.model['channels']}"
+        return self.step_seconds.get(f"found {key}", self.step_seconds[key])
+
     def amended(self, what: str, why: str, **changes: Any) -> Plan:
         """This plan with a change, and the change on record."""
         return dataclasses.replace(self, amendments=(*self.amendments, {"what": what, "why": why}), **changes)
@@ -133,40 +137,6 @@ class Plan(Result):
         return cls(**fields)
 
 
-def step_seconds(step: Callable[[], object], *, repeats: int = 4, most: float = 6.0) -> float:
-    """Median seconds of a step after one untimed call, spending at most about ``most`` seconds.
-
-    Example:
-        >>> step_seconds(lambda: sum(range(1000))) > 0
-        True
-    """
-    step()
-    times: list[float] = []
-    while len(times) < repeats and (not times or sum(times) + times[-1] < most):
-        start = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
-def training_step(
-    network: nn.Module, shape: tuple[int, int, int], classes: int, batch_size: int
-) -> Callable[[], object]:
-    """One step of stochastic gradient descent on random images, for timing."""
-    generator = stream(0, "plan")
-    network = network.train().to(memory_format=torch.channels_last)
-    images = torch.randn(batch_size, *shape, generator=generator).contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(classes, (batch_size,), generator=generator)
-    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(network(images), labels).backward()
-        optimizer.step()
-
-    return step
-
-
 def augmentation(data: Data, passes: float) -> Compose:
     """The data's own augmentation, or no more than its flip where each example is seen only a few times.
 
@@ -179,11 +149,6 @@ def augmentation(data: Data, passes: float) -> Compose:
     if passes >= AUGMENTED_PASSES:
         return usual
     return Compose([step for step in usual.steps if isinstance(step, HorizontalFlip)])
-
-
-def threads_for(network: nn.Module, shape: tuple[int, int, int], batch_size: int) -> int:
-    """Threads for training a network: all that torch has, or 1 where the work is too small to be shared."""
-    return torch.get_num_threads() if count(network, shape).macs * batch_size >= THREADED_MACS else 1
 
 
 def stem_for(shape: tuple[int, int, int]) -> Stem:
@@ -210,7 +175,6 @@ def make_plan(options: Options, data: Data) -> Plan:
     stem, cells = stem_for(shape), options.cells or 3
     baseline, used = _time_baseline(options, shape, classes)
     use = {"baseline": used}
-    finish = 30.0 + 1.5 * baseline * math.ceil(len(data.test) / batch)
     times = {"baseline": baseline}
 
     genotype = spaces.get(options.space).random(stream(options.seed, "plan"))
@@ -221,30 +185,45 @@ def make_plan(options: Options, data: Data) -> Plan:
     with threads(use["search"]):
         # A first-order step runs the supernet on two batches.
         times["search"] = 2 * step_seconds(training_step(supernet, shape, classes, batch), repeats=2)
-    budget = options.time_budget
-    if budget is None:
+    per_step = {"baseline": baseline}
+    if options.time_budget is None:
         epochs = options.epochs or max(DEFAULT_PASSES, math.ceil(DEFAULT_STEPS / per_pass))
         channels = options.channels or DEFAULT_CHANNELS
         why = "as given" if options.epochs else f"at least {DEFAULT_STEPS} steps and {DEFAULT_PASSES} passes"
-        phases = _fixed_phases("model", epochs, per_pass, widths.seconds(channels))
-        phases += _fixed_phases("baseline", epochs, per_pass, baseline)
+        per_step["model"] = widths.seconds(channels)
+        phases = [p for network in NETWORKS for p in _fixed_phases(network, epochs, per_pass, per_step[network])]
         search = _search_sizes(options, data, search_channels, times["search"], None)
     else:
-        usable = (budget - finish) * SAFETY
-        if usable <= 0:
-            raise _too_small(options, finish / SAFETY + 3 * MIN_PASSES * baseline)
-        seconds = usable * MODEL_SHARE
-        channels = options.channels or widths.largest(seconds)
+        budget = options.time_budget
+
+        def room(step: float) -> float:
+            """Seconds for search and training when a step of the network takes ``step``."""
+            return usable_seconds(budget, finish_seconds(step, baseline, len(data.test), batch))
+
+        channels = options.channels or widths.largest(lambda step: NETWORK_SHARE * room(step))
         why = f"the largest for {MIN_PASSES:g} passes ({FEWEST_PASSES} while under {MIN_KEPT:,} weights would stay)"
-        rest = usable * (1 - SEARCH_SHARE - MODEL_SHARE)
-        phases = _timed_phases("model", seconds, per_pass, widths.seconds(channels))
-        phases += _timed_phases("baseline", rest, per_pass, baseline)
+        per_step["model"] = widths.seconds(channels)
+        usable = room(per_step["model"])
+        phases = [
+            timed_phase(network, name, usable * NETWORK_SHARE * share, per_pass, per_step[network])
+            for network in NETWORKS
+            for name, share in PHASES
+        ]
         search = _search_sizes(options, data, search_channels, times["search"], usable * SEARCH_SHARE)
-        if min(p.epochs * p.steps for p in phases) < 2 or min(search["epochs"]) < 1:
-            slowest = max(baseline, widths.seconds(channels), times["search"])
-            raise _too_small(options, (finish + 3 * CHUNKS * slowest / min(SEARCH_SHARE, 0.2)) / SAFETY)
+        if min(p.epochs * p.steps for p in phases) < 2:
+            slowest = max(*per_step.values(), times["search"])
+            raise _too_small(budget, (AIM * budget - usable + 3 * CHUNKS * slowest / SEARCH_SHARE) / AIM)
     model = {"channels": channels, "cells": cells, "stem": stem}
     use["model"] = threads_for(widths.build(channels), shape, batch)
+    finish = finish_seconds(per_step["model"], baseline, len(data.test), batch)
+    stages = _stages(options, search, model, phases, why, finish)
+    return Plan(stages, search, model, tuple(phases), {**times, **widths.times}, use)
+
+
+def _stages(
+    options: Options, search: dict[str, Any], model: dict[str, Any], phases: list[Phase], why: str, finish: float
+) -> tuple[dict[str, Any], ...]:
+    """What the plan's table shows."""
     stages = [
         {
             "name": "search",
@@ -253,23 +232,28 @@ def make_plan(options: Options, data: Data) -> Plan:
             "why": f"{options.search.upper()} over {options.space} at {options.sparsity:.0%} sparsity",
         }
     ]
-    for network, sizes, reason in (
-        ("model", {"channels": channels, "cells": cells}, why),
-        ("baseline", {"network": options.baseline}, "the same " + ("seconds" if budget else "epochs")),
-    ):
-        for phase in phases:
-            if phase.network == network:
-                shown = {**sizes, "epochs": phase.epochs, "steps": phase.epochs * phase.steps}
-                stages.append(
-                    {
-                        "name": f"{network}: {phase.name}",
-                        "seconds": phase.seconds,
-                        "sizes": shown,
-                        "why": reason,
-                    }
-                )
+    same = "the same " + ("epochs" if options.time_budget is None else "seconds")
+    shown = {
+        "model": ({"channels": model["channels"], "cells": model["cells"]}, why),
+        "baseline": ({"network": options.baseline}, same),
+    }
+    for phase in phases:
+        sizes, reason = shown[phase.network]
+        stages.append(
+            {
+                "name": f"{phase.network}: {phase.name}",
+                "seconds": phase.seconds,
+                "sizes": {**sizes, "epochs": phase.epochs, "steps": phase.epochs * phase.steps},
+                "why": reason,
+            }
+        )
     stages.append({"name": "finish", "seconds": finish, "sizes": {}, "why": "export, measure, report"})
-    return Plan(tuple(stages), search, model, tuple(phases), {**times, **widths.times}, use)
+    return tuple(stages)
+
+
+def usable_seconds(budget: float, finish: float) -> float:
+    """What search and training may take of a time budget."""
+    return AIM * budget - finish
 
 
 def _time_baseline(options: Options, shape: tuple[int, int, int], classes: int) -> tuple[float, int]:
@@ -289,9 +273,9 @@ def _time_baseline(options: Options, shape: tuple[int, int, int], classes: int) 
         return step_seconds(training_step(network, shape, classes, options.batch_size)), used
 
 
-def _too_small(options: Options, enough: float) -> UserError:
+def _too_small(budget: float, enough: float) -> UserError:
     return UserError(
-        f"a time budget of {clock(options.time_budget or 0)} is too small for one epoch of every stage",
+        f"a time budget of {clock(budget)} is too small for one epoch of every stage",
         cure=f"give at least --time-budget {math.ceil(enough / 30) * 30}s, or a smaller --baseline",
     )
 
@@ -309,14 +293,11 @@ def _fixed_phases(network: str, epochs: int, per_pass: int, step: float) -> list
     ]
 
 
-def _timed_phases(network: str, seconds: float, per_pass: int, step: float) -> list[Phase]:
-    phases = []
-    for name, share in PHASES:
-        limit = share * seconds
-        steps = max(1, min(per_pass, math.floor(limit / CHUNKS / step)))
-        epochs = math.floor(limit / (steps * step))
-        phases.append(Phase(network, name, epochs, steps, limit, limit))
-    return phases
+def timed_phase(network: str, name: str, limit: float, per_pass: int, step: float) -> Phase:
+    """The phase that fits ``limit`` seconds: about ``CHUNKS`` epochs, none of them longer than a pass."""
+    steps = max(1, min(per_pass, math.floor(limit / CHUNKS / step)))
+    epochs = max(1, math.floor(limit / (steps * step)))
+    return Phase(network, name, epochs, steps, limit, limit)
 
 
 class _Sizes:
@@ -354,31 +335,38 @@ class _Sizes:
         self.seconds(channels)
         return (1 - self.options.sparsity) * self._weights[channels]
 
-    def largest(self, seconds: float) -> int:
-        """The largest width that a share of the time allows."""
+    def largest(self, room: Callable[[float], float]) -> int:
+        """The largest width that the seconds allow which a network has when a step of it takes so many."""
         per_pass = max(1, len(self.data.train) // self.options.batch_size)
         best = CHANNELS[0]
         for channels in CHANNELS[1:]:
             fewest = MIN_PASSES if self.kept(best) >= MIN_KEPT else FEWEST_PASSES
-            if self.seconds(channels) * per_pass * fewest > seconds:
+            step = self.seconds(channels)
+            if step * per_pass * fewest > room(step):
                 break
             best = channels
         return best
 
 
-def refit(plan: Plan, options: Options, data: Data, genotype: Genotype) -> Plan:
+def refit(plan: Plan, options: Options, data: Data, genotype: Genotype, left: float) -> Plan:
     """The plan with the network's size chosen anew for the genotype that was found.
 
     Before the search the sizes rest on a random genotype, which may be slower or faster than the one found.
+
+    Args:
+        plan: The plan so far.
+        options: The run's options.
+        data: The data.
+        genotype: What the search found.
+        left: Seconds for the training of both networks.
     """
-    phases = [p for p in plan.phases if p.network == "model"]
-    if any(p.limit is None for p in phases):
+    if any(p.limit is None for p in plan.phases):
         return plan
-    seconds = sum(p.limit or 0.0 for p in phases)
     per_pass = max(1, len(data.train) // options.batch_size)
     found = _Sizes(options, genotype, data, plan.model["cells"], plan.model["stem"])
-    channels = options.channels or found.largest(seconds)
-    fitted = _timed_phases("model", seconds, per_pass, found.seconds(channels))
+    channels = options.channels or found.largest(lambda step: left / 2)
+    step = found.seconds(channels)
+    fitted = [timed_phase("model", name, max(left / 2 * share, step), per_pass, step) for name, share in PHASES]
     others = [p for p in plan.phases if p.network != "model"]
     return plan.amended(
         f"model: {channels} channels, {sum(p.epochs * p.steps for p in fitted)} steps",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,12 @@ from torch import nn
 
 from netwright import storage
 from netwright.compress import hydra, prune
+from netwright.compress.exact import Scope
 from netwright.console import Overall, note
 from netwright.cost import threads
 from netwright.data.tensors import Batches
-from netwright.design.distributed import barrier, is_main
+from netwright.design.budget import RunClock, opened, seconds_left, steps_seen
+from netwright.design.distributed import agree, barrier, is_main
 from netwright.design.options import Options
 from netwright.design.plan import Phase, Plan, augmentation
 from netwright.design.run import RunFolder
@@ -27,9 +30,21 @@ from netwright.train.schedules import CosineProgress, Deadline, Progress, Timeta
 
 if TYPE_CHECKING:
     from netwright.data import Data
+    from netwright.data.tensors import Images
 
-VALIDATION_EXAMPLES = 2000
+# Validation after an epoch takes about this share of it, on no more examples than tell a curve.
+VALIDATION_SHARE, FEWEST_VALIDATED, MOST_VALIDATED = 0.05, 256, 2000
 RAMP_EVERY = 8  # steps between two prunings
+
+# Files that a run has still to write when a phase begins.
+_EXPORTS_LEFT = {
+    ("model", "pretrain"): 4,
+    ("model", "prune"): 3,
+    ("model", "finetune"): 3,
+    ("baseline", "pretrain"): 2,
+    ("baseline", "prune"): 1,
+    ("baseline", "finetune"): 1,
+}
 
 # Learning rate of a phase as a share of the run's, and the share of that which is left at its end.
 _SCHEDULES = {
@@ -42,12 +57,18 @@ _SCHEDULES = {
 }
 
 
+# How weights are compared when magnitude pruning chooses among them. A baseline is a chain of layers, which is dead as
+# soon as one of them is empty: global magnitude does that to MobileNet-v2, LAMP never. A designed network has other
+# paths round each operation; there both serve equally well or, with few weights, global magnitude better.
+SCOPES: dict[str, Scope] = {"model": "global", "baseline": "lamp"}
+
+
 class _Ramp(Progress):
     """Raises the sparsity along the cubic curve over the progress of a phase whose length may change."""
 
-    def __init__(self, network: nn.Module, sparsity: float):
+    def __init__(self, network: nn.Module, sparsity: float, scope: Scope):
         super().__init__()
-        self.network, self.sparsity = network, sparsity
+        self.network, self.sparsity, self.scope = network, sparsity, scope
 
     def on_train_batch_end(
         self,
@@ -61,7 +82,7 @@ class _Ramp(Progress):
         if (batch_idx + 1) % RAMP_EVERY == 0 or steps_left(trainer, batch_idx) == 1:
             # The last tenth is left to recover in; the curve is flat there anyway.
             reached = prune.cubic_sparsity(round(1000 * self.progress), 0, 900, 0.0, self.sparsity)
-            prune.update(self.network, reached, scope="global", regrow=True)
+            prune.update(self.network, reached, scope=self.scope, regrow=True)
 
 
 @dataclasses.dataclass
@@ -72,12 +93,34 @@ class Stage:
     options: Options
     data: Data
     plan: Plan
+    clock: RunClock
 
     def amend(self, plan: Plan) -> None:
         """Takes a changed plan and writes it down."""
         self.plan = plan
         if is_main():
             self.run.write("plan.json", plan.to_dict())
+
+    def seconds_left(self, exports: int = 4) -> float:
+        """What the budget leaves for the training still to come; without a budget there is no end to it.
+
+        Args:
+            exports: Files of networks that are still to be written.
+        """
+        if self.options.time_budget is None:
+            return math.inf
+        return seconds_left(self.run, self.plan, self.options, self.data, self.clock.seconds(), exports)
+
+    def open(self, which: str, name: str) -> Phase:
+        """The phase that begins now, or goes on; under a time budget with the seconds that there are for it now."""
+        phase = self.plan.phase(which, name)
+        # After the first epoch the phase looks after its seconds itself.
+        if phase.limit is not None and not agree((self.run / f"work/{which}-{name}.ckpt").exists()):
+            left = self.seconds_left(_EXPORTS_LEFT[which, name])
+            per_pass = max(1, len(self.data.train) // self.options.batch_size)
+            self.amend(agree(opened(self.plan, phase, left, steps_seen(self.run, self.plan), per_pass)))
+            self.clock.save()
+        return self.plan.phase(which, name)
 
 
 def train_network(
@@ -104,19 +147,19 @@ def train_network(
     if stage.options.devices * stage.options.nodes > 1:
         network = synchronise(network)
     dense: nn.Module | None = None
-    for phase in (p for p in stage.plan.phases if p.network == which):
-        _prepare(network, phase.name, stage.options)
-        finished = f"work/{which}-{phase.name}.safetensors"
+    for name in (p.name for p in stage.plan.phases if p.network == which):
+        _prepare(network, name, stage.options)
+        finished = f"work/{which}-{name}.safetensors"
         if stage.run.has(finished):
             network.load_state_dict(storage.read_tensors(stage.run / finished))
         else:
-            with total.stage(f"{which}: {phase.name}"), threads(stage.plan.threads[which]):
-                _train_phase(stage, phase, network)
+            with total.stage(f"{which}: {name}"), threads(stage.plan.threads[which]):
+                _train_phase(stage, stage.open(which, name), network)
             if is_main():
                 storage.write_tensors(stage.run / finished, network.state_dict())
-                (stage.run / f"work/{which}-{phase.name}.ckpt").unlink(missing_ok=True)
+                (stage.run / f"work/{which}-{name}.ckpt").unlink(missing_ok=True)
             barrier()
-        if phase.name == "pretrain":
+        if name == "pretrain":
             dense = to_dense(network)
             trained(dense)
     assert dense is not None
@@ -150,7 +193,7 @@ def _prepare(network: nn.Module, phase: str, options: Options) -> None:
         else:
             hydra.begin_finetune(network)
     elif phase == "prune":
-        prune.magnitude(network, 0.0, scope="global")
+        prune.place_masks(network)
 
 
 def _train_phase(stage: Stage, phase: Phase, network: nn.Module) -> None:
@@ -161,7 +204,7 @@ def _train_phase(stage: Stage, phase: Phase, network: nn.Module) -> None:
     module = Classifier(network, lr=options.lr * share, label_smoothing=0.1 if phase.name == "pretrain" else 0.0)
     callbacks: list[lightning.Callback] = []
     if phase.name == "prune" and options.pruning == "magnitude" and options.sparsity > 0:
-        callbacks.append(_Ramp(network, options.sparsity))
+        callbacks.append(_Ramp(network, options.sparsity, SCOPES[phase.network]))
     callbacks.append(CosineProgress(floor=floor, warmup=0.05 if phase.name == "pretrain" else 0.0))
     if phase.limit is not None:
 
@@ -180,13 +223,11 @@ def _train_phase(stage: Stage, phase: Phase, network: nn.Module) -> None:
         normalise=normalise,
         steps=phase.steps,
     )
-    # Enough to draw a curve; the test part is measured in full.
-    watched = data.validation.subset(torch.arange(min(VALIDATION_EXAMPLES, len(data.validation))))
     history = fit(
         module,
         batches,
         epochs=phase.epochs,
-        validation=Batches(watched, 256, shuffle=False, normalise=normalise),
+        validation=Batches(_watched(data, phase.steps * options.batch_size), 256, shuffle=False, normalise=normalise),
         callbacks=callbacks,
         seed=seed,
         checkpoint=stage.run / f"work/{phase.network}-{phase.name}.ckpt",
@@ -202,6 +243,13 @@ def _train_phase(stage: Stage, phase: Phase, network: nn.Module) -> None:
         accuracy = history.last.get("val_accuracy")
         if accuracy is not None:
             note(f"  {phase.network} after {phase.name}: validation accuracy {accuracy:.4f}")
+
+
+def _watched(data: Data, trained: int) -> Images:
+    """Evenly spaced examples of the validation part, as many as suit an epoch of ``trained`` examples."""
+    # A step forward and backward costs about three times as much as one that is only forward.
+    wanted = min(MOST_VALIDATED, max(FEWEST_VALIDATED, round(3 * VALIDATION_SHARE * trained)), len(data.validation))
+    return data.validation.subset(torch.arange(wanted) * len(data.validation) // wanted)
 
 
 def _logger(stage: Stage, phase: Phase) -> Any:

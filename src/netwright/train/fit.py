@@ -102,7 +102,7 @@ class Classifier(lightning.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """The loss of a batch."""
-        x, labels = _channels_last(batch[0]), batch[1]
+        x, labels = channels_last(batch[0]), batch[1]
         if self.auxiliary_weight:
             logits, auxiliary = self.network.forward_with_auxiliary(x)  # type: ignore[operator]
             loss = self.loss(logits, labels) + self.auxiliary_weight * self.loss(auxiliary, labels)
@@ -113,7 +113,7 @@ class Classifier(lightning.LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Loss and accuracy of a validation batch."""
-        x, labels = _channels_last(batch[0]), batch[1]
+        x, labels = channels_last(batch[0]), batch[1]
         logits = self(x)
         size = len(labels)
         self.log("val_loss", F.cross_entropy(logits, labels), on_epoch=True, batch_size=size, sync_dist=True)
@@ -152,9 +152,16 @@ class Classifier(lightning.LightningModule):
         )
 
 
-def _channels_last(x: Tensor) -> Tensor:
-    # Twice as fast as the default layout for convolutions on a CPU, when the weights are in it as well.
-    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+def channels_last(x: Tensor) -> Tensor:
+    """Images with channels innermost in memory, which convolutions on a CPU take up to twice as fast.
+
+    Example:
+        >>> channels_last(torch.zeros(2, 1, 3, 4)).stride()
+        (12, 1, 4, 1)
+    """
+    # A clone: contiguous() takes images of one channel for channels last already and leaves strides from which
+    # convolutions conclude the other layout, unless their weights are in this one - and masked weights are not.
+    return x.clone(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
 class _EpochLoader:
@@ -391,7 +398,7 @@ def evaluate(network: nn.Module, data: Iterable[tuple[Tensor, Tensor]]) -> tuple
     probs, labels = [], []
     try:
         for x, y in data:
-            probs.append(network(_channels_last(x.to(device))).float().softmax(1).cpu())
+            probs.append(network(channels_last(x.to(device))).float().softmax(1).cpu())
             labels.append(y.cpu())
     finally:
         network.train(training)

@@ -110,21 +110,20 @@ class Deadline(lightning.Callback):
         if not seconds > 0:
             raise ValueError(f"seconds must be > 0, got {seconds}")
         self.seconds, self.most, self.amended = seconds, most, amended
-        self.spent, self._start, self.total = 0.0, 0.0, 0
+        self.spent, self._since, self.total = 0.0, 0.0, 0
         self._recent: list[float] = []
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Takes up the plan of an earlier sitting."""
+        """Takes up the plan of an earlier sitting, and starts the clock."""
+        self._since = time.monotonic()
         if self.total:
             trainer.fit_loop.max_epochs = self.total
 
-    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Starts the epoch's clock."""
-        self._start = time.monotonic()
-
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Counts the epochs that still fit."""
-        took = time.monotonic() - self._start
+        now = time.monotonic()
+        # From the end of the last epoch on, so that what lies between two epochs, a checkpoint mostly, counts as well.
+        took, self._since = now - self._since, now
         self.spent += took
         self._recent = [*self._recent[-1:], took]
         planned = int(trainer.max_epochs or 1)
