@@ -160,12 +160,14 @@ def _window(layer: Depthwise, program: Program, source: str) -> tuple[list[str],
         pitch = layer.plan(unit).pitch
         return body, f"{name}(s, {pitch}, {target}, {y.h}, {y.w}, {weights}, bias[o], {residual});"
     stride = op.stride[0]
-    lane = np.arange(unit)
-    edges = [lane, (y.w - 1) // unit * unit + lane]
-    reach = [[stride * edge + k - side // 2 for edge in edges] for k in range(side)]
-    mask = np.where((np.array(reach) >= 0) & (np.array(reach) < x.w), np.int32(-1), np.int32(0)).view(np.float32)
+    last = (y.w - 1) // unit * unit
+    edges = np.array([0, last - unit, last])[:, None] + np.arange(unit)
+    reach = np.stack([stride * edges + k - side // 2 for k in range(side)])
+    inside = (reach >= 0) & (reach < x.w)
+    mask = np.where(inside, np.int32(-1), np.int32(0)).view(np.float32)
+    near = int(last > 0 and not inside[side // 2 :, 1].all())
     body.append(f"const float *mask = {program.array(mask.ravel())};")
-    name = program.kernel("depthwise_same.c.in", f"depthwise_{side}_{stride}", S=stride, **shared)
+    name = program.kernel("depthwise_same.c.in", f"depthwise_{side}_{stride}", S=stride, NEAR=near, **shared)
     return body, f"{name}({source}, {target}, {x.h}, {x.w}, {y.h}, {y.w}, {weights}, bias[o], mask, {residual});"
 
 
