@@ -1,0 +1,71 @@
+"""The pieces of a training phase: how it prunes, and what it is watched on."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from netwright.compress import prune
+from netwright.data.tensors import Batches, TensorImages
+from netwright.design.training_stage import FEWEST_VALIDATED, MOST_VALIDATED, SCOPES, _Ramp, _watched
+from netwright.seeding import seeded
+from netwright.train.fit import Classifier, fit
+from netwright.train.schedules import Timetable
+
+
+def chain() -> nn.Module:
+    """Three layers, of which the middle one has weights a thousand times smaller."""
+    with seeded(0, "init"):
+        net = nn.Sequential(nn.Flatten(), nn.Linear(16, 20), nn.Linear(20, 20), nn.Linear(20, 2))
+    with torch.no_grad():
+        net[2].weight.mul_(1e-3)
+    return prune.place_masks(net)
+
+
+def batches() -> Batches:
+    images = torch.randint(0, 256, (80, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return Batches(TensorImages(images, torch.arange(80) % 2), 8)
+
+
+@pytest.mark.parametrize("scope", sorted(set(SCOPES.values())))
+@pytest.mark.parametrize("changes", [[], [(1, 2)], [(1, 5), (3, 4)]])
+def test_the_ramp_ends_at_the_exact_sparsity_however_long_the_phase_becomes(scope, changes):
+    net = chain()
+    fit(Classifier(net, lr=1e-4), batches(), epochs=3, callbacks=[_Ramp(net, 0.9, scope), Timetable(changes)])
+    report = prune.sparsity(net)
+    assert report.kept == round(0.1 * report.total)
+
+
+def test_the_ramp_of_a_baseline_starves_no_layer():
+    kept = {}
+    for network, scope in SCOPES.items():
+        net = chain()
+        fit(Classifier(net, lr=1e-4), batches(), epochs=3, callbacks=[_Ramp(net, 0.9, scope)])
+        kept[network] = prune.sparsity(net).layers["2"].kept
+    assert kept["model"] == 1
+    assert kept["baseline"] > 20
+
+
+class TestWatched:
+    @pytest.mark.parametrize(
+        ("there", "trained", "watched"),
+        [
+            (6000, 1280, FEWEST_VALIDATED),
+            (6000, 6400, 960),
+            (6000, 10**6, MOST_VALIDATED),
+            (144, 1280, 144),
+            (1, 64, 1),
+        ],
+    )
+    def test_how_many(self, there: int, trained: int, watched: int):
+        part = TensorImages(torch.zeros(there, 1, 1, 1, dtype=torch.uint8), torch.zeros(there, dtype=torch.int64))
+        assert len(_watched(SimpleNamespace(validation=part), trained)) == watched
+
+    def test_every_class_is_seen_when_the_part_is_sorted_by_class(self):
+        labels = torch.arange(10).repeat_interleave(600)
+        part = TensorImages(torch.zeros(6000, 1, 1, 1, dtype=torch.uint8), labels)
+        counts = _watched(SimpleNamespace(validation=part), 1280).labels.bincount()
+        assert counts.max() - counts.min() <= 1
