@@ -18,7 +18,7 @@ X = torch.randn(2, 6, 9, 7, generator=torch.Generator().manual_seed(0))
 
 
 def numbers(like: Tensor, *shape: int) -> Tensor:
-    return torch.linspace(-1, 1, math.prod(shape), dtype=like.dtype).view(shape)
+    return (torch.arange(math.prod(shape), dtype=like.dtype) % 7 - 2).view(shape)
 
 
 @pytest.mark.parametrize(

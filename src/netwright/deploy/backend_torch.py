@@ -90,7 +90,7 @@ class TorchBackend:
                 raise ValueError(f"input {i} must be float32 on the cpu, got {x.dtype} on {x.device}")
         graph = self._graph
         values = dict(zip(graph.inputs, arranged(graph, inputs), strict=True))
-        with torch.inference_mode(), _thread_count(self.threads):
+        with torch.no_grad(), _thread_count(self.threads):
             for step in self._steps:
                 values[step.output] = step.kernel(*[values[v] for v in step.inputs])
                 for value in step.finished:

@@ -61,6 +61,9 @@ class Builder:
     def output(self, view: View) -> None:
         """Gives a tensor back to the caller."""
         value = self.stored(view, self.shape_for(view, view.shape))
+        ends = (*self.graph.inputs, *self.graph.outputs)
+        if value in ends and self.graph.views.get(value, self.shape(value)) != view.shape:
+            value = self.emit(Reshape(), [value], self.shape(value))
         self._known_as(value, view.shape)
         self.graph.outputs.append(value)
 
@@ -208,7 +211,9 @@ class Builder:
         kinds = [left if kind == -1 else kind for kind in kinds]
         order = sorted(range(len(flat)), key=lambda k: kinds[k])
         size = [math.prod(flat[k][1].size for k in order if kinds[k] == kind) for kind in (BATCH, CHANNEL, ROW)]
-        value = self.stored(View(view.value, tuple((flat[k][1],) for k in order)), (*size, 1))
+        # without pixels left, rank 2 spares the reshapes around linear layers
+        shape = size[:2] if size[2] == 1 and channels else [*size, 1]
+        value = self.stored(View(view.value, tuple((flat[k][1],) for k in order)), shape)
         strides = {}
         run = dict.fromkeys((BATCH, CHANNEL, ROW), 1)
         for k in reversed(order):

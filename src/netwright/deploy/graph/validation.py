@@ -5,8 +5,11 @@ A graph that comes from a file is checked before a backend forms an address from
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import typing
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +20,7 @@ from netwright.deploy.graph.ir import (
     Add,
     Affine,
     Array,
+    Borders,
     Channels,
     Concat,
     Constant,
@@ -30,6 +34,7 @@ from netwright.deploy.graph.ir import (
     Node,
     Op,
     Pad,
+    Pair,
     Pool,
     Reshape,
     Shape,
@@ -90,6 +95,7 @@ def _check_node(graph: Graph, node: Node, written: set[int]) -> None:
     rule = RULES.get(type(node.op))
     if rule is None:
         raise ValueError(f"op must be an operation of a graph, got {type(node.op).__name__}")
+    _check_kinds(node.op)
     shapes, output = [graph.shapes[value] for value in node.inputs], graph.shapes[node.output]
     for shape in shapes:
         _require(shape[0] == output[0], f"the batch must stay {shape[0]}, got {output[0]}")
@@ -110,19 +116,67 @@ def _is(output: Shape, expected: Shape) -> None:
     _require(output == expected, f"the output must have shape {expected}, got {output}")
 
 
-def _array(name: str, array: Array | None, shape: Sequence[int] | None = None, rank: int | None = None) -> None:
-    if array is None:
-        return
-    kind = getattr(array, "dtype", None)
-    _require(kind in {np.dtype(np.float32), np.dtype(np.float64)}, f"{name} must be an array of floats, got {kind}")
-    _require(shape is None or array.shape == tuple(shape), f"{name} must have shape {shape}, got {array.shape}")
-    _require(rank is None or array.ndim == rank, f"{name} must have rank {rank}, got {array.ndim}")
-    _require(array.size > 0, f"{name} must not be empty, got shape {array.shape}")
+def _check_kinds(op: Op) -> None:
+    """Refuses settings of another type than the operation declares; what comes from a file may be anything."""
+    hints = typing.get_type_hints(type(op))
+    for part in dataclasses.fields(op):
+        hint, value = hints[part.name], getattr(op, part.name)
+        if isinstance(op, Channels):
+            _require(_indices(value), f"index must be an array of int64, not empty, got {_told(value)}")
+            continue
+        if hint in EXPECTED:
+            expected, test = EXPECTED[hint]
+            _require(test(value), f"{part.name} must be {expected}, got {_told(value)}")
+        elif typing.get_origin(hint) is typing.Literal:
+            choices = typing.get_args(hint)
+            _require(value in choices, f"{part.name} must be one of {', '.join(choices)}, got {_told(value)}")
 
 
-def _numbers(name: str, numbers: Sequence[int], count: int, least: int) -> None:
-    whole = len(numbers) == count and all(type(n) is int and least <= n <= LARGEST_SIZE for n in numbers)
-    _require(whole, f"{name} must be {count} integers in [{least}, 2^20], got {tuple(numbers)}")
+def _told(value: object) -> str:
+    return f"an array of {value.dtype}" if isinstance(value, np.ndarray) else repr(value)
+
+
+def _integers(count: int) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, tuple) and len(value) == count and all(map(_integer, value))
+
+
+def _integer(value: object) -> bool:
+    return type(value) is int and abs(value) <= LARGEST_SIZE
+
+
+def _floats(value: object) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype in FLOATS and value.size > 0
+
+
+def _indices(value: object) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype == np.dtype(np.int64) and value.size > 0
+
+
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+EXPECTED: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    Pair: ("a pair of integers", _integers(2)),
+    Borders: ("4 integers", _integers(4)),
+    int: ("an integer", _integer),
+    int | None: ("an integer or None", lambda value: value is None or _integer(value)),
+    float: ("a finite number", lambda value: type(value) in {int, float} and math.isfinite(value)),
+    bool: ("true or false", lambda value: isinstance(value, bool)),
+    Array: ("an array of floats, not empty", _floats),
+    Array | None: ("an array of floats, not empty, or None", lambda value: value is None or _floats(value)),
+    Activation: ("an activation", lambda value: isinstance(value, Activation)),
+}
+
+
+def _array(name: str, array: Array | None, shape: Sequence[int]) -> None:
+    fits = array is None or array.shape == tuple(shape)
+    _require(fits, f"{name} must have shape {tuple(shape)}, got {array.shape if array is not None else None}")
+
+
+def _rank(name: str, array: Array, rank: int) -> None:
+    _require(array.ndim == rank, f"{name} must have rank {rank}, got {array.ndim}")
+
+
+def _least(name: str, numbers: Sequence[int], bound: int) -> None:
+    _require(min(numbers) >= bound, f"{name} must be >= {bound}, got {tuple(numbers)}")
 
 
 def _residual(shapes: Sequence[Shape], output: Shape) -> None:
@@ -135,18 +189,16 @@ def _window(padded: int, kernel: int, stride: int, dilation: int) -> int:
     return (padded - dilation * (kernel - 1) - 1) // stride + 1
 
 
-def _settings(op: Conv | ConvTranspose | Pool, kernel: Sequence[int]) -> None:
-    _numbers("stride", op.stride, 2, 1)
-    _numbers("dilation", op.dilation, 2, 1)
-    _numbers("kernel", kernel, 2, 1)
+def _steps(op: Conv | ConvTranspose | Pool) -> None:
+    _least("stride", op.stride, 1)
+    _least("dilation", op.dilation, 1)
 
 
 def _conv(op: Conv, shapes: Sequence[Shape], output: Shape) -> None:
     _inputs(shapes, 1, 2, rank=4)
-    _array("weight", op.weight, rank=4)
-    _settings(op, [int(n) for n in op.weight.shape[2:]])
-    _numbers("padding", op.padding, 4, -LARGEST_SIZE)
-    _numbers("groups", [op.groups], 1, 1)
+    _rank("weight", op.weight, 4)
+    _steps(op)
+    _least("groups", [op.groups], 1)
     n, c, h, w = shapes[0]
     outputs, inputs = op.weight.shape[:2]
     _require(outputs % op.groups == 0, f"groups must divide {outputs} outputs, got {op.groups}")
@@ -165,10 +217,10 @@ def _conv(op: Conv, shapes: Sequence[Shape], output: Shape) -> None:
 
 def _conv_transpose(op: ConvTranspose, shapes: Sequence[Shape], output: Shape) -> None:
     _inputs(shapes, 1, 2, rank=4)
-    _array("weight", op.weight, rank=4)
-    _settings(op, [int(n) for n in op.weight.shape[2:]])
-    _numbers("padding", op.padding, 2, 0)
-    _numbers("groups", [op.groups], 1, 1)
+    _rank("weight", op.weight, 4)
+    _steps(op)
+    _least("padding", op.padding, 0)
+    _least("groups", [op.groups], 1)
     n, c, *lengths = shapes[0]
     _require(op.weight.shape[0] == c, f"weight must read {c} channels, got {op.weight.shape[0]}")
     _require(c % op.groups == 0, f"groups must divide {c} channels, got {op.groups}")
@@ -184,7 +236,7 @@ def _conv_transpose(op: ConvTranspose, shapes: Sequence[Shape], output: Shape) -
 
 def _linear(op: Linear, shapes: Sequence[Shape], output: Shape) -> None:
     _inputs(shapes, 1, 2, rank=2)
-    _array("weight", op.weight, rank=2)
+    _rank("weight", op.weight, 2)
     outputs, inputs = op.weight.shape
     _require(inputs == shapes[0][1], f"weight must read {shapes[0][1]} features, got {inputs}")
     _array("bias", op.bias, (outputs,))
@@ -194,12 +246,11 @@ def _linear(op: Linear, shapes: Sequence[Shape], output: Shape) -> None:
 
 def _pool(op: Pool, shapes: Sequence[Shape], output: Shape) -> None:
     _inputs(shapes, 1, rank=4)
-    _require(op.kind in {"max", "avg"}, f"kind must be max or avg, got {op.kind!r}")
-    _settings(op, op.kernel)
-    _numbers("padding", op.padding, 4, 0)
+    _steps(op)
+    _least("kernel", op.kernel, 1)
+    _least("padding", op.padding, 0)
     _require(op.kind == "max" or op.dilation == (1, 1), f"dilation of an average must be 1, got {op.dilation}")
-    if op.divisor is not None:
-        _require(type(op.divisor) is int and op.divisor != 0, f"divisor must be an integer but 0, got {op.divisor!r}")
+    _require(op.divisor != 0, "divisor must not be 0, got 0")
     _require(
         len(output) == 4 and output[:2] == shapes[0][:2], f"the output must have {shapes[0][1]} maps, got {output}"
     )
@@ -213,7 +264,6 @@ def _pool(op: Pool, shapes: Sequence[Shape], output: Shape) -> None:
 
 def _adaptive_pool(op: AdaptivePool, shapes: Sequence[Shape], output: Shape) -> None:
     _inputs(shapes, 1, rank=4)
-    _require(op.kind in {"max", "avg"}, f"kind must be max or avg, got {op.kind!r}")
     _require(
         len(output) == 4 and output[:2] == shapes[0][:2], f"the output must have {shapes[0][1]} maps, got {output}"
     )
@@ -233,7 +283,7 @@ def _layer_norm(op: LayerNorm, shapes: Sequence[Shape], output: Shape) -> None:
 
 def _group_norm(op: GroupNorm, shapes: Sequence[Shape], output: Shape) -> None:
     _inputs(shapes, 1, rank=4)
-    _numbers("groups", [op.groups], 1, 1)
+    _least("groups", [op.groups], 1)
     _require(shapes[0][1] % op.groups == 0, f"groups must divide {shapes[0][1]} channels, got {op.groups}")
     _norm(op, shapes[0], output)
 
@@ -241,7 +291,7 @@ def _group_norm(op: GroupNorm, shapes: Sequence[Shape], output: Shape) -> None:
 def _norm(op: LayerNorm | GroupNorm, shape: Shape, output: Shape) -> None:
     _array("weight", op.weight, shape[1:2])
     _array("bias", op.bias, shape[1:2])
-    _require(math.isfinite(op.eps) and op.eps >= 0, f"eps must be >= 0, got {op.eps}")
+    _require(op.eps >= 0, f"eps must be >= 0, got {op.eps}")
     _is(output, shape)
 
 
@@ -268,9 +318,7 @@ def _concat(op: Concat, shapes: Sequence[Shape], output: Shape) -> None:
 
 def _channels(op: Channels, shapes: Sequence[Shape], output: Shape) -> None:
     _inputs(shapes, 1)
-    kind = getattr(op.index, "dtype", None)
-    _require(kind == np.dtype(np.int64) and op.index.ndim == 1, f"index must be a list of int64, got {kind}")
-    _require(op.index.size > 0, "index must not be empty, got 0 entries")
+    _rank("index", op.index, 1)
     outside = op.index[(op.index < 0) | (op.index >= shapes[0][1])]
     _require(not outside.size, f"index must lie in [0, {shapes[0][1]}), got {outside[:1].sum()}")
     _is(output, (shapes[0][0], len(op.index), *shapes[0][2:]))
@@ -278,7 +326,6 @@ def _channels(op: Channels, shapes: Sequence[Shape], output: Shape) -> None:
 
 def _pad(op: Pad, shapes: Sequence[Shape], output: Shape) -> None:
     _inputs(shapes, 1, rank=4)
-    _numbers("padding", op.padding, 4, -LARGEST_SIZE)
     n, c, h, w = shapes[0]
     top, left, below, right = op.padding
     _is(output, (n, c, h + top + below, w + left + right))

@@ -28,7 +28,7 @@ def bypass(graph: Graph, node: Node, new: int) -> bool:
     """Takes a node out and lets everyone who reads its value read ``new``; False where the caller must see both."""
     old = node.output
     if old in graph.outputs:
-        if new in graph.inputs or (new in graph.outputs and graph.views.get(new) != graph.views.get(old)):
+        if new in (*graph.inputs, *graph.outputs) and graph.views.get(new) != graph.views.get(old):
             return False
         graph.outputs = [new if value == old else value for value in graph.outputs]
         if old in graph.views:
