@@ -6,6 +6,7 @@ compressed rows (CSR); only 1x1 convolutions of stride 1 and linear layers are s
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -187,6 +188,10 @@ def _pointwise(op: Conv) -> Kernel:
 
 
 def _conv(op: Conv) -> Kernel:
+    used = np.flatnonzero(op.weight.any((0, 2, 3)))
+    count = int(used[-1] - used[0]) + 1 if len(used) else 0
+    if op.groups == 1 and 0 < count < op.weight.shape[1]:
+        return _narrow(op, int(used[0]), count)
     weight = torch.from_numpy(op.weight.astype(np.float32))
     bias, ending = tensor_of(op.bias, torch.float32), _finish(op.act)
     top, left, below, right = op.padding
@@ -201,6 +206,12 @@ def _conv(op: Conv) -> Kernel:
         return ending(functional.conv2d(padded, weight, bias, op.stride, 0, op.dilation, op.groups), *residual)
 
     return run
+
+
+def _narrow(op: Conv, first: int, count: int) -> Kernel:
+    """A convolution of a slice of the channels, which :func:`netwright.deploy.graph.optimise` made one of all."""
+    kernel = _conv(dataclasses.replace(op, weight=np.ascontiguousarray(op.weight[:, first : first + count])))
+    return lambda x, *residual: kernel(x.narrow(1, first, count), *residual)
 
 
 def _conv_transpose(op: ConvTranspose, shape: Shape) -> Kernel:

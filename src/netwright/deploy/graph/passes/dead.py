@@ -82,7 +82,7 @@ def _constants(graph: Graph, node: Node, known: list[Array]) -> Array | None:
             found = known[0] * known[1]
         case Activate() | AdaptivePool():
             found = known[0]
-        case Pool() | Pad():
+        case Pool() | Pad() if not (isinstance(op, Pool) and _misses(op)):
             found = np.where(known[0] == 0, 0.0, np.nan) if _changes(op) else known[0]
         case Concat():
             found = np.concatenate(known)
@@ -99,6 +99,13 @@ def _changes(op: Pool | Pad) -> bool:
     if isinstance(op, Pad):
         return max(op.padding) > 0
     return op.kind == "avg" and (op.divisor is not None or (op.include_pad and any(op.padding)))
+
+
+def _misses(op: Pool) -> bool:
+    """Whether a window may lie in the padding altogether."""
+    return any(op.padding) and (
+        op.dilation != (1, 1) or any(p >= k for p, k in zip(op.padding, op.kernel * 2, strict=True))
+    )
 
 
 def _flattened(graph: Graph, node: Node, channels: Array) -> Array | None:
