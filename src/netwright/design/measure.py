@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from netwright import metrics
+from netwright.design.speed import sparse_latency
 from netwright.results import Result
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ class Measurement(Result):
         sparse_macs: Those of weights that are not zero.
         file_bytes: Size of the ONNX file.
         gzip_bytes: Its size after gzip.
-        latency: Of the ONNX file, preprocessing included, at batch 1 and 32.
+        latency: Preprocessing included: of the ONNX file at batch 1 and 32, and of the network in netwright's own
+            runtime at batch 1, the designed one also at 32.
         confusion: Counts, true class by row, predicted class by column.
         agreement: Largest absolute difference of a logit between the ONNX file and torch: on the whole test part for
             the designed network, on its first 512 examples for the others.
@@ -128,6 +130,10 @@ def measure(
         }
         for b in BATCHES
     ]
+    feed = onnx_input(images, architecture.picture)
+    for batch in BATCHES if whole else BATCHES[:1]:
+        entry = sparse_latency(network, architecture, feed, batch=batch, rounds=ROUNDS, threads=THREADS)
+        timings += [entry] if entry is not None else []
     agreement = check_export(onnx_file, network, data, images=len(data.test) if whole else CHECKED)
     size = deploy.file_sizes(onnx_file)
     classes = len(data.classes)

@@ -23,6 +23,7 @@ from netwright.design.model import Architecture
 from netwright.design.options import Options
 from netwright.design.plan import Plan, make_plan, refit
 from netwright.design.run import RunFolder, find_folder
+from netwright.design.verdict import latency
 from netwright.results import Result
 
 if TYPE_CHECKING:
@@ -288,6 +289,7 @@ def _measure(
     stage: Stage, networks: dict[str, nn.Module], architectures: dict[str, Architecture], clock: RunClock
 ) -> None:
     from netwright.design.measure import measure, mistakes
+    from netwright.design.speed import bound
     from netwright.design.training_stage import histories, training_seconds
 
     run: RunFolder = stage.run
@@ -312,6 +314,10 @@ def _measure(
         figures[key] = measured.to_dict()
         if key == "model":
             _write_arrays(run / "mistakes.npz", mistakes(stage.data, probs))
+    before = latency(figures["dense"])
+    allowed = bound(networks["model"].eval(), stage.data.shape, before["median_ms"] if before else None)
+    if allowed is not None:
+        figures["bound"] = allowed
     options: Options = stage.options
     clock.save()
     figures["goal"] = {

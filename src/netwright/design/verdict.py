@@ -157,8 +157,9 @@ def _against(ratio: float) -> str:
 def speed(measurements: Figures) -> list[str | Em]:
     """One sentence: what pruning did to the speed of the exported file, and how that compares with the baseline.
 
-    "Not faster" is anything under 5 % less time than the same network before pruning: repeated timings of one file
-    differ by as much.
+    What another runtime needs is compared with the network before pruning in ONNX Runtime, and with the bound that the
+    machine's rates put on it. "Not faster" is anything under 5 % less time than the same network before pruning:
+    repeated timings of one file differ by as much.
 
     Example:
         >>> from netwright.page import text_of
@@ -194,7 +195,12 @@ def speed(measurements: Figures) -> list[str | Em]:
             and entry.get("median_ms")
         ):
             told = _against((before or pruned)["median_ms"] / entry["median_ms"])
-            sentence.append(f"; in {entry['runtime']} it takes {milliseconds(entry['median_ms'])}, {told}")
+            than = "" if before is None else " as it was there before pruning"
+            than = than if told.endswith("as fast") else than.replace(" as", " than", 1)
+            sentence.append(f"; in {entry['runtime']} it takes {milliseconds(entry['median_ms'])}, {told}{than}")
+            allowed = (measurements.get("bound") or {}).get("ratio")
+            if allowed:
+                sentence.append(f" (the rates of this machine allow {allowed:.1f} times)")
     other = latency(baseline)
     if other is not None:
         told = _against(other["median_ms"] / pruned["median_ms"])
