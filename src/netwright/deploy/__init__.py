@@ -1,4 +1,4 @@
-"""Taking a network out of Python: the ONNX file with its own preprocessing, and what it costs to run.
+"""Taking a network out of Python, or making it fast inside: ONNX files with preprocessing, and the sparse runtime.
 
 Names are resolved when they are first used: importing this package loads neither torch nor ONNX Runtime.
 """
@@ -10,21 +10,36 @@ from typing import TYPE_CHECKING, Any
 
 _NAMES = {
     "Agreement": "onnx",
+    "ArtifactError": "stored",
+    "BuildError": "native.build",
     "FileSize": "session",
     "Latency": "session",
+    "Profile": "profile",
     "Session": "session",
+    "SparseModel": "model",
+    "UnsupportedOperator": "graph",
     "check": "onnx",
+    "compile": "model",
     "export": "onnx",
     "file_sizes": "session",
     "latency": "session",
+    "load": "model",
 }
 _MODULES = ("onnx", "session")
 
 if TYPE_CHECKING:
+    from netwright.deploy.graph import UnsupportedOperator
+    from netwright.deploy.model import SparseModel, compile, load
+    from netwright.deploy.native.build import BuildError
     from netwright.deploy.onnx import Agreement, check, export
+    from netwright.deploy.profile import Profile
     from netwright.deploy.session import FileSize, Latency, Session, file_sizes, latency
+    from netwright.deploy.stored import ArtifactError
 
-__all__ = ["Agreement", "FileSize", "Latency", "Session", "check", "export", "file_sizes", "latency"]
+__all__ = [
+    "Agreement", "ArtifactError", "BuildError", "FileSize", "Latency", "Profile", "Session", "SparseModel",
+    "UnsupportedOperator", "check", "compile", "export", "file_sizes", "latency", "load",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -1,26 +1,46 @@
 """C text into a shared object: the system's compiler, a cache that two processes may fill, checks before use.
 
-An object is named by the SHA-256 of all that it depends on. It is built in a folder of its own and renamed into place;
-its own SHA-256 lies beside it and is compared before the object is mapped, for a damaged one must never run.
+An object is named by the SHA-256 of all that it depends on. It is built in a folder of its own, which is renamed into
+place with the SHA-256 of the object in it; that is compared before the object is mapped, for a damaged one must never
+run.
 """
 
 from __future__ import annotations
 
+import _ctypes
+import atexit
 import contextlib
 import ctypes
+import functools
+import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from netwright import __version__, storage
-from netwright.console import UserError
+from netwright.console import UserError, warn
 
-FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-Wno-psabi", "-shared", "-fPIC")
+FLAGS = (
+    "-O3",
+    "-march=native",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    # a loop over a short row must stay one, not become a call of memset
+    "-fno-tree-loop-distribute-patterns",
+    "-Wno-psabi",
+    "-shared",
+    "-fPIC",
+)
 COMPILERS = ("cc", "gcc", "clang")
 LAST_LINES = 20
+LONGEST_SECONDS = 600
+OBJECT, DIGEST = "network.so", "network.sha256"
+
+_temporary: list[Path] = []
 
 
 class BuildError(UserError):
@@ -33,24 +53,26 @@ def compiler() -> list[str]:
     Raises:
         BuildError: If there is none, naming what was looked for.
     """
-    asked = os.environ.get("CC", "").split()
+    asked = _words(os.environ.get("CC", ""))
     for words in [asked] if asked else [[name] for name in COMPILERS]:
         path = shutil.which(words[0])
         if path:
             return [path, *words[1:]]
-    looked = asked[0] if asked else ", ".join(COMPILERS)
+    looked = f"{asked[0]} (from $CC)" if asked else ", ".join(COMPILERS)
     raise BuildError(f"no C compiler was found: looked for {looked}", cure="apt-get install gcc, or set CC")
 
 
-def _version(command: Sequence[str]) -> str:
+def _words(command: str) -> list[str]:
     try:
-        return subprocess.run([*command, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        raise BuildError(f"the C compiler does not work: {' '.join(command)} --version: {error}") from error
+        return shlex.split(command)
+    except ValueError as error:
+        raise BuildError(f"CC must be a command, got {command!r}: {error}") from error
 
 
 def build(text: str, *, flags: Sequence[str] = (), facts: Sequence[str] = ()) -> ctypes.CDLL:
     """Compiles C text that defines ``const char *nw_magic(void) { return NW_MAGIC; }``, or finds it in the cache.
+
+    Where the cache cannot be written, or what lies in it cannot be run, a temporary folder of this process serves.
 
     Args:
         text: The C file.
@@ -65,16 +87,78 @@ def build(text: str, *, flags: Sequence[str] = (), facts: Sequence[str] = ()) ->
     """
     command = compiler()
     key = storage.digest(text, command, _version(command), [*FLAGS, *flags], list(facts), __version__)
+    library, reason = None, "what lies there cannot be loaded"
     try:
-        folder = storage.cache_folder("objects")
-        return _load_or_make(folder, key, command, flags, text)
-    except PermissionError:
-        folder = Path(tempfile.mkdtemp(prefix="netwright-"))
-        return _load_or_make(folder, key, command, flags, text)
+        library = _load_or_make(storage.cache_folder("objects"), key, command, flags, text)
+    except BuildError:
+        raise
+    except (OSError, UserError) as error:
+        reason = str(error).splitlines()[0]
+    if library is None:
+        library = _load_or_make(_temporary_folder(reason), key, command, flags, text)
+    if library is None:
+        raise BuildError(f"what the C compiler makes cannot be loaded: {' '.join(command)}", cure="try another CC")
+    return library
 
 
-def _load_or_make(folder: Path, key: str, command: list[str], flags: Sequence[str], text: str) -> ctypes.CDLL:
-    target = folder / f"{key}.so"
+def _version(command: Sequence[str]) -> str:
+    stat = os.stat(command[0])
+    return _version_of(tuple(command), (stat.st_mtime_ns, stat.st_size))
+
+
+@functools.cache
+def _version_of(command: tuple[str, ...], _: tuple[int, int]) -> str:
+    """Asked once for each state of the compiler's file."""
+    words = [*command, "--version"]
+    try:
+        return _run(words, check=True).stdout
+    except subprocess.CalledProcessError as error:
+        told = f"status {error.returncode}\n{_last_lines(error.stderr)}".rstrip()
+        raise BuildError(f"the C compiler does not work: {' '.join(words)}: {told}") from error
+
+
+def _run(words: list[str], *, check: bool = False, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    # in English, whatever the user's language: what it says is part of the key
+    environment = {**os.environ, "LC_ALL": "C"}
+    try:
+        return subprocess.run(
+            words,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=check,
+            timeout=LONGEST_SECONDS,
+            cwd=cwd,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BuildError(f"the C compiler cannot be run: {' '.join(words)}: {error}") from error
+
+
+def _last_lines(text: str) -> str:
+    return "\n".join(text.splitlines()[-LAST_LINES:])
+
+
+def _temporary_folder(reason: str) -> Path:
+    """One folder for the process, with one warning."""
+    if _temporary:
+        return _temporary[0]
+    folder, owner = tempfile.mkdtemp(prefix="netwright-objects-"), os.getpid()
+    warn(f"compiled objects cannot be cached: {reason}; {folder} serves until this process ends")
+
+    def remove() -> None:
+        if os.getpid() == owner:  # a fork that ends must not take it from its parent
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    _temporary.append(Path(folder))
+    return _temporary[0]
+
+
+def _load_or_make(folder: Path, key: str, command: list[str], flags: Sequence[str], text: str) -> ctypes.CDLL | None:
+    """The object in a cache folder, made if it is not there; None if what was made cannot be loaded."""
+    target = folder / key
     library = _load(target, key)
     if library is not None:
         return library
@@ -83,17 +167,15 @@ def _load_or_make(folder: Path, key: str, command: list[str], flags: Sequence[st
         if library is None:
             _make(target, key, command, flags, text)
             library = _load(target, key)
-    if library is None:
-        raise BuildError("a compiled object cannot be loaded", where=target, cure="delete the cache folder")
     return library
 
 
 @contextlib.contextmanager
-def _quiet_lock(folder: Path, key: str):  # type: ignore[no-untyped-def]
+def _quiet_lock(folder: Path, key: str) -> Iterator[None]:
     """Saves two processes the same work; correctness rests on the rename."""
     from filelock import FileLock, Timeout
 
-    lock = FileLock(folder / f"{key}.lock", timeout=120)
+    lock = FileLock(folder / f"{key}.lock", timeout=LONGEST_SECONDS)
     try:
         lock.acquire()
     except (Timeout, OSError, NotImplementedError):
@@ -107,33 +189,54 @@ def _quiet_lock(folder: Path, key: str):  # type: ignore[no-untyped-def]
 
 def _make(target: Path, key: str, command: list[str], flags: Sequence[str], text: str) -> None:
     with tempfile.TemporaryDirectory(prefix=".build-", dir=target.parent) as made:
-        source, output = Path(made, "network.c"), Path(made, "network.so")
+        folder, source = Path(made), Path(made, "network.c")
         source.write_text(text)
-        words = [*command, *FLAGS, *flags, f'-DNW_MAGIC="{key}"', "-o", str(output), str(source), "-lm", "-lpthread"]
-        try:
-            done = subprocess.run(words, capture_output=True, text=True, check=False)
-        except OSError as error:
-            raise BuildError(f"the C compiler cannot be run: {' '.join(command)}: {error}") from error
-        if done.returncode != 0 or not output.is_file():
-            told = "\n".join(done.stderr.splitlines()[-LAST_LINES:])
-            raise BuildError(f"the C compiler failed: {' '.join(words)}\n{told}".rstrip())
-        content = output.read_bytes()
-    storage.write_text(target.with_suffix(".sha256"), storage.digest(content))
-    storage.write_bytes(target, content)
+        # short names relative to the folder: what the compiler keeps of them is the same in every process
+        words = [*command, *FLAGS, *flags, f'-DNW_MAGIC="{key}"', "-o", OBJECT, source.name, "-lm", "-lpthread"]
+        done = _run(words, cwd=folder)
+        if done.returncode != 0 or not (folder / OBJECT).is_file():
+            told = f"status {done.returncode}\n{_last_lines(done.stderr)}".rstrip()
+            raise BuildError(f"the C compiler failed: {' '.join(words)}: {told}")
+        source.unlink()
+        content = (folder / OBJECT).read_bytes()
+        finished = folder / "finished"
+        storage.write_bytes(finished / OBJECT, content)
+        storage.write_text(finished / DIGEST, hashlib.sha256(content).hexdigest())
+        # a folder that is there and not empty was finished by another process in the meantime
+        with contextlib.suppress(OSError):
+            os.rename(finished, target)
 
 
 def _load(target: Path, key: str) -> ctypes.CDLL | None:
     """The object if it is there, whole and the right one; anything else is taken away."""
-    try:
-        whole = target.with_suffix(".sha256").read_text() == storage.digest(target.read_bytes())
-    except OSError:
+    if not os.path.lexists(target):
         return None
-    if whole:
-        with contextlib.suppress(OSError, AttributeError):
-            library = ctypes.CDLL(str(target))
-            library.nw_magic.restype = ctypes.c_char_p
-            if library.nw_magic() == key.encode():
-                return library
+    library = None
     with contextlib.suppress(OSError):
-        target.unlink()
+        digest = hashlib.sha256((target / OBJECT).read_bytes()).hexdigest()
+        if (target / DIGEST).read_bytes() == digest.encode():
+            library = _open(target / OBJECT, key)
+    if library is None:
+        _remove(target)
+    return library
+
+
+def _open(path: Path, key: str) -> ctypes.CDLL | None:
+    """The object, if it tells the key; otherwise it is let go, for the system knows an open object by its path."""
+    library = ctypes.CDLL(str(path))
+    try:
+        library.nw_magic.restype = ctypes.c_char_p
+        if library.nw_magic() == key.encode():
+            return library
+    except AttributeError:
+        pass
+    _ctypes.dlclose(library._handle)
     return None
+
+
+def _remove(target: Path) -> None:
+    if target.is_dir() and not target.is_symlink():
+        shutil.rmtree(target, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            target.unlink()
