@@ -195,7 +195,7 @@ def speed(measurements: Figures) -> list[str | Em]:
             and entry.get("median_ms")
         ):
             told = _against((before or pruned)["median_ms"] / entry["median_ms"])
-            than = "" if before is None else " as it was there before pruning"
+            than = "" if before is None else " as the dense network in ONNX Runtime"
             than = than if told.endswith("as fast") else than.replace(" as", " than", 1)
             sentence.append(f"; in {entry['runtime']} it takes {milliseconds(entry['median_ms'])}, {told}{than}")
             allowed = (measurements.get("bound") or {}).get("ratio")
