@@ -68,6 +68,8 @@ class Network:
     def _furnish(self) -> None:
         """Memory and a lock of its own."""
         self._arena = aligned(self._floats)
+        # Kernels compute past the ends of rows too: what they find there must not be denormal, which is slow.
+        self._arena[:] = 0.0
         self._at = ctypes.c_void_p(self._tables.ctypes.data), ctypes.c_void_p(self._arena.ctypes.data)
         self._pointers = ctypes.c_void_p * len(self.inputs), ctypes.c_void_p * len(self.outputs)
         self._lock = threading.Lock()
