@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -158,12 +159,13 @@ class SparseModel:
         self.nbytes, self.arena_bytes = self._engine.nbytes, self._engine.arena_bytes
         if isinstance(self._engine, MixedEngine):
             found = self._engine.run([torch.zeros(shape) for shape in inputs])
-            self.inputs, self._types = tuple(inputs), [y.dtype for y in found]
-            self.outputs: tuple[Shape, ...] = tuple(tuple(y.shape) for y in found)
+            self.inputs, self.outputs = tuple(inputs), tuple(tuple(y.shape) for y in found)
+            types = [y.dtype for y in found]
         else:
             (graph,) = graphs
             self.inputs, self.outputs = views(graph, graph.inputs), views(graph, graph.outputs)
-            self._types = [torch.float32] * len(self.outputs)
+            types = [torch.float32] * len(self.outputs)
+        self._results = list(zip(self.outputs, types, strict=True))
 
     def __call__(self, *inputs: Numbers, out: Numbers | Sequence[Numbers] | None = None) -> Any:
         """Runs the network.
@@ -183,7 +185,7 @@ class SparseModel:
         if any(isinstance(x, Tensor) == arrays for x in given):
             raise TypeError("inputs must be all tensors or all arrays, got both")
         if out is None:
-            made = [torch.empty(shape, dtype=kind) for shape, kind in zip(self.outputs, self._types, strict=True)]
+            made = [torch.empty(shape, dtype=kind) for shape, kind in self._results]
             results: Sequence[Numbers] = [y.numpy() for y in made] if arrays else made
         else:
             results = self._targets(out)
@@ -194,7 +196,7 @@ class SparseModel:
         targets = [out] if isinstance(out, (Tensor, np.ndarray)) else list(out)
         if len(targets) != len(self.outputs):
             raise ValueError(f"out must be {len(self.outputs)} arrays, got {len(targets)}")
-        for i, (y, shape, kind) in enumerate(zip(targets, self.outputs, self._types, strict=True)):
+        for i, (y, (shape, kind)) in enumerate(zip(targets, self._results, strict=True)):
             _checked(f"out {i}", y, shape, kind)
             if _contiguous(y) is not y or (isinstance(y, np.ndarray) and not y.flags.writeable):
                 raise ValueError(f"out {i} must be contiguous and writable")
@@ -322,13 +324,16 @@ def _examples(given: Numbers | Sequence[Numbers]) -> tuple[Tensor, ...]:
 
 
 def _checked(name: str, x: Numbers, shape: Shape, kind: torch.dtype = torch.float32) -> Numbers:
-    if not isinstance(x, (Tensor, np.ndarray)):
+    if isinstance(x, Tensor):
+        found, there = x.dtype, x.is_cpu and x.layout is torch.strided
+    elif isinstance(x, np.ndarray):
+        found, there = _torch_type(x.dtype), True
+    else:
         raise TypeError(f"{name} must be a torch tensor or a NumPy array, got {type(x).__name__}")
-    found = x.dtype if isinstance(x, Tensor) else _torch_type(x.dtype)
-    if found != kind:
+    if found is not kind:
         raise TypeError(f"{name} must be {kind}, got {x.dtype}")
-    if isinstance(x, Tensor) and (x.layout != torch.strided or x.device.type != "cpu"):
-        raise ValueError(f"{name} must be a dense tensor on the cpu, got {x.layout} on {x.device}")
+    if not there:
+        raise ValueError(f"{name} must be a dense tensor on the cpu, got another layout or device")
     got = tuple(x.shape)
     if got == shape:
         return x
@@ -347,6 +352,7 @@ def _contiguous(x: Numbers) -> Numbers:
     return x if x.flags.c_contiguous and x.flags.aligned else np.require(x, requirements=["C", "A"])
 
 
+@functools.cache
 def _torch_type(kind: np.dtype[Any]) -> torch.dtype | None:
     try:
         return torch.from_numpy(np.empty(0, kind)).dtype

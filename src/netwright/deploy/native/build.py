@@ -176,15 +176,13 @@ def _quiet_lock(folder: Path, key: str) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     lock = FileLock(folder / f"{key}.lock", timeout=LONGEST_SECONDS)
-    try:
+    with contextlib.suppress(Timeout, OSError, NotImplementedError):
         lock.acquire()
-    except (Timeout, OSError, NotImplementedError):
-        yield
-        return
     try:
         yield
     finally:
-        lock.release()
+        if lock.is_locked:
+            lock.release()
 
 
 def _make(target: Path, key: str, command: list[str], flags: Sequence[str], text: str) -> None:
