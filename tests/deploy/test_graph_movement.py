@@ -33,7 +33,7 @@ def names(function: Callable[..., Tensor], *inputs: Tensor) -> list[str]:
         (lambda x: x.narrow(1, 2, 3), ["channels"]),
         (lambda x: x[:, :, 1:3], ["pad"]),
         (lambda x: x[:, :, -3:, 2:], ["pad", "pad"][:1]),
-        (lambda x: x[:, :, ::2, ::3], ["conv", "conv"]),
+        (lambda x: x[:, :, ::2, ::3], ["conv"]),
         (lambda x: x.reshape(2, 6, 20).reshape(2, 6, 2, 10), ["reshape"]),
         (lambda x: x.repeat(1, 2, 1, 1), ["channels"]),
         (lambda x: x.unflatten(1, (2, 3)).flatten(1, 2).squeeze(), []),
@@ -79,6 +79,12 @@ def test_the_batch_stays_whole(function: Callable[[Tensor], Tensor]) -> None:
 def test_conversion_to_another_type_is_refused() -> None:
     with pytest.raises(UnsupportedOperator, match=r"converts to torch\.float64"):
         capture(Call(lambda x: x.double().relu().float()), X)
+
+
+def test_dropout_that_stays_on_is_refused() -> None:
+    assert names(lambda x: nn.functional.dropout(x, 0.0, training=True) * 2, X) == ["affine"]
+    with pytest.raises(UnsupportedOperator, match="draws random numbers"):
+        capture(Call(lambda x: nn.functional.dropout(x, 0.5, training=True)), X)
 
 
 def test_of_one_picture_the_batch_axis_may_vanish() -> None:

@@ -12,7 +12,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from netwright.deploy.graph import Graph, Node, capture, optimise, run
-from netwright.deploy.graph.ir import ACTIVATIONS, Activate, Activation, Conv, ConvTranspose, Linear, Op, Pool, Shape
+from netwright.deploy.graph.ir import (
+    ACTIVATIONS,
+    Activate,
+    Activation,
+    Conv,
+    ConvTranspose,
+    GroupNorm,
+    Linear,
+    Op,
+    Pool,
+    Shape,
+)
 from netwright.deploy.graph.reference import activation, kernel_of
 
 X = torch.randn(1, 3, 7, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -105,6 +116,15 @@ def test_a_network_keeps_what_is_not_finite_away_from_dropped_weights() -> None:
     assert torch.equal(run(graph, [x], kept_only=True)[0].isnan(), torch.tensor([[False, True]]))
     assert run(graph, [x])[0].isnan().all()
     assert isinstance(graph.nodes[0].op, Linear)
+
+
+def test_a_group_norm_keeps_small_differences_of_large_numbers() -> None:
+    x = (1000 + X.float()).contiguous()
+    op = GroupNorm(3, None, None)
+    exact = functional.group_norm(x.double(), 3)
+    torch.testing.assert_close(apply(op, (1, 3, 7, 6), x.double()), exact, rtol=1e-8, atol=1e-8)
+    single = kernel_of(op, (1, 3, 7, 6), dtype=torch.float32)(x)
+    assert (single - exact).abs().max() < (functional.group_norm(x, 3) - exact).abs().max()
 
 
 def test_precision_is_chosen() -> None:

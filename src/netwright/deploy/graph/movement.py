@@ -34,19 +34,21 @@ def dims_of(dims: int | Sequence[int] | None, rank: int) -> list[int]:
     return sorted(d % rank for d in ([dims] if isinstance(dims, int) else dims))
 
 
-@handles(
-    "alias.default", "clone.default", "contiguous.default", "detach.default", "lift_fresh_copy.default",
-    "dropout.default", "feature_dropout.default", "alpha_dropout.default",
-)  # fmt: skip
-def _same(b: Builder, x: View, *unused: Any, **also_unused: Any) -> View:
+@handles("alias.default", "clone.default", "contiguous.default", "detach.default", "lift_fresh_copy.default")
+def _same(b: Builder, x: View, *, memory_format: torch.memory_format | None = None) -> View:
+    return x
+
+
+@handles("dropout.default", "feature_dropout.default", "alpha_dropout.default", "feature_alpha_dropout.default")
+def _dropout(b: Builder, x: View, p: float, train: bool) -> View:
+    if train and p:
+        raise RefusedError("it draws random numbers")
     return x
 
 
 @handles("native_dropout.default")
 def _native_dropout(b: Builder, x: View, p: float, train: bool | None) -> tuple[View, None]:
-    if train:
-        raise RefusedError("it draws random numbers")
-    return x, None
+    return _dropout(b, x, p, train is not False), None
 
 
 @handles("_to_copy.default", "to.dtype", "to.dtype_layout", "type_as.default")

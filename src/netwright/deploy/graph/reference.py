@@ -272,8 +272,20 @@ def _layer_norm(op: LayerNorm, shape: Shape, *, dtype: torch.dtype, kept_only: b
 
 @kernel_of.register
 def _group_norm(op: GroupNorm, shape: Shape, *, dtype: torch.dtype, kept_only: bool = False) -> Kernel:
-    weight, bias, function = tensor_of(op.weight, dtype), tensor_of(op.bias, dtype), activation(op.act)
-    return lambda x: function(functional.group_norm(x, op.groups, weight, bias, op.eps))
+    weight, bias = (_column(tensor_of(a, dtype), len(shape)) for a in (op.weight, op.bias))
+    function = activation(op.act)
+
+    def run(x: Tensor) -> Tensor:
+        # torch's own computes x / std - mean / std, which loses what differs where the mean is large; the second
+        # subtraction takes out what rounding left in the first mean
+        groups = x.reshape(x.shape[0], op.groups, -1)
+        centred = groups - groups.mean(2, keepdim=True)
+        centred = centred - centred.mean(2, keepdim=True)
+        y = (centred * torch.rsqrt(centred.square().mean(2, keepdim=True) + op.eps)).reshape(x.shape)
+        y = y if weight is None else y * weight
+        return function(y if bias is None else y + bias)
+
+    return run
 
 
 @kernel_of.register
