@@ -119,9 +119,16 @@ class Network:
 
 
 class _Code:
-    """An object whose threads end when no network uses it any more."""
+    """An object, whose threads end when no network uses it any more.
+
+    Attributes:
+        path: Its file.
+        run: ``nw_run``.
+        range: ``nw_range``.
+    """
 
     def __init__(self, library: ctypes.CDLL) -> None:
+        self.path = library._name
         self.run, self.range = library.nw_run, library.nw_range
         self.run.argtypes = [ctypes.c_void_p] * 4
         self.range.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32]
