@@ -1,8 +1,10 @@
 """Compiled graphs: right on any arena, for any vector width, with threads, between processes; memory stays intact."""
 
+import ctypes
 import dataclasses
 import gc
 import hashlib
+import mmap
 import os
 import shutil
 import subprocess
@@ -143,24 +145,21 @@ def test_more_networks_with_threads(seed, guarded):
     check_memory(seed, UNITS[seed % len(UNITS)], 1 + seed % 3, guarded)
 
 
-PAGES = """
-import ctypes, mmap, sys
-import numpy as np
-from netwright.deploy.native import runtime
-from test_runtime import call, graph_of, pruned_graph, assert_right
-
-libc, kept = ctypes.CDLL(None, use_errno=True), []
-
 def walled(floats, behind):
-    page = mmap.PAGESIZE
+    """Memory between two pages that nobody may touch; it ends (or begins) exactly at one of them."""
+    page, libc = mmap.PAGESIZE, ctypes.CDLL(None, use_errno=True)
     size = -(-4 * floats // page) * page
     memory = mmap.mmap(-1, size + 2 * page)
     base = np.frombuffer(memory, np.uint8).ctypes.data
     for wall in (base, base + page + size):
         assert libc.mprotect(ctypes.c_void_p(wall), ctypes.c_size_t(page), 0) == 0
-    kept.append(memory)
-    start = page + (size - 4 * floats if behind else 0)
-    return np.frombuffer(memory, np.float32, floats, start)
+    return np.frombuffer(memory, np.float32, floats, page + (size - 4 * floats if behind else 0))
+
+
+PAGES = """
+import numpy as np
+from netwright.deploy.native import runtime
+from test_runtime import assert_right, graph_of, pruned_graph, walled
 
 for behind in (True, False):
     runtime.aligned = lambda floats: walled(floats, behind)
