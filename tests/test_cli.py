@@ -510,33 +510,38 @@ class TestExport:
         x = torch.rand(2, 3, 32, 32)
         assert torch.equal(again(x), expected(x))
 
-    @pytest.mark.parametrize("format", ["c", "netwright"])
-    def test_formats_of_the_runtime_are_handed_to_it(
-        self, here: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
-    ):
-        import types
+    def test_netwright_loads_it(self, here: Path, run: Path, tmp_path: Path):
+        import torch
 
         from netwright import deploy
+        from netwright.design.model import load_run
 
-        class Model:
-            def __init__(self, shape: tuple[int, ...]):
-                self.shape = shape
-
-            def save(self, path: Path) -> None:
-                Path(path).write_text(f"saved {self.shape}")
-
-        def export(model: Model, folder: Path) -> None:
-            Path(folder).mkdir()
-            (Path(folder) / "model.c").write_text(f"c {model.shape}")
-
-        monkeypatch.setattr(deploy, "compile", lambda module, x: Model(tuple(x.shape)), raising=False)
-        monkeypatch.setattr(deploy, "export_c", types.SimpleNamespace(export=export), raising=False)
-        target = tmp_path / "out"
-        found = invoke("export", str(run), "--format", format, "--out", str(target))
+        arguments = ["export", str(run), "--format", "netwright", "--out", str(tmp_path / "out")]
+        found = invoke(*arguments)
         assert found.exit_code == 0, found.stderr
-        written = target if format == "netwright" else target / "model.c"
-        assert written.read_text().endswith("(1, 1, 8, 8)")
-        assert str(written) in found.stdout
+        assert [Path(line).name for line in found.stdout.splitlines()[:-1]] == ["model.json", "model.safetensors"]
+        x = torch.randn(1, 1, 8, 8)
+        expected = load_run(run).network(x)
+        assert torch.allclose(deploy.load(tmp_path / "out", backend="torch")(x), expected, atol=1e-5)
+        assert invoke(*arguments).exit_code == 2
+        assert invoke(*arguments, "--force").exit_code == 0
+
+    def test_c_knows_the_classes_and_the_preprocessing(self, here: Path, run: Path, tmp_path: Path):
+        folder = tmp_path / "out"
+        arguments = ["export", str(run), "--format", "c", "--out", str(folder)]
+        found = invoke(*arguments)
+        assert found.exit_code == 0, found.stderr
+        names = [Path(line).name for line in found.stdout.splitlines()[:-1]]
+        assert {"main.c", "model.c", "model.h", "model.weights"} <= set(names)
+        assert sorted(path.name for path in folder.iterdir()) == names
+        header = (folder / "model.h").read_bytes()
+        (folder / "model.h").write_bytes(b"old")
+        (folder / "mine.txt").write_bytes(b"mine")
+        assert invoke(*arguments).exit_code == 2
+        assert (folder / "model.h").read_bytes() == b"old"
+        assert invoke(*arguments, "--force").exit_code == 0
+        assert (folder / "model.h").read_bytes() == header
+        assert (folder / "mine.txt").read_bytes() == b"mine"
 
     def test_nothing_is_overwritten_unless_asked(self, here: Path, run: Path, tmp_path: Path):
         target = tmp_path / "net.safetensors"

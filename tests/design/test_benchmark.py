@@ -119,6 +119,25 @@ def test_activations_keep_their_size_and_folding_is_not_the_identity():
     assert float(norm.running_var.min()) > 0
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "inner"),
+    [
+        ("convnext_tiny", 32, "features.1.0.block.3"),  # behind a scale that starts at 1e-6
+        ("mobilenet_v3_small", 64, "features.4.block.0.0"),
+        ("vit_b_16", 224, "encoder.layers.encoder_layer_0.mlp.0"),  # its head starts at 0
+    ],
+)
+def test_every_layer_matters_and_none_is_blown_up(name, size, inner):
+    made = subject(name, size=size)
+    x = torch.from_numpy(made.example)
+    with torch.inference_mode():
+        single, double = made.module(x), made.module.double()(x.double())
+        assert float(double.std()) > 1e-3
+        assert float((single - double).abs().max() / double.abs().max()) < 1e-5
+        made.module.get_submodule(inner).weight.neg_()
+        assert float((made.module(x.double()) - double).abs().max() / double.abs().max()) > 1e-3
+
+
 def test_a_run_is_taken_as_it_was_pruned(run):
     found = open_model(str(run))
     assert (found.shape, found.seed, found.name) == ((1, 8, 8), None, "run")

@@ -31,6 +31,7 @@ SMALL_SIZE = 32
 SMALL_NAMES = ("mobilenet_v2", "resnet18")  # those that have a form of their own for small images
 SMALL_CLASSES = 10
 CALIBRATION = 8  # inputs from which batch norms take their statistics
+SMALLEST_VARIANCE = 0.1  # of a channel, over the mean of its layer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,20 +248,33 @@ def prune_at_random(
     """
     stem = _first_to_run(network, shape)
     chosen = [(name, layer) for name, layer in layers(network) if layer is not stem and not is_depthwise(layer)]
+    for name, parameter in network.named_parameters():
+        _wake(parameter, stream(seed, "bench", "wake", name))
     for name, layer in chosen:
         weight: torch.Tensor = layer.weight  # type: ignore[assignment]
         mask = top_k_mask(torch.rand(weight.shape, generator=stream(seed, "bench", "zeros", name)), 1 - sparsity)
         weight.mul_(mask / math.sqrt(1 - sparsity))
-    norms = [
-        (name, part) for name, part in network.named_modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)
-    ]
-    for name, norm in norms:
+    norms = {name: part for name, part in network.named_modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)}
+    for name, norm in norms.items():
         if norm.affine:
             draw = stream(seed, "bench", "norm", name)
             norm.weight.uniform_(0.5, 1.5, generator=draw)
             norm.bias.normal_(0.0, 0.1, generator=draw)
     recalibrate(network, [torch.randn(CALIBRATION, *shape, generator=stream(seed, "bench", "calibration"))])
+    for norm in norms.values():
+        if norm.running_var is not None:
+            # A channel that hardly varies would be blown up, rounding errors and all.
+            norm.running_var.clamp_min_(SMALLEST_VARIANCE * float(norm.running_var.mean()) or 1.0)
     return tuple(name for name, _ in chosen)
+
+
+def _wake(parameter: torch.Tensor, draw: torch.Generator) -> None:
+    """Parameters that start so near 0 that what stands before them would not be seen: heads, scales of residuals."""
+    if parameter.numel() > 1 and float(parameter.abs().max()) < 1e-2 and float(parameter.std()) == 0:
+        if parameter.ndim == 2:
+            parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=draw)
+        elif bool(parameter.any()):
+            parameter.uniform_(0.05, 0.15, generator=draw)
 
 
 def _first_to_run(network: nn.Module, shape: tuple[int, int, int]) -> nn.Module | None:

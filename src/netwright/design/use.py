@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -266,8 +267,8 @@ def export_model(
         model: As in :func:`netwright.design.benchmark.open_model`.
         format: ``"onnx"``, a file with its preprocessing, for batches of any size; ``"safetensors"``, the weights, with
             the architecture as JSON beside them; ``"c"``, a folder of C99 that needs nothing else; or ``"netwright"``,
-            what :func:`netwright.deploy.load` reads. The last two take one standardised input at a time.
-        out: The file, or the folder of C.
+            what :func:`netwright.deploy.load` reads. The last two take one input at a time.
+        out: The file; the folder, for the last two.
         sparsity: As in ``open_model``.
         size: Likewise.
         seed: Likewise.
@@ -330,7 +331,15 @@ def _to_netwright(found: Opened, target: Path) -> None:
 
 
 def _to_c(found: Opened, target: Path) -> None:
-    from netwright import deploy
     from netwright.deploy import export_c
 
-    export_c.export(deploy.compile(found.module, torch.zeros(1, *found.shape)), target)
+    told: dict[str, Any] = {}
+    if found.architecture is not None:
+        known = found.architecture
+        scale = 255.0 if known.picture else None
+        told = {"classes": known.classes, "preprocessing": export_c.Preprocessing(known.mean, known.std, scale)}
+    # Made apart, so that what was there is replaced file by file, and only by files that are whole.
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=target) as folder:
+        for file in export_c.export(found.module, folder, example_input=torch.zeros(1, *found.shape), **told):
+            file.replace(target / file.name)

@@ -123,6 +123,13 @@ def test_arguments_are_checked(options, message):
         bench(TINY, **options)
 
 
+@pytest.mark.parametrize(("load", "warned"), [(0.0, False), (99.0, True)])
+def test_a_busy_machine_is_warned_of(monkeypatch, capsys, load, warned):
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load))
+    assert bench(TINY, competitors=stand_in.DENSE, rounds=1, memory=False).load == load
+    assert ("this machine is busy (load 99.0 on" in capsys.readouterr().err) == warned
+
+
 def test_a_runtime_that_fails_while_it_is_timed_is_named():
     with pytest.raises(UserError, match="moody failed while it was timed: RuntimeError: enough"):
         bench(TINY, competitors={"moody": "stand_in:Moody"}, rounds=5, memory=False)

@@ -23,9 +23,9 @@ def made(times, dense=("a", "b"), **changes):
     runtimes = tuple(Runtime.of(n, prepared=TOLD, times=times, dense=dense, resident_bytes=3 * 10**6) for n in times)
     facts = Facts(2000, 0.9, 1000, 0.95, 10**6, 10**5, 8000, ())
     whole = Benchmark(
-        network="net", origin="random weights", shape=(1, 3, 8, 8), seed=0, threads=2, cores=(0, 1), facts=facts,
-        reference="double", runtimes=runtimes, absent={"c": "not installed"}, rounds=3, calls=2, roofline=None,
-        no_roofline="no C compiler", cpu="a processor", versions={"torch": "2"}, command="netwright bench net",
+        network="net", origin="random weights", shape=(1, 3, 8, 8), seed=0, threads=2, cores=(0, 1), load=0.5,
+        facts=facts, reference="double", runtimes=runtimes, absent={"c": "not installed"}, rounds=3, calls=2,
+        roofline=None, no_roofline="no C compiler", cpu="a processor", versions={"torch": "2"}, command="netwright bench net",
     )  # fmt: skip
     return dataclasses.replace(whole, **changes)
 

@@ -115,16 +115,18 @@ class Native(Competitor):
 
         module, x = work.module(), _tensor(work)
         model = deploy.compile(module, x, backend=self.backend, threads=threads)
-        path = self._artefact(work)
-        model.save(path)
-        return Prepared(lambda: model(x), file_bytes=_bytes(path), table_bytes=model.nbytes)
+        if model.backend != self.backend:
+            raise RuntimeError(f"{model.backend} runs it, not {self.backend}")
+        files = model.save(self._artefact(work)).iterdir()
+        note = f"arena {model.arena_bytes / 1e6:.1f} MB" if model.arena_bytes else ""
+        return Prepared(lambda: model(x), note, sum(file.stat().st_size for file in files), model.nbytes)
 
     def deploy(self, work: Work, threads: int) -> Prepared:
         """Loads the artefact, so that what compiling needed is not counted."""
         from netwright import deploy
 
         x = _tensor(work)
-        model = deploy.load(self._artefact(work), threads=threads)
+        model = deploy.load(self._artefact(work), threads=threads, backend=self.backend)
         return Prepared(lambda: model(x))
 
     def _artefact(self, work: Work) -> Path:
@@ -250,11 +252,3 @@ def _inference(module: Any, x: Any) -> Callable[[], Any]:
             return module(x)
 
     return call
-
-
-def _bytes(path: Path) -> int:
-    """Of a file or a folder, and of what lies beside it under the same name."""
-    files = [
-        file for part in path.parent.glob(f"{path.name}*") for file in ([part] if part.is_file() else part.rglob("*"))
-    ]
-    return sum(file.stat().st_size for file in files if file.is_file())

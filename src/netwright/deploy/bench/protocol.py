@@ -8,6 +8,7 @@ and then four timed ones; the order is rotated from round to round.
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -16,13 +17,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from netwright.console import UserError, nearest, note, task
+from netwright.console import UserError, nearest, note, task, warn
 from netwright.cost import alternate, cpu_name
 from netwright.deploy.bench.facts import Facts, describe
 from netwright.deploy.bench.onnx_file import write
 from netwright.deploy.bench.peers import COMPETITORS, Competitor
 from netwright.deploy.bench.process import Worker, WorkerLostError, measuring
-from netwright.deploy.bench.result import TOLERANCE, Benchmark, Runtime
+from netwright.deploy.bench.result import TOLERANCE, Benchmark, Runtime, plural
 from netwright.deploy.bench.roofline import Peaks, Roofline, roofline
 from netwright.deploy.bench.subject import Recipe, Subject, Work, resolve
 from netwright.deploy.bench.worker import core_choice
@@ -67,7 +68,7 @@ def bench(
         raise UserError(f"rounds must be >= 1, got {rounds}")
     if not seconds > 0:
         raise UserError(f"seconds must be > 0, got {seconds}")
-    cores = core_choice(threads)
+    cores, load = core_choice(threads), _load()
     for name in runtimes:
         if name not in competitors:
             raise UserError(f"unknown runtime {name!r}", cure=nearest(name, competitors))
@@ -102,6 +103,7 @@ def bench(
         seed=subject.seed,
         threads=threads,
         cores=cores,
+        load=load,
         facts=found,
         reference=reference,
         runtimes=tuple(measured),
@@ -114,6 +116,16 @@ def bench(
         versions=_versions(),
         command=command,
     )
+
+
+def _load() -> float | None:
+    """Programs that wanted a core during the last minute, with a warning if there were more than cores."""
+    if not hasattr(os, "getloadavg"):
+        return None
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load > cores + 0.5:
+        warn(f"this machine is busy (load {load:.1f} on {plural(cores, 'core')}): so are its times")
+    return load
 
 
 def _rounds(

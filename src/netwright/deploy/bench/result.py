@@ -132,6 +132,7 @@ class Benchmark(Result):
         seed: Of weights, zeros and input, where they are random.
         threads: Threads of every runtime, each with a core to itself.
         cores: What the measuring processes were pinned to; None where the system cannot.
+        load: Programs that wanted a core in the minute before; None where the system does not tell.
         facts: Weights, zeros, multiply-adds; None for an ONNX file.
         reference: What made the output that the others were compared with.
         runtimes: Those that ran, in the order of the competitors.
@@ -151,6 +152,7 @@ class Benchmark(Result):
     seed: int | None
     threads: int
     cores: tuple[int, ...] | None
+    load: float | None
     facts: Facts | None
     reference: str
     runtimes: tuple[Runtime, ...]
@@ -326,7 +328,9 @@ def _overview(benchmarks: Sequence[Benchmark]) -> tuple[list[str], list[list[str
                 *(_times(runtime) for runtime in (ours, *peers)),
                 ratio(ours),
                 "-" if best is None else f"{best:.2f}",
-                "-" if b.roofline is None or b.roofline.ratio is None else f"{b.roofline.ratio:.1f}",
+                "-"
+                if b.roofline is None or b.roofline.ratio is None
+                else f"{b.roofline.ratio:.1f}, {b.roofline.binds}",
                 "-" if ours is None else f"{ours.deviation:.0e}",
             ]
         )

@@ -76,14 +76,15 @@ class Roofline(Result):
     binds: str
 
     def __str__(self) -> str:
-        p = self.peaks
+        p, layered = self.peaks, ""
+        if self.parts["traffic"]:
+            layered = f"without fusing layers {_told(self.layered_ms, self.layered_ratio)}; "
         return "\n".join(
             [
                 f"peaks of one core: {p.fma:.0f} GFLOP/s; from rows in L1 {p.rows_l1:.0f}, in L2 {p.rows_l2:.0f}, "
                 f"beyond {p.rows_far:.0f}; copy in L2 {p.copy_l2:.0f} GB/s, beyond {p.copy_far:.0f}",
                 "at these: " + ", ".join(f"{name} {ms:.3f} ms" for name, ms in self.parts.items()),
-                f"bound: {_told(self.bound_ms, self.ratio)}; without fusing layers "
-                f"{_told(self.layered_ms, self.layered_ratio)}; what binds: {self.binds}",
+                f"bound: {_told(self.bound_ms, self.ratio)}; {layered}what binds: {self.binds}",
             ]
         )
 
