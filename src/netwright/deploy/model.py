@@ -128,6 +128,8 @@ class SparseModel:
     A weight that is zero does not exist: what is not finite spreads along the weights that are kept, while PyTorch
     makes NaN of zero times infinity.
 
+    What it tells of weights is about the compiled network: batch norms are folded, channels that are constant are gone.
+
     Attributes:
         backend: ``"native"`` or ``"torch"``: what really runs it.
         threads: Threads of each call.
@@ -324,6 +326,7 @@ def _examples(given: Numbers | Sequence[Numbers]) -> tuple[Tensor, ...]:
 
 
 def _checked(name: str, x: Numbers, shape: Shape, kind: torch.dtype = torch.float32) -> Numbers:
+    found: torch.dtype | None
     if isinstance(x, Tensor):
         found, there = x.dtype, x.is_cpu and x.layout is torch.strided
     elif isinstance(x, np.ndarray):
@@ -356,5 +359,5 @@ def _contiguous(x: Numbers) -> Numbers:
 def _torch_type(kind: np.dtype[Any]) -> torch.dtype | None:
     try:
         return torch.from_numpy(np.empty(0, kind)).dtype
-    except TypeError:
+    except (TypeError, ValueError):  # no type of torch, or bytes in the other order
         return None
