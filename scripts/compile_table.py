@@ -1,8 +1,8 @@
 """Writes docs/assets/compiles.md: which networks the sparse runtime runs natively, and what stops it at the others.
 
 Each network has random weights, nine tenths of them zero, and batch norms with random statistics; what comes out is
-compared with PyTorch in double precision. `tests/deploy/test_compile_table.py` compares the committed table with what it
-finds, network by network.
+compared with PyTorch in double precision. `tests/deploy/test_compile_table.py` compares the committed table with what
+it finds, network by network.
 """
 
 from __future__ import annotations
