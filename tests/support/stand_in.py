@@ -100,10 +100,20 @@ class Moody(Dense):
         def call():
             left[0] -= 1
             if left[0] < 0:
-                raise RuntimeError("enough")
+                self.end()
             return made.call()
 
         return Prepared(call)
+
+    def end(self):
+        raise RuntimeError("enough")
+
+
+class Doomed(Moody):
+    """One that works three times and then takes its process down."""
+
+    def end(self):
+        os.abort()
 
 
 SPARSE, DENSE = {"sparse": "stand_in:Sparse"}, {"dense": "stand_in:Dense"}

@@ -130,6 +130,9 @@ def test_a_busy_machine_is_warned_of(monkeypatch, capsys, load, warned):
     assert ("this machine is busy (load 99.0 on" in capsys.readouterr().err) == warned
 
 
-def test_a_runtime_that_fails_while_it_is_timed_is_named():
-    with pytest.raises(UserError, match="moody failed while it was timed: RuntimeError: enough"):
-        bench(TINY, competitors={"moody": "stand_in:Moody"}, rounds=5, memory=False)
+@pytest.mark.parametrize(
+    ("runtime", "told"), [("Moody", "RuntimeError: enough"), ("Doomed", "its process ended with signal 6")]
+)
+def test_a_runtime_that_fails_while_it_is_timed_is_named(runtime, told):
+    with pytest.raises(UserError, match=f"moody failed while it was timed: {told}"):
+        bench(TINY, competitors={"moody": f"stand_in:{runtime}"}, rounds=5, memory=False)

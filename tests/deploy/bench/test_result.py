@@ -25,7 +25,8 @@ def made(times, dense=("a", "b"), **changes):
     whole = Benchmark(
         network="net", origin="random weights", shape=(1, 3, 8, 8), seed=0, threads=2, cores=(0, 1), load=0.5,
         facts=facts, reference="double", runtimes=runtimes, absent={"c": "not installed"}, rounds=3, calls=2,
-        roofline=None, no_roofline="no C compiler", cpu="a processor", versions={"torch": "2"}, command="netwright bench net",
+        roofline=None, no_roofline="no C compiler", cpu="a processor",
+        versions={"torch": "2"}, command="netwright bench net",
     )  # fmt: skip
     return dataclasses.replace(whole, **changes)
 

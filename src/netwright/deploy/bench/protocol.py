@@ -86,7 +86,7 @@ def bench(
         if not ready:
             reasons = "; ".join(f"{name}: {why}" for name, why in absent.items())
             raise UserError(f"no runtime can run {subject.name}: {reasons}")
-        peaks = next(iter(owners.values())).ask("peaks", seconds=PEAK_SECONDS)
+        peaks = _answer(next(iter(owners.values())), "peaks", seconds=PEAK_SECONDS)
         times = _rounds(subject.name, owners, rounds, seconds)
         stack.close()
         resident = {name: _memory(work, name, chosen[name], threads, cores) if memory else None for name in ready}
@@ -118,6 +118,14 @@ def bench(
     )
 
 
+def _answer(worker: Worker, do: str, **arguments: Any) -> dict[str, Any]:
+    """The answer of a process, which may be that it has ended."""
+    try:
+        return worker.ask(do, **arguments)
+    except WorkerLostError as error:
+        return {"failed": str(error)}
+
+
 def _load() -> float | None:
     """Programs that wanted a core during the last minute, with a warning if there were more than cores."""
     if not hasattr(os, "getloadavg"):
@@ -134,7 +142,7 @@ def _rounds(
     with task(f"timing {network}", total=rounds * len(owners)) as bar:
 
         def take(name: str) -> list[float]:
-            answer = owners[name].ask("turn", name=name, calls=CALLS)
+            answer = _answer(owners[name], "turn", name=name, calls=CALLS)
             if "failed" in answer:
                 raise UserError(f"{name} failed while it was timed: {answer['failed']}")
             bar.advance()
@@ -217,12 +225,9 @@ def _introduce(worker: Worker, members: Mapping[str, str], bar: Any) -> tuple[di
 
 
 def _memory(work: Work, name: str, path: str, threads: int, cores: Sequence[int] | None) -> int | None:
-    on_torch = resolve(path).pool == "torch"
-    try:
-        with measuring(work, {name: path}, threads, cores, threads if on_torch else 1) as worker:
-            answer = worker.ask("memory", name=name)
-    except WorkerLostError as error:
-        answer = {"failed": str(error)}
+    torch_threads = threads if resolve(path).pool == "torch" else 1
+    with measuring(work, {name: path}, threads, cores, torch_threads) as worker:
+        answer = _answer(worker, "memory", name=name)
     if "failed" in answer:
         note(f"memory of {name}: {answer['failed']}")
         return None
