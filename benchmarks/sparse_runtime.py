@@ -108,13 +108,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", help="a run of netwright design fashion-mnist")
     parser.add_argument("--quick", action="store_true", help="a second each; nothing is written")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="for the rounds of a network  [20]")
+    parser.add_argument(
+        "--without", action="append", default=[], choices=list(COMPETITORS), help="leave a runtime out; may repeat"
+    )
     options = parser.parse_args()
     # The child that measures finds `designed` by this file's name.
     sys.path.insert(0, os.fspath(Path(__file__).parent))
-    settings: dict[str, Any] = {"rounds": ROUNDS, "seconds": SECONDS}
     if options.quick:
-        without = [name for name in COMPETITORS if name != "torch.compile"]  # it compiles for a minute
-        settings = {"rounds": 20, "seconds": 1.0, "runtimes": without, "memory": False}
+        options.without.append("torch.compile")  # it compiles for a minute
+    chosen = [name for name in COMPETITORS if name not in options.without]
+    settings: dict[str, Any] = {"rounds": ROUNDS, "seconds": options.seconds, "runtimes": chosen}
+    if options.quick:
+        settings |= {"rounds": 20, "seconds": 1.0, "memory": False}
     command = shlex.join(["python", "benchmarks/sparse_runtime.py", *sys.argv[1:]])
     ratio = one_layer()
     print(
