@@ -409,7 +409,9 @@ while done < wanted:
     exact = run(graph, [x.view(graph.views.get(v, x.shape)) for v, x in zip(graph.inputs, inputs)])
     for y, reference in zip(outputs, exact):
         reference = reference.numpy().reshape(y.shape)
-        assert np.abs(y - reference).max() <= 1e-4 * np.abs(reference).max() + 1e-6, seed
+        # a changed pad may have made everything NaN, in both
+        scale = np.abs(np.where(np.isfinite(reference), reference, 0)).max()
+        np.testing.assert_allclose(y, reference, rtol=0, atol=1e-4 * scale + 1e-6, err_msg=f"seed {seed}")
     done += 1
 print("ran", done)
 """

@@ -103,8 +103,9 @@ class NativeEngine:
 
     def steps(self, graphs: Sequence[Graph], inputs: Sequence[Tensor], repeats: int) -> Steps:
         """See :class:`Engine`."""
-        self.fill(inputs, [torch.empty(shape) for shape in self._network.outputs])
-        seconds = self._network.time_steps(repeats).tolist()
+        outputs = [torch.empty(shape) for shape in self._network.outputs]
+        addresses = [_address(x) for x in inputs], [_address(y) for y in outputs]
+        seconds = self._network.time_steps(*addresses, repeats).tolist()
         return [(*step, each) for step, each in zip(self._network.steps, seconds, strict=True)]
 
 
