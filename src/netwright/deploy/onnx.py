@@ -109,12 +109,14 @@ def export(
     import onnx
     import torch
 
+    from netwright.deploy.graph import plain_copy
+
     mean, std, names = [float(m) for m in mean], [float(s) for s in std], [str(c) for c in classes]
     _refuse_bad_facts(shape, mean, std, scale)
     extra = dict(metadata or {})
     if taken := sorted(set(extra) & set(FACTS)):
         raise ValueError(f"metadata must not set {', '.join(taken)}: the file already tells")
-    network = _plain_copy(module)
+    network = plain_copy(module)
     if (size := sum(p.numel() * p.element_size() for p in network.parameters())) > LARGEST_FILE_BYTES:
         raise UserError(f"the network holds {size} bytes of weights; an ONNX file ends at {LARGEST_FILE_BYTES}")
     example = torch.zeros(2, *shape)
@@ -156,21 +158,6 @@ def _refuse_bad_facts(shape: Sequence[int], mean: list[float], std: list[float],
         raise ValueError(f"std must be > 0, got {min(std)}")
     if scale is not None and not (math.isfinite(scale) and scale > 0):
         raise ValueError(f"scale must be > 0 or None, got {scale}")
-
-
-def _plain_copy(module: nn.Module) -> nn.Module:
-    import torch
-    from torch.nn.utils import parametrize
-
-    from netwright.nn.sparse import to_dense
-
-    network = to_dense(module).eval().cpu().float()
-    for part in network.modules():
-        if parametrize.is_parametrized(part):
-            for name in list(part.parametrizations):  # type: ignore[arg-type]
-                parametrize.remove_parametrizations(part, name, leave_parametrized=True)
-    # channels-last weights would change the traced graph
-    return network.to(memory_format=torch.contiguous_format).requires_grad_(False)
 
 
 def _first(output: Any) -> Any:
