@@ -158,6 +158,7 @@ class Hostile:
             "--rounds": lambda: dice.choice(["0", "-5", "1.5", "many", ""]),
             "--batch": lambda: dice.choice(["0", "-5", "1.5", "many", ""]),
             "--size": lambda: dice.choice(["0", "-5", "1.5", "many", ""]),
+            "--keep-at-least": lambda: dice.choice(["-1", "-5", "1.5", "many", ""]),
             "--seed": lambda: dice.choice(["-1", "1.5", "", "abc"]),
             "--runtime": word,
         }

@@ -292,6 +292,7 @@ def bench(
     sparsity: Annotated[
         list[float] | None, typer.Option(help="Share of zeros of random weights, in [0, 1); may repeat.  [0.95]")
     ] = None,
+    keep_at_least: Annotated[int, typer.Option(help="Weights that every output channel keeps even so.")] = 0,
     size: Annotated[int | None, typer.Option(help="Height and width of the input.  [the network's own]")] = None,
     threads: Annotated[int, typer.Option(help="Threads of every runtime, each on a core of its own.")] = 1,
     batch: Annotated[int, typer.Option(help="Inputs of one call.")] = 1,
@@ -313,7 +314,7 @@ def bench(
         from netwright.storage import write_json
 
         options: dict[str, Any] = {"threads": threads, "rounds": rounds, "seconds": seconds, "runtimes": runtime or ()}
-        planned = recipes(models or [], sparsity or [], size=size, batch=batch, seed=seed)
+        planned = recipes(models or [], sparsity or [], keep_at_least=keep_at_least, size=size, batch=batch, seed=seed)
         found = [measure(recipe, **options, command=_command()) for recipe in planned]
         result = found[0] if len(found) == 1 else found
         if out is not None:

@@ -81,6 +81,21 @@ def test_zeros_are_where_they_are_promised(sparsity):
     assert found.seed == 0
 
 
+def test_rows_keep_what_they_are_promised():
+    found = open_model("mobilenet_v2", size=32, sparsity=0.99, keep_at_least=2)
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+    with torch.inference_mode():
+        one, two = found.module(x)
+        assert not torch.equal(one, two)
+        alone = open_model("mobilenet_v2", size=32, sparsity=0.99).module(x)
+        assert torch.equal(*alone)  # cut apart
+    for name, layer in layers(found.module):
+        if name in found.pruned:
+            rows = layer.weight.flatten(1).count_nonzero(1)
+            assert int(rows.min()) >= 2
+            assert int(rows.sum()) == max(2 * len(rows), round(0.01 * layer.weight.numel()))
+
+
 def test_the_first_layer_is_the_first_that_runs():
     class Backwards(nn.Module):
         def __init__(self):

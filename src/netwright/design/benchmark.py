@@ -58,13 +58,20 @@ class Opened:
 
 
 def subject(
-    model: str, *, sparsity: float | None = None, size: int | None = None, batch: int = 1, seed: int = 0
+    model: str,
+    *,
+    sparsity: float | None = None,
+    keep_at_least: int = 0,
+    size: int | None = None,
+    batch: int = 1,
+    seed: int = 0,
 ) -> Subject:
     """What ``netwright bench`` measures: the network of :func:`open_model`, or an ONNX file, with a random input.
 
     Args:
         model: A run, a name, ``FILE.py:FUNCTION``, or an ONNX file.
         sparsity: As in :func:`open_model`.
+        keep_at_least: Likewise.
         size: As in :func:`open_model`; for an ONNX file the sides that it leaves open.
         batch: Inputs of one call, at least 1.
         seed: Of everything random.
@@ -77,7 +84,7 @@ def subject(
         if sparsity is not None:
             raise UserError("an ONNX file is measured as it is", where=model, cure="leave --sparsity out")
         return _onnx_subject(Path(model), size, batch, seed)
-    found = open_model(model, sparsity=sparsity, size=size, seed=seed)
+    found = open_model(model, sparsity=sparsity, keep_at_least=keep_at_least, size=size, seed=seed)
     example = torch.randn(batch, *found.shape, generator=stream(seed, "bench", "input")).numpy()
     return Subject(found.name, found.module, example, found.pruned, origin=found.origin, seed=found.seed)
 
@@ -86,6 +93,7 @@ def recipes(
     models: Sequence[str],
     sparsities: Sequence[float] = (),
     *,
+    keep_at_least: int = 0,
     size: int | None = None,
     batch: int = 1,
     seed: int = 0,
@@ -95,6 +103,7 @@ def recipes(
     Args:
         models: As in :func:`subject`.
         sparsities: Likewise; empty for each model's own.
+        keep_at_least: Likewise.
         size: Likewise.
         batch: Likewise.
         seed: Likewise.
@@ -109,12 +118,12 @@ def recipes(
     if not models:
         raise UserError("MODEL is missing", cure="name a run, a network (resnet18) or an ONNX file")
     _check(sparsities, size, seed, batch)
+    if keep_at_least < 0:
+        raise UserError(f"keep_at_least must be >= 0, got {keep_at_least}")
     wanted: Sequence[float | None] = sparsities or [None]
+    common = {"keep_at_least": keep_at_least, "size": size, "batch": batch, "seed": seed}
     return [
-        Recipe(
-            "netwright.design.benchmark:subject",
-            {"model": model, "sparsity": sparsity, "size": size, "batch": batch, "seed": seed},
-        )
+        Recipe("netwright.design.benchmark:subject", {"model": model, "sparsity": sparsity, **common})
         for model in models
         for sparsity in wanted
     ]
@@ -129,7 +138,9 @@ def _check(sparsities: Sequence[float], size: int | None, seed: int, batch: int 
             raise UserError(f"{name} must be >= {least}, got {value}")
 
 
-def open_model(model: str, *, sparsity: float | None = None, size: int | None = None, seed: int = 0) -> Opened:
+def open_model(
+    model: str, *, sparsity: float | None = None, keep_at_least: int = 0, size: int | None = None, seed: int = 0
+) -> Opened:
     """A run's network with its own weights, or a named one with random weights and zeros.
 
     Args:
@@ -137,6 +148,7 @@ def open_model(model: str, *, sparsity: float | None = None, size: int | None = 
             for their forms for small images when ``size`` is at most 64, as do ``NAME_32``; or ``FILE.py:FUNCTION``.
         sparsity: Share of zeros in each pruned layer, in [0, 1); 0.95 for a name when None, and what there is for a
             function. A run keeps its own.
+        keep_at_least: As in :func:`prune_at_random`; without effect on zeros that are there.
         size: Height and width of the input; what the network was made for when None.
         seed: Of everything random.
 
@@ -162,7 +174,10 @@ def open_model(model: str, *, sparsity: float | None = None, size: int | None = 
             shape, sparsity = architecture.shape, SPARSITY if sparsity is None else sparsity
     network = to_dense(network).eval()
     given = architecture is None and sparsity is None
-    pruned = _with_zeros(network) if given else prune_at_random(network, sparsity or 0.0, shape, seed=seed)
+    if given:
+        pruned = _with_zeros(network)
+    else:
+        pruned = prune_at_random(network, sparsity or 0.0, shape, keep_at_least=keep_at_least, seed=seed)
     if given:
         origin = "weights and zeros of the function"
     else:
@@ -225,7 +240,7 @@ def _with_zeros(network: nn.Module) -> tuple[str, ...]:
 
 @torch.no_grad()
 def prune_at_random(
-    network: nn.Module, sparsity: float, shape: tuple[int, int, int], *, seed: int = 0
+    network: nn.Module, sparsity: float, shape: tuple[int, int, int], *, keep_at_least: int = 0, seed: int = 0
 ) -> tuple[str, ...]:
     """Zeros at random places, the same share in every layer but the depthwise ones and the first that runs.
 
@@ -236,6 +251,8 @@ def prune_at_random(
         network: In evaluation mode; changed in place.
         sparsity: Share of zeros, in [0, 1).
         shape: Of one input.
+        keep_at_least: Weights that every row of a weight (an output channel) keeps, even if fewer zeros fit. With 0
+            a narrow network may fall apart: of 24 weights 99 % leave most channels without any.
         seed: Of zeros and statistics.
 
     Returns:
@@ -252,8 +269,11 @@ def prune_at_random(
         _wake(parameter, stream(seed, "bench", "wake", name))
     for name, layer in chosen:
         weight: torch.Tensor = layer.weight  # type: ignore[assignment]
-        mask = top_k_mask(torch.rand(weight.shape, generator=stream(seed, "bench", "zeros", name)), 1 - sparsity)
-        weight.mul_(mask / math.sqrt(1 - sparsity))
+        scores = torch.rand(len(weight), weight[0].numel(), generator=stream(seed, "bench", "zeros", name))
+        fewest = min(keep_at_least, scores.shape[1])
+        scores.scatter_add_(1, scores.topk(fewest).indices, torch.ones(len(scores), fewest))
+        density = max(1 - sparsity, fewest / scores.shape[1])
+        weight.mul_(top_k_mask(scores, density).view_as(weight) / math.sqrt(density))
     norms = {name: part for name, part in network.named_modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)}
     for name, norm in norms.items():
         if norm.affine:

@@ -46,6 +46,35 @@ def test_nothing_pruned_and_no_hooks_left():
     assert not any(part._forward_hooks for part in net.modules())
 
 
+def test_channels_that_do_not_see_the_input():
+    """Row 1 of the first layer is empty: what reads its channel is constant, in groups and behind a flattening too."""
+    net = nn.Sequential(
+        nn.Conv2d(2, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 1, groups=4), nn.Flatten(),
+        nn.Linear(4, 3),
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        for layer in net:
+            if hasattr(layer, "weight"):
+                layer.weight.fill_(0.5)
+        net[0].weight[1] = 0
+        net[0].bias.fill_(1.0)
+        net[2].weight[0, 0] = 0  # output 0 of the first group reads channel 1 only: constant
+        net[5].weight[:, 2] = 0
+    x = torch.rand(2, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    found = describe(net, x.numpy(), [])
+    stem, grouped, depthwise, linear = found.layers
+    assert (stem.sparse_macs, stem.live_macs) == (2 * 6 * 9, 2 * 6 * 9)
+    # non-zero weights: output 0 reads channel 1; output 1 channels 0 and 1; outputs 2 and 3 channels 2 and 3
+    assert (grouped.sparse_macs, grouped.live_macs) == (2 * 7 * 9, 2 * 5 * 9)
+    assert (depthwise.sparse_macs, depthwise.live_macs) == (2 * 4, 2 * 3)
+    assert (linear.sparse_macs, linear.live_macs) == (2 * 9, 2 * 6)
+    assert found.live_macs == sum(layer.live_macs for layer in found.layers)
+    assert not found.constant
+    with torch.no_grad():
+        net[3].weight.zero_()
+    assert describe(net, x.numpy(), []).constant
+
+
 def test_a_layer_that_runs_twice_moves_twice_as_much():
     class Twice(nn.Module):
         def __init__(self):

@@ -21,7 +21,7 @@ TIMES = {
 
 def made(times, dense=("a", "b"), **changes):
     runtimes = tuple(Runtime.of(n, prepared=TOLD, times=times, dense=dense, resident_bytes=3 * 10**6) for n in times)
-    facts = Facts(2000, 0.9, 1000, 0.95, 10**6, 10**5, 8000, ())
+    facts = Facts(2000, 0.9, 1000, 0.95, 10**6, 10**5, 10**5, False, 8000, ())
     whole = Benchmark(
         network="net", origin="random weights", shape=(1, 3, 8, 8), seed=0, threads=2, cores=(0, 1), load=0.5,
         facts=facts, reference="double", runtimes=runtimes, absent={"c": "not installed"}, rounds=3, calls=2,
@@ -65,6 +65,11 @@ def test_verdicts():
     doubtful = {"ours": np.array([[1.0]] * 4), "a": np.array([[0.8], [0.9], [1.3], [2.0]])}
     assert made(doubtful, ("a",)).verdict.startswith("not faster: ours has 1.10 times")  # a quarter says so
     assert "noisy" in made(doubtful, ("a",)).verdict
+    apart = dataclasses.replace(made(TIMES).facts, constant=True)
+    assert made(TIMES, facts=apart).verdict.endswith(
+        "; but the output does not depend on the input: the zeros have cut the network apart"
+    )
+    assert "95 %, constant output" in markdown([made(TIMES, facts=apart)])
     assert made({"ours": TIMES["ours"]}, ()).verdict == "no dense runtime was measured"
     assert made({"a": TIMES["a"]}, ("a",)).verdict == "no sparse runtime was measured"
     assert made({"a": TIMES["a"]}, ("a",)).to_dict()["ratio_to_best_dense_peer"] is None
@@ -83,6 +88,9 @@ def test_text():
     lines = text.splitlines()
     assert lines[0] == "net: input 1x3x8x8, 2 threads on cores 0, 1, a processor"
     assert "95.00% of 0.001 M weights in pruned layers, 90.00% of all" in text
+    assert "of them see the input" not in text
+    fewer = dataclasses.replace(made(TIMES).facts, live_macs=5 * 10**4)
+    assert "multiply-adds left: 0.1 M of 1 M, 0.05 M of them see the input" in str(made(TIMES, facts=fewer))
     assert "c: not installed" in lines
     assert "no roofline: no C compiler" in lines
     assert lines[-1] == made(TIMES).verdict

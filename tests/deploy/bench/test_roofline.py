@@ -20,11 +20,11 @@ M = 10**6
 def net(*layers, more=0):
     macs = sum(layer.macs for layer in layers) + more
     kept = sum(layer.sparse_macs for layer in layers) + more
-    return Facts(1, 0.9, 1, 0.9, macs, kept, 4, layers)
+    return Facts(1, 0.9, 1, 0.9, macs, kept, kept, False, 4, layers)
 
 
-def layer(kind, macs, kept, moved=10):
-    return Layer(kind, kind, 1, 1, macs, kept, moved, moved)
+def layer(kind, macs, kept, moved=10, live=None):
+    return Layer(kind, kind, 1, 1, macs, kept, kept if live is None else live, moved, moved)
 
 
 def test_each_kind_at_its_rate():
@@ -37,6 +37,11 @@ def test_each_kind_at_its_rate():
 
 def test_zeros_are_multiplied_where_that_is_cheaper():
     assert roofline(net(layer("sparse", 40 * M, 30 * M)), PEAKS, 1.0).parts["sparse"] == 0.8
+
+
+def test_channels_that_are_constant_cost_nothing():
+    for kind in ("sparse", "depthwise"):
+        assert roofline(net(layer(kind, 400 * M, 50 * M, live=25 * M)), PEAKS, 1.0).parts[kind] == 1.0
 
 
 def test_traffic_counts_beyond_the_second_level_and_stands_apart():

@@ -196,9 +196,13 @@ class Benchmark(Result):
         if peer is None or ours.ratio is None or ours.ratio_low is None:
             return "no dense runtime was measured"
         spread = f"quartiles {ours.ratio_low:.2f} to {ours.ratio_high:.2f}{', noisy' if ours.noisy else ''}"
+        told = f"not faster: {ours.name} has {ours.ratio:.2f} times the speed of {peer.name} ({spread})"
         if ours.ratio_low > 1:
-            return f"{ours.name} is {ours.ratio:.2f} times as fast as the fastest dense runtime, {peer.name} ({spread})"
-        return f"not faster: {ours.name} has {ours.ratio:.2f} times the speed of {peer.name} ({spread})"
+            fastest = f"the fastest dense runtime, {peer.name}"
+            told = f"{ours.name} is {ours.ratio:.2f} times as fast as {fastest} ({spread})"
+        if self.facts is not None and self.facts.constant:
+            told += "; but the output does not depend on the input: the zeros have cut the network apart"
+        return told
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, and what follows from them."""
@@ -238,10 +242,11 @@ class Benchmark(Result):
         ]
         if self.facts is not None:
             f = self.facts
+            apart = f", {f.live_macs / 1e6:.4g} M of them see the input" if f.live_macs < f.sparse_macs else ""
             lines.append(
                 f"zeros: {f.pruned_sparsity:.2%} of {f.pruned_weights / 1e6:.3g} M weights in pruned layers, "
                 f"{f.sparsity:.2%} of all {f.weights / 1e6:.3g} M; multiply-adds left: "
-                f"{f.sparse_macs / 1e6:.4g} M of {f.macs / 1e6:.4g} M"
+                f"{f.sparse_macs / 1e6:.4g} M of {f.macs / 1e6:.4g} M{apart}"
             )
         return lines
 
@@ -323,7 +328,7 @@ def _overview(benchmarks: Sequence[Benchmark]) -> tuple[list[str], list[list[str
             [
                 b.network,
                 by(b.shape),
-                _zeros(b),
+                f"{_zeros(b)}{', constant output' if b.facts is not None and b.facts.constant else ''}",
                 _kept(b),
                 *(_times(runtime) for runtime in (ours, *peers)),
                 ratio(ours),

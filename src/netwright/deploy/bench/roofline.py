@@ -3,7 +3,8 @@
     t >= sum over layers of  2 MACs / (rate of the layer's kind)
 
 A dense layer can run at the peak of multiply-adds in registers. A sparse or depthwise one takes an operand from memory
-for each multiply-add, so its peak is that of multiply-adds with rows of the first-level cache. Activations that do not
+for each multiply-add, so its peak is that of multiply-adds with rows of the first-level cache; channels that do not
+depend on the input cost nothing. Activations that do not
 fit the second-level cache are, layer by layer, written and read once more; runtimes that fuse layers avoid some of it,
 therefore that time is stated apart.
 """
@@ -104,8 +105,8 @@ def roofline(facts: Facts, peaks: Peaks, dense_ms: float | None, threads: int = 
 
     Example:
         >>> from netwright.deploy.bench.facts import Layer
-        >>> layer = Layer("conv", "sparse", 1000, 50, 10**9, 5 * 10**7, 4096, 4096)
-        >>> net = Facts(1000, 0.95, 1000, 0.95, 10**9, 5 * 10**7, 4000, (layer,))
+        >>> layer = Layer("conv", "sparse", 1000, 50, 10**9, 5 * 10**7, 5 * 10**7, 4096, 4096)
+        >>> net = Facts(1000, 0.95, 1000, 0.95, 10**9, 5 * 10**7, 5 * 10**7, False, 4000, (layer,))
         >>> found = roofline(net, Peaks(100.0, 50.0, 40.0, 10.0, 80.0, 20.0, 2**20), dense_ms=20.0)
         >>> found.bound_ms, found.ratio, found.binds
         (2.0, 10.0, 'sparse')
@@ -113,7 +114,7 @@ def roofline(facts: Facts, peaks: Peaks, dense_ms: float | None, threads: int = 
     fma, rows = 1e6 * threads * peaks.fma, 1e6 * threads * peaks.rows_l1
     parts = {"sparse": 0.0, "dense": 0.0, "depthwise": 0.0, "traffic": 0.0}
     for layer in facts.layers:
-        dense, sparse = 2 * layer.macs / fma, 2 * layer.sparse_macs / rows
+        dense, sparse = 2 * layer.macs / fma, 2 * layer.live_macs / rows
         parts[layer.kind] += (
             min(dense, sparse) if layer.kind == "sparse" else sparse if layer.kind == "depthwise" else dense
         )
