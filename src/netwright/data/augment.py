@@ -258,7 +258,8 @@ class Jitter(Augmentation):
             grey = torch.einsum("bchw,c->bhw", images, images.new_tensor([0.2989, 0.587, 0.114]))[:, None]
         else:
             grey = images
-        mean = grey.mean((1, 2, 3), keepdim=True)
+        # In double precision: the order in which a mean is summed depends on the batch, which ranks share out.
+        mean = grey.double().mean((1, 2, 3), keepdim=True).to(images.dtype)
         return (mean + (images - mean) * contrast).clamp(0, 1)
 
 
