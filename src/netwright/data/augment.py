@@ -255,7 +255,8 @@ class Jitter(Augmentation):
         brightness, contrast = (factor[:, None, None, None] for factor in parameters[0].unbind(1))
         images = (images * brightness).clamp(0, 1)
         if images.shape[1] == 3:
-            grey = torch.einsum("bchw,c->bhw", images, images.new_tensor([0.2989, 0.587, 0.114]))[:, None]
+            red, green, blue = images.unbind(1)  # no product of matrices: its rounding depends on the batch
+            grey = (0.2989 * red + 0.587 * green + 0.114 * blue)[:, None]
         else:
             grey = images
         # In double precision: the order in which a mean is summed depends on the batch, which ranks share out.
