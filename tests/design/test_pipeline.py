@@ -91,7 +91,7 @@ class TestFinishedRun:
             assert {name: len(epochs) for name, epochs in training[which].items()} == {
                 "pretrain": 1,
                 "prune": 1,
-                "finetune": 2,
+                "finetune": 1,
             }
             assert training[which]["prune"][-1]["sparsity"] == pytest.approx(0.8, abs=1e-3)
 

@@ -23,6 +23,7 @@ from netwright.design.model import Architecture
 from netwright.design.options import Options
 from netwright.design.plan import Plan, make_plan, refit
 from netwright.design.run import RunFolder, find_folder
+from netwright.design.timing import EXPORT_SECONDS
 from netwright.design.verdict import latency
 from netwright.results import Result
 
@@ -117,11 +118,12 @@ def _stages(run: RunFolder, options: Options, plan: Plan | None, command: str) -
         run.write("plan.json", plan.to_dict())
     distributed.barrier()
     stage = Stage(run, options, data, plan, clock)
+    finish, exports = plan.stages[-1]["seconds"], 2 * EXPORT_SECONDS
     parts = {"search": plan.search["seconds"]}
     parts |= {f"{p.network}: {p.name}": p.seconds for p in plan.phases if p.network == "model"}
-    parts["export"] = 8.0
+    parts["export"] = exports
     parts |= {f"{p.network}: {p.name}": p.seconds for p in plan.phases if p.network == "baseline"}
-    parts["measure"] = 15.0
+    parts["measure"] = finish - exports
     try:
         with overall("design", parts) as total:
             with total.stage("search"):

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # Shares of a time budget, after what export, measuring and the report need.
 NETWORKS = ("model", "baseline")
 SEARCH_SHARE, NETWORK_SHARE = 0.1, 0.45
-PHASES = (("pretrain", 0.35), ("prune", 0.2), ("finetune", 0.45))
+PHASES = (("pretrain", 0.36), ("prune", 0.32), ("finetune", 0.32))
 AUGMENTED_PASSES = 12
 CHUNKS = 8  # an epoch under a time budget is at most this part of its phase, so that an amended plan still anneals
 AIM = 0.97  # share of a time budget that is given away: imports and loading the data come before the clock starts

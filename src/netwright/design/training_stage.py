@@ -49,8 +49,8 @@ _EXPORTS_LEFT = {
 # Learning rate of a phase as a share of the run's, and the share of that which is left at its end.
 _SCHEDULES = {
     ("pretrain", "magnitude"): (1.0, 0.0),
-    ("prune", "magnitude"): (0.5, 1.0),
-    ("finetune", "magnitude"): (0.5, 0.0),
+    ("prune", "magnitude"): (1.0, 1.0),
+    ("finetune", "magnitude"): (1.0, 0.0),
     ("pretrain", "hydra"): (1.0, 0.0),
     ("prune", "hydra"): (1.0, 0.0),
     ("finetune", "hydra"): (0.3, 0.0),
