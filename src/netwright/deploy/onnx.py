@@ -10,14 +10,10 @@ Data that is no picture enters as float32 [batch, channels, height, width] and i
 from __future__ import annotations
 
 import copy
-import io
 import json
-import logging
 import math
 import os
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from netwright.console import UserError
+from netwright.deploy.exporters import first_line, root_cause, silence
 from netwright.deploy.session import CHUNK, FileSize, Latency, Session, file_sizes, latency
 from netwright.results import Result
 from netwright.storage import atomic_path
@@ -124,7 +121,7 @@ def export(
         with torch.no_grad():
             logits = _first(network(example))
     except RuntimeError as error:
-        raise ValueError(f"shape {tuple(shape)} does not fit the network: {_line(error)}") from error
+        raise ValueError(f"shape {tuple(shape)} does not fit the network: {first_line(error)}") from error
     if tuple(logits.shape) != (2, len(names)):
         raise ValueError(
             f"classes must name every logit of the network: {len(names)} names, logits {tuple(logits.shape)}"
@@ -140,7 +137,7 @@ def export(
     try:
         onnx.checker.check_model(model, full_check=True)
     except onnx.checker.ValidationError as error:
-        raise UserError(f"torch wrote an invalid ONNX graph: {_line(error)}") from error
+        raise UserError(f"torch wrote an invalid ONNX graph: {first_line(error)}") from error
     with atomic_path(path) as temporary:
         temporary.write_bytes(model.SerializeToString(deterministic=True))
     return Path(path)
@@ -164,24 +161,6 @@ def _first(output: Any) -> Any:
     return output[0] if isinstance(output, (tuple, list)) else output
 
 
-def _line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    before = logging.root.manager.disable
-    logging.disable(max(before, logging.ERROR))
-    try:
-        # torch prints whole graphs when it fails, on either stream
-        chatter = io.StringIO()
-        with warnings.catch_warnings(), redirect_stdout(chatter), redirect_stderr(chatter):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
 def _graph_of(network: nn.Module, example: Tensor) -> onnx.ModelProto:
     """The bare network as ONNX, ``standardised`` -> ``logits``, without any trace of where it was made."""
     import onnx
@@ -198,7 +177,7 @@ def _graph_of(network: nn.Module, example: Tensor) -> onnx.ModelProto:
             return _first(self.network(standardised))
 
     try:
-        with _silence():
+        with silence():
             program = torch.onnx.export(
                 Logits().eval(),
                 (example,),
@@ -211,7 +190,7 @@ def _graph_of(network: nn.Module, example: Tensor) -> onnx.ModelProto:
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
             )
     except Exception as error:
-        raise UserError(f"torch cannot export this network to ONNX: {_line(_root(error))}") from error
+        raise UserError(f"torch cannot export this network to ONNX: {first_line(root_cause(error))}") from error
     assert program is not None
     model = program.model_proto
     graph = model.graph
@@ -229,12 +208,6 @@ def _graph_of(network: nn.Module, example: Tensor) -> onnx.ModelProto:
             positive = onnx.numpy_helper.to_array(tensor) + np.float32(0)
             tensor.CopyFrom(onnx.numpy_helper.from_array(positive, tensor.name))
     return model
-
-
-def _root(error: BaseException) -> BaseException:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
 
 
 def _with_preprocessing(

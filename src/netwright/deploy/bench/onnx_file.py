@@ -9,7 +9,8 @@ import numpy as np
 
 from netwright.console import UserError
 from netwright.deploy.bench.subject import first
-from netwright.deploy.onnx import OPSET, _line, _root, _silence
+from netwright.deploy.exporters import first_line, root_cause, silence
+from netwright.deploy.onnx import OPSET
 from netwright.storage import atomic_path
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def write(module: nn.Module, example: np.ndarray, path: Path) -> None:
             return first(self.network(images))
 
     try:
-        with _silence():
+        with silence():
             program = torch.onnx.export(
                 FirstOutput().eval(),
                 (torch.from_numpy(example),),
@@ -53,7 +54,7 @@ def write(module: nn.Module, example: np.ndarray, path: Path) -> None:
                 output_names=["logits"],
             )
     except Exception as error:
-        raise UserError(f"torch cannot export it to ONNX: {_line(_root(error))[:200]}") from error
+        raise UserError(f"torch cannot export it to ONNX: {first_line(root_cause(error))[:200]}") from error
     assert program is not None
     with atomic_path(path) as temporary:
         temporary.write_bytes(program.model_proto.SerializeToString())

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import logging
 import operator
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +14,7 @@ from torch.nn.utils import parametrize
 
 from netwright import console
 from netwright.console import UserError
+from netwright.deploy.exporters import first_line, silence
 
 # importing them fills the table
 from netwright.deploy.graph import arithmetic, convolution, joining, movement, normalisation  # noqa: F401
@@ -141,30 +138,15 @@ def trace(module: nn.Module, example: Tensor | Sequence[Tensor]) -> torch.export
 
 def _run(make: Callable[..., torch.export.ExportedProgram], *arguments: Any) -> torch.export.ExportedProgram:
     try:
-        with torch.no_grad(), _silence():
+        with torch.no_grad(), silence():
             return make(*arguments)
     except Exception as error:
-        line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(f"torch cannot trace this network: {line}") from error
+        raise UserError(f"torch cannot trace this network: {first_line(error)}") from error
 
 
 def _decompositions() -> dict[Any, Any]:
     """torch's rules that take operators apart, without those for operators that we know."""
     return {op: rule for op, rule in torch.export.default_decompositions().items() if op not in HANDLERS}
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    before = logging.root.manager.disable
-    logging.disable(max(before, logging.ERROR))
-    try:
-        # torch prints whole graphs when it fails, on either stream
-        chatter = io.StringIO()
-        with warnings.catch_warnings(), redirect_stdout(chatter), redirect_stderr(chatter):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 class Foreign:
