@@ -38,7 +38,7 @@ from torch import Tensor, nn
 
 from netwright import storage
 from netwright.console import UserError
-from netwright.deploy import export_c
+from netwright.deploy import compile, export_c
 from netwright.deploy.export_c import Preprocessing, export
 from netwright.deploy.graph import capture
 from netwright.deploy.native.machine import Machine
@@ -481,6 +481,13 @@ def test_nothing_is_overwritten_and_nothing_is_left_half_done(tmp_path, monkeypa
     assert sorted(files) == sorted(folder.iterdir())
     again = export(classifier(), tmp_path / "d" / "e", example_input=x)
     assert [file.read_bytes() for file in files] == [file.read_bytes() for file in again]
+
+
+def test_a_compiled_network_is_exported_like_its_module(tmp_path) -> None:
+    x = torch.zeros(1, 3, 8, 6)
+    plain = export(classifier(), tmp_path / "plain", example_input=x)
+    compiled = export(compile(classifier(), x, backend="torch"), tmp_path / "compiled")
+    assert [file.read_bytes() for file in plain] == [file.read_bytes() for file in compiled]
 
 
 def test_names_of_modules_stay_within_comments(tmp_path) -> None:
