@@ -1,8 +1,8 @@
 """A sparse network as plain C files: C99, libm and nothing else, in memory that the caller provides.
 
 Steps and kernels of the network become one C file for any processor, written for blocks of eight floats whatever its
-vectors are. Weights lie in a file beside it, which the C code accepts only bit by bit as it was written: no kernel reads
-from a place that was not computed here.
+vectors are. Weights lie in a file beside it, which the C code accepts only bit by bit as it was written: no kernel
+reads from a place that was not computed here.
 
     header (64 bytes): magic, byte order, version, size, SHA-256 of the rest
     directory: an int64 a table, its place behind the header; then the tables, each at a multiple of 64 bytes
