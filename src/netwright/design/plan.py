@@ -37,7 +37,7 @@ AIM = 0.97  # share of a time budget that is given away: imports and loading the
 CHANNELS = (8, 12, 16, 24, 32, 48, 64, 96)
 # Passes over the data that a size must allow before a larger one is chosen: few, since what is left after heavy pruning
 # depends on the width more than on the last epochs.
-MIN_PASSES, FEWEST_PASSES, MIN_KEPT = 3.0, 1.5, 8000  # the second while pruning would leave fewer weights than that
+MIN_PASSES, FEWEST_PASSES, MIN_KEPT = 3.0, 1.0, 10000  # the second while pruning would leave fewer weights than that
 DEFAULT_STEPS, DEFAULT_PASSES, SEARCH_STEPS, DEFAULT_CHANNELS = 600, 6, 120, 32
 
 
