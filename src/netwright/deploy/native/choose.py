@@ -24,6 +24,7 @@ MIN_ROW = 5  # non-zeros that a row keeps in every chunk
 # Cycles of a multiply-add with an operand from the first- and the second-level cache, aligned and not.
 ALIGNED, UNALIGNED = (0.62, 1.3), (1.05, 1.8)
 COPY_BLOCK, COPY_ROW = 3.5, 3.0  # cycles of a block and of a row that is copied
+SHARED_CYCLES, SHARED_PIXELS, SHARED_WORK = 5e4, 2048, 25  # from where threads share a step
 ENTRY, ROW, STORE, PARTIAL = 0.7, 5.0, 2.5, 1.2  # of a non-zero, a row, a block stored, a block of a partial sum
 
 
@@ -44,6 +45,26 @@ class Choice:
     most: int
     chunks: int
     band: int | None
+
+
+def shared(cycles: float, kept: int, source: Geometry, target: Geometry, *, copied: bool) -> bool:
+    """Whether several threads do better than one.
+
+    To read a cache line that another core has written takes ten times as long as one of its own, and with small planes
+    the prefetchers of each core fetch what the other works on. Only large planes, much work for each float that is
+    read or written, or copies of one's own make up for that.
+
+    Args:
+        cycles: Estimate for one thread.
+        kept: Multiply-adds that are done.
+        source: Geometry of the input.
+        target: Geometry of the output.
+        copied: Whether each thread works on copies that it makes itself.
+    """
+    if cycles < SHARED_CYCLES:
+        return False
+    moved = source.c * source.pixels + target.c * target.pixels
+    return copied or max(source.pixels, target.pixels) >= SHARED_PIXELS or kept >= SHARED_WORK * moved
 
 
 def sets(count: int) -> int:
@@ -112,7 +133,7 @@ def cost(op: Conv, source: Geometry, target: Geometry, machine: Machine, choice:
     fillings = plan.bands * (1 if choice.kind in ("taps", "direct") else target.n)
     rows_copied = fillings * source.c * len(plan.copies) * plan.rows
     cycles = rows_copied * (COPY_ROW + COPY_BLOCK * -(-plan.width // machine.unit))
-    if choice.kind == "taps" and op.stride in ((1, 1), (2, 2)) and fillings == 1:
+    if choice.kind == "taps" and op.stride in ((1, 1), (2, 2)) and (fillings == 1 or op.stride == (1, 1)):
         cycles = fillings * source.c * len(plan.copies) * plan.vectors * COPY_BLOCK
     rows = len(op.weight)
     if choice.dense:
@@ -125,7 +146,7 @@ def cost(op: Conv, source: Geometry, target: Geometry, machine: Machine, choice:
     sizes = [size for _, size in cuts(plan, plan.vectors, choice.most)]
     for size in set(sizes):
         # A sum waits four cycles for the last one.
-        step = max(size * load, 4.0 / sets(size)) + ENTRY
+        step = max(size * load, 4.0 / sets(max(sizes))) + ENTRY
         per_row = ROW * choice.chunks + size * (STORE + PARTIAL * 2 * (choice.chunks - 1))
         cycles += sizes.count(size) * fillings * (nonzeros * step + rows * per_row)
     return cycles

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from netwright.deploy.graph.ir import Conv
 from netwright.deploy.native import pack
 from netwright.deploy.native.choose import Choice, sets
-from netwright.deploy.native.layout import HEAD, Geometry, Lowering, blocks, cuts, lower, round_up
-from netwright.deploy.native.program import Place, Program, Step, bias_of
+from netwright.deploy.native.layout import HEAD, Geometry, Lowering, blocks, cuts, even_shares, lower, round_up
+from netwright.deploy.native.program import Place, Program, Step, bias_of, by_thread
 
 DENSE_ROWS = 8
 ROW_WORK = 4.0  # of a row itself, in non-zeros, where threads share rows
+FINE = 4  # bands a thread from which it does not matter whether they come out even
+WASTE = 1.35  # of what is shared out, the most that even shares may add
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Convolved:
         y: Output.
         residual: What is added, or None.
         choice: How it is run.
+        threads: Threads that share it.
     """
 
     op: Conv
@@ -37,10 +40,32 @@ class Convolved:
     y: Place
     residual: Place | None
     choice: Choice
+    threads: int = 1
+
+    @property
+    def kept(self) -> int:
+        """Multiply-adds that are done."""
+        weight = self.op.weight
+        return (weight.size if self.choice.dense else int(np.count_nonzero(weight))) * self.y.geo.pixels
 
     def plan(self, unit: int) -> Lowering:
-        """Its copies."""
-        return lower(self.op, self.x.geo, self.y.geo, kind=self.choice.kind, unit=unit, band=self.choice.band)
+        """Its copies, in bands that come out even among the threads where this makes few more blocks of pixels."""
+        y, choice, threads = self.y.geo, self.choice, self.threads
+        alone = lower(self.op, self.x.geo, y, kind=choice.kind, unit=unit, band=choice.band)
+        images = 1 if choice.kind == "taps" else y.n
+        uneven = images * alone.bands % threads and images * alone.bands < FINE * threads
+        if choice.kind == "direct" or not uneven:
+            return alone
+        rows = y.n * y.h if choice.kind == "taps" else y.h
+        more = lower(
+            self.op, self.x.geo, y, kind=choice.kind, unit=unit, band=-(-rows // round_up(alone.bands, threads))
+        )
+        return more if more.bands * more.vectors <= WASTE * alone.bands * alone.vectors else alone
+
+    def sets(self, unit: int) -> int:
+        """Accumulator sets: the same for all blocks and numbers of threads, since they decide how sums are rounded."""
+        plan = replace(self, threads=1).plan(unit)
+        return sets(max(size for _, size in cuts(plan, plan.vectors, self.choice.most)))
 
 
 def scratch_floats(layer: Convolved, program: Program) -> int:
@@ -66,41 +91,43 @@ def emit(layer: Convolved, program: Program, scratch: str) -> None:
     """
     plan = layer.plan(program.unit)
     fillings = list(_fillings(plan, layer.y.geo))
-    parts = len(cuts(plan, plan.vectors, layer.choice.most)) if plan.kind == "direct" else len(fillings)
-    uneven = parts < program.threads or (parts % program.threads and parts < 8)
-    # Where a row is shorter than a block, a band's last rows would be written over the next band's first.
-    by_rows = program.threads > 1 and (uneven or (plan.per_row > 0 and layer.y.geo.w < program.unit))
+    parts = plan.vectors if plan.kind == "direct" else len(fillings)
+    idle = round_up(parts, layer.threads) > WASTE * parts
+    # Where rows are this short, a band's last but one would be written over the next band's first.
+    by_rows = layer.threads > 1 and (idle or (plan.per_row > 0 and 2 * layer.y.geo.w < program.unit))
     kind = _Dense if layer.choice.dense else _Sparse
-    kernel = kind(layer, plan, program, program.threads if by_rows else 1)
+    kernel = kind(layer, plan, program, layer.threads if by_rows else 1)
+    single = layer.threads == 1
     behind = plan.scratch(layer.x.geo.c)
     halved = _is_flat(layer, plan) and plan.stride == (2, 2)
     phases = [f"float *phases = {scratch} + {behind};"] if halved else []
     behind += 4 * _phase_plane(layer.y.geo) if halved else 0
     own = [f"float *partial = {scratch} + {behind};", "(void)partial;", *kernel.declarations]
-    kept = (layer.op.weight.size if layer.choice.dense else int(np.count_nonzero(layer.op.weight))) * layer.y.geo.pixels
     if plan.kind == "direct":
-        body = _direct(layer, plan, program, kernel, 1 if by_rows else program.threads)
-        program.steps.append(Step(layer.path, kernel.name, [*own, *body], kept))
+        body = _direct(layer, plan, program, kernel, 1 if by_rows else layer.threads)
+        program.steps.append(Step(layer.path, kernel.name, [*own, *body], layer.kept, single))
     elif by_rows:
         shared = f"float *s = {scratch.replace('(ptrdiff_t)id', '(ptrdiff_t)0')};"
         for filling in fillings:
-            channels = _shares(layer.x.geo.c, program.threads)
+            channels = even_shares(layer.x.geo.c, layer.threads)
             copies = [
                 f"if (id == {i}) {_copies(layer, plan, program, filling, *ends)}" for i, ends in enumerate(channels)
             ]
             program.steps.append(Step(layer.path, f"copies {plan.kind}", [shared, *phases, *copies]))
             body = _blocks(layer, plan, program, kernel, filling)
-            share = kept * filling.rows // sum(each.rows for each in fillings)
+            share = layer.kept * filling.rows // sum(each.rows for each in fillings)
             program.steps.append(Step(layer.path, kernel.name, [shared, *own, *body], share))
     else:
         body = []
-        for share, (first, last) in enumerate(_shares(len(fillings), program.threads)):
+        for share, (first, last) in enumerate(even_shares(len(fillings), layer.threads)):
             lines: list[str] = []
             for filling in fillings[first:last]:
                 lines.append(_copies(layer, plan, program, filling, 0, layer.x.geo.c))
                 lines += _blocks(layer, plan, program, kernel, filling)
-            body += lines if program.threads == 1 else [f"if (id == {share}) {{", *lines, "}"]
-        program.steps.append(Step(layer.path, kernel.name, [f"float *s = {scratch};", *phases, *own, *body], kept))
+            body += lines if layer.threads == 1 else [f"if (id == {share}) {{", *lines, "}"]
+        program.steps.append(
+            Step(layer.path, kernel.name, [f"float *s = {scratch};", *phases, *own, *body], layer.kept, single)
+        )
 
 
 @dataclass(frozen=True)
@@ -121,17 +148,12 @@ def _fillings(plan: Lowering, target: Geometry) -> Iterator[_Filling]:
             yield _Filling(image, first, here, image == images - 1 and first + here == rows)
 
 
-def _shares(number: int, shares: int) -> list[tuple[int, int]]:
-    bounds = [round(number * share / shares) for share in range(shares + 1)]
-    return list(itertools.pairwise(bounds))
-
-
 def _copies(layer: Convolved, plan: Lowering, program: Program, filling: _Filling, first: int, last: int) -> str:
     """The call that copies channels ``first`` to ``last - 1`` of a band."""
     x, taps = layer.x.geo, plan.kind == "taps"
     target, source = f"s + {first * len(plan.copies) * plan.plane}", f"{layer.x.at} + {first * x.plane}"
     if _is_flat(layer, plan):
-        return _flat(layer, plan, program, target, source, last - first)
+        return _flat(layer, plan, program, filling, target, source, last - first)
     height = filling.rows + (0 if taps else plan.rows - plan.band)
     image = "" if taps else f" + {filling.image * x.h * x.w}"
     out_h = layer.y.geo.h if taps else 1 << 30
@@ -159,10 +181,10 @@ def _blocks(layer: Convolved, plan: Lowering, program: Program, kernel: _Kernel,
             where: np.ndarray | None = np.append(rows * y.w + columns * unit, part).astype(np.int32)
             # In scratch, blocks lie side by side only within a row of the copy.
             source_at = int(begin // plan.per_row * plan.pitch + begin % plan.per_row * unit)
-            lines.append(kernel.call(size, f"s + {source_at}", start, where))
+            lines += kernel.call(size, f"s + {source_at}", start, where)
         else:
             where = np.array([part], np.int32) if part else None
-            lines.append(kernel.call(size, f"s + {begin * unit}", start + begin * unit, where))
+            lines += kernel.call(size, f"s + {begin * unit}", start + begin * unit, where)
     return lines
 
 
@@ -170,9 +192,9 @@ def _is_flat(layer: Convolved, plan: Lowering) -> bool:
     """Whether every copy is the input, or one of its four phases, shifted by less than lies between buffers."""
     x, y, (sy, sx) = layer.x.geo, layer.y.geo, plan.stride
     fits = plan.stride in ((1, 1), (2, 2)) and (y.h, y.w) == (-(-x.h // sy), -(-x.w // sx))
-    whole = plan.kind == "taps" and plan.bands == 1
-    worth = sy == 1 or len(plan.copies) > 2  # a single phase is copied as it is
-    return whole and fits and worth and max(abs(dy // sy * y.w + dx // sx) for dy, dx in plan.copies) <= HEAD
+    worth = sy == 1 or (len(plan.copies) > 2 and plan.bands <= 2)  # phases are made anew for every band
+    reach = max((abs(dy // sy * y.w + dx // sx) for dy, dx in plan.copies), default=0)
+    return plan.kind == "taps" and fits and worth and reach <= HEAD
 
 
 def _phase_plane(target: Geometry) -> int:
@@ -180,17 +202,21 @@ def _phase_plane(target: Geometry) -> int:
     return round_up(target.pixels + 2 * HEAD, HEAD)
 
 
-def _flat(layer: Convolved, plan: Lowering, program: Program, target: str, source: str, channels: int) -> str:
+def _flat(
+    layer: Convolved, plan: Lowering, program: Program, filling: _Filling, target: str, source: str, channels: int
+) -> str:
     """The call that makes shifted and masked copies."""
     x, y, (sy, sx) = layer.x.geo, layer.y.geo, plan.stride
-    row, column = np.divmod(np.arange(plan.vectors * program.unit) % (y.h * y.w), y.w)
+    begin = filling.first * y.w
+    vectors = -(-filling.rows * y.w // program.unit)
+    row, column = np.divmod(np.arange(begin, begin + vectors * program.unit) % (y.h * y.w), y.w)
     inside = []
     for dy, dx in plan.copies:
         at_row, at_column = row * sy + dy, column * sx + dx
         inside.append((at_row >= 0) & (at_row < x.h) & (at_column >= 0) & (at_column < x.w))
     mask = np.where(np.stack(inside), np.int32(-1), np.int32(0)).view(np.float32)
-    shifts = np.array([dy // sy * y.w + dx // sx for dy, dx in plan.copies], np.int32)
-    ends = f"{len(plan.copies)}, {plan.plane}, {plan.vectors}"
+    shifts = np.array([begin + dy // sy * y.w + dx // sx for dy, dx in plan.copies], np.int32)
+    ends = f"{len(plan.copies)}, {plan.plane}, {vectors}"
     if sy == 1:
         tables = f"{program.array(shifts)}, {program.array(mask)}"
         return f"nw_lower_flat({target}, {source}, {x.plane}, {channels}, {tables}, {ends});"
@@ -203,21 +229,16 @@ def _flat(layer: Convolved, plan: Lowering, program: Program, target: str, sourc
 
 
 def _direct(layer: Convolved, plan: Lowering, program: Program, kernel: _Kernel, shares: int) -> list[str]:
-    """Blocks of a 1x1 convolution, equal ones in a loop, shared out among ``shares`` threads."""
+    """Blocks of a 1x1 convolution, equal ones in a loop, its pixels shared out among ``shares`` threads."""
     unit, lines = program.unit, []
-    sizes = blocks(plan.vectors, layer.choice.most)
-    starts = np.concatenate([[0], np.cumsum(sizes)])
-    for share, (first, last) in enumerate(_shares(len(sizes), shares)):
-        here = []
-        at = first
-        while at < last:
-            run = at
-            while run < last and sizes[run] == sizes[at]:
-                run += 1
-            begin, step = int(starts[at]) * unit, sizes[at] * unit
-            here.append(f"for (int32_t p = {begin}; p < {int(starts[run]) * unit}; p += {step}) {{")
-            here += [kernel.call(sizes[at], f"{layer.x.at} + p", "p", None), "}"]
-            at = run
+    for share, (first, last) in enumerate(even_shares(plan.vectors, shares)):
+        here, at = [], first * unit
+        for size, run in itertools.groupby(blocks(last - first, layer.choice.most)):
+            step = size * unit
+            end = at + step * len(list(run))
+            here.append(f"for (int32_t p = {at}; p < {end}; p += {step}) {{")
+            here += [*kernel.call(size, f"{layer.x.at} + p", "p", None), "}"]
+            at = end
         lines += here if shares == 1 else [f"if (id == {share}) {{", *here, "}"]
     return lines
 
@@ -228,15 +249,9 @@ class _Kernel:
     name: str
     declarations: list[str]
 
-    def call(self, size: int, x: str, start: int | str, where: np.ndarray | None) -> str:
-        """The call over ``size`` blocks that begin at ``x`` in scratch or input and at ``start`` in the output."""
+    def call(self, size: int, x: str, start: int | str, where: np.ndarray | None) -> list[str]:
+        """The statements that run it over ``size`` blocks, from ``x`` (scratch or input) to ``start`` in the output."""
         raise NotImplementedError
-
-
-def _by_thread(values: list[str]) -> str:
-    """The expression that is ``values[id]``."""
-    *others, last = values
-    return "".join(f"id == {number} ? {value} : " for number, value in enumerate(others)) + last
 
 
 class _Sparse(_Kernel):
@@ -248,7 +263,7 @@ class _Sparse(_Kernel):
             return np.array([plan.offset(c, ky, kx, x.plane) for c in range(x.c)], np.int64)
 
         found, chunks, unit = pack.entries(op.weight, op.groups, offset_of), layer.choice.chunks, program.unit
-        self.wide = not pack.fits_16_bits(found, x.c, chunks, unit)
+        self.wide, self.sets = not pack.fits_16_bits(found, x.c, chunks, unit), layer.sets(unit)
         counts = np.bincount(found.row, minlength=found.rows)
         bounds = itertools.pairwise(pack.equal_shares(counts, shares, ROW_WORK))
         tables = [
@@ -257,11 +272,11 @@ class _Sparse(_Kernel):
         ]
         self.name = f"sparse {plan.kind}, {layer.choice.most} blocks, {chunks} chunks"
         self.declarations = [
-            f"const char *table = {_by_thread(tables)};",
+            f"const char *table = {by_thread(tables)};",
             f"const float *bias = {program.array(bias_of(op))};",
         ]
 
-    def call(self, size: int, x: str, start: int | str, where: np.ndarray | None) -> str:
+    def call(self, size: int, x: str, start: int | str, where: np.ndarray | None) -> list[str]:
         layer, plan = self.layer, self.plan
         place = "(k) * NW_U"
         if plan.kind == "phased" and plan.per_row <= size:
@@ -271,7 +286,7 @@ class _Sparse(_Kernel):
             f"spmm_{size}",
             NV=size,
             EACH=size,
-            SETS=sets(size),
+            SETS=self.sets,
             WIDE=int(self.wide),
             RESIDUAL=int(layer.residual is not None),
             ROWS=int(bool(plan.per_row)),
@@ -281,7 +296,7 @@ class _Sparse(_Kernel):
         y, r = layer.y, layer.residual
         residual = f"{r.at} + {start}, {r.geo.plane}" if r else "0, 0"
         places = self.program.array(where) if where is not None else "0"
-        return f"{name}(table, {x}, {y.at} + {start}, {y.geo.plane}, bias, {residual}, {places}, partial);"
+        return [f"{name}(table, {x}, {y.at} + {start}, {y.geo.plane}, bias, {residual}, {places}, partial);"]
 
 
 class _Dense(_Kernel):
@@ -291,18 +306,21 @@ class _Dense(_Kernel):
         rows, channels, height, width = op.weight.shape
         taps = [plan.offset(c, ky, kx, x.plane) for c in range(channels) for ky in range(height) for kx in range(width)]
         self.inputs, self.shares = len(taps), shares
-        bounds = [DENSE_ROWS * number for _, number in _shares(rows // DENSE_ROWS, shares)]
+        bounds = [DENSE_ROWS * number for _, number in even_shares(rows // DENSE_ROWS, shares)]
         weight = pack.dense_rows(op.weight.reshape(rows, -1), DENSE_ROWS)
         self.name = f"dense {plan.kind}"
+        ends = [
+            f"const int32_t from = {by_thread([str(bound) for bound in [0, *bounds[:-1]]])};",
+            f"const int32_t to = {by_thread([str(bound) for bound in bounds])};",
+        ]
         self.declarations = [
-            f"const int32_t from = {_by_thread([str(bound) for bound in [0, *bounds[:-1]]])};",
-            f"const int32_t to = {_by_thread([str(bound) for bound in bounds])};",
+            *(ends if rows >= DENSE_ROWS else []),
             f"const int32_t *taps = {program.array(np.array(taps, np.int32))};",
             f"const float *weight = {program.array(weight)};",
             f"const float *bias = {program.array(bias_of(layer.op))};",
         ]
 
-    def call(self, size: int, x: str, start: int | str, where: np.ndarray | None) -> str:
+    def call(self, size: int, x: str, start: int | str, where: np.ndarray | None) -> list[str]:
         layer, calls = self.layer, []
         rows = len(layer.op.weight)
         y, r = layer.y, layer.residual
@@ -328,4 +346,4 @@ class _Dense(_Kernel):
                 f"weight + (ptrdiff_t)o * {self.inputs}, {y.at} + {start} + (ptrdiff_t)o * {y.geo.plane}, "
                 f"{y.geo.plane}, bias + o, {residual}, {places});"
             )
-        return " ".join(calls)
+        return calls

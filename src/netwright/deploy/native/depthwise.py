@@ -12,8 +12,8 @@ import numpy as np
 
 from netwright.deploy.graph.ir import Conv
 from netwright.deploy.native import pack
-from netwright.deploy.native.layout import HEAD, Geometry, Lowering, blocks, geometry, lower
-from netwright.deploy.native.program import Place, Program, Step, bias_of
+from netwright.deploy.native.layout import HEAD, Lowering, blocks, even_shares, geometry, lower
+from netwright.deploy.native.program import Place, Program, Step, bias_of, by_thread
 
 TAPS_FROM = 1 / 3  # share of zeros from which a filter is a list of taps
 WINDOWS = (3, 5, 7)
@@ -45,6 +45,7 @@ class Depthwise:
         y: Its output.
         residual: What is added, or None.
         expansion: The convolution before, or None.
+        threads: Threads that share it.
     """
 
     op: Conv
@@ -53,6 +54,14 @@ class Depthwise:
     y: Place
     residual: Place | None
     expansion: Expansion | None
+    threads: int = 1
+
+    @property
+    def kept(self) -> int:
+        """Multiply-adds that are done."""
+        own = int(np.count_nonzero(self.op.weight)) * self.y.geo.pixels
+        before = int(np.count_nonzero(self.expansion.op.weight)) * self.x.geo.pixels if self.expansion else 0
+        return own + before
 
     def plan(self, unit: int) -> Lowering:
         """The copy of one channel."""
@@ -85,7 +94,7 @@ class Depthwise:
 
 
 def emit(layer: Depthwise, program: Program, scratch: str) -> None:
-    """Adds the step.
+    """Adds the step. Threads share the rows of the output, as they do the pixels of the 1x1 convolutions around it.
 
     Args:
         layer: What to run.
@@ -94,13 +103,16 @@ def emit(layer: Depthwise, program: Program, scratch: str) -> None:
     """
     op, x, y = layer.op, layer.x.geo, layer.y.geo
     multiplier = len(op.weight) // x.c
-    body = [f"const float *bias = {program.array(bias_of(op))};"]
-    if program.threads == 1:
-        body.append(f"const int32_t from = 0, to = {x.c};")
-    else:
-        bounds = [round(x.c * share / program.threads) for share in range(program.threads + 1)]
-        body.append(f"static const int32_t shares[] = {{{', '.join(map(str, bounds))}}};")
-        body.append("const int32_t from = shares[id], to = shares[id + 1];")
+    by_rows = y.n * y.h >= 2 * layer.threads
+    rows = even_shares(y.n * y.h, layer.threads) if by_rows else [(0, y.n * y.h)] * layer.threads
+    channels = [(0, x.c)] * layer.threads if by_rows else even_shares(x.c, layer.threads)
+    body = [
+        f"const float *bias = {program.array(bias_of(op))};",
+        f"const int32_t from = {by_thread([first for first, _ in channels])};",
+        f"const int32_t to = {by_thread([last for _, last in channels])};",
+        f"const int32_t begin = {by_thread([first for first, _ in rows])};",
+        f"const int32_t end = {by_thread([last for _, last in rows])};",
+    ]
     source = f"{layer.x.at} + (ptrdiff_t)c * {x.plane}"
     per_channel: list[str] = []
     per_image: list[str] = []
@@ -108,7 +120,7 @@ def emit(layer: Depthwise, program: Program, scratch: str) -> None:
     if layer.expansion:
         at = layer.plan(program.unit).scratch(1) if copied else 0
         body.append(f"float *row = {scratch} + {at + HEAD};")
-        declared, per_channel = _expansion(layer.expansion, x, program)
+        declared, per_channel = _expansion(layer, layer.expansion, rows, program)
         body += declared
         source = "row"
     if copied:
@@ -117,29 +129,32 @@ def emit(layer: Depthwise, program: Program, scratch: str) -> None:
         body.append(f"const int32_t *copies = {program.array(np.array(plan.copies, np.int32).ravel())};")
         per_image.append(
             f"nw_lower(s, {source} + n * {x.h * x.w}, 0, 1, {x.h}, {x.w}, copies, {len(plan.copies)}, {plan.plane}, "
-            f"{plan.pitch}, {plan.width}, {plan.rows}, 0, {1 << 30}, {plan.stride[0]}, {plan.stride[1]});"
+            f"{plan.pitch}, {plan.width}, last - first + {plan.rows - plan.band}, first, {1 << 30}, {plan.stride[0]}, "
+            f"{plan.stride[1]});"
         )
     declared, kernel = (_taps if layer.taps else _window)(layer, program, f"{source} + n * {x.h * x.w}")
     body += [
         *declared,
         "for (int32_t c = from; c < to; ++c) {",
         *per_channel,
-        f"for (int32_t n = 0; n < {x.n}; ++n) {{",
+        f"for (int32_t n = 0; n < {y.n}; ++n) {{",
+        f"const int32_t first = nw_max_int(0, begin - n * {y.h}), last = nw_min_int({y.h}, end - n * {y.h});",
+        # What lies behind a thread's last row is another's.
+        f"const int32_t spare = end == {y.n * y.h} || n * {y.h} + last < end ? NW_U : 0;",
+        "if (first >= last) continue;",
         *per_image,
         f"for (int32_t o = c * {multiplier}; o < (c + 1) * {multiplier}; ++o) {kernel}",
         "}",
         "}",
     ]
-    kept = int(np.count_nonzero(op.weight)) * y.pixels
     what = "depthwise taps" if layer.taps else "depthwise window"
     if layer.expansion:
-        kept += int(np.count_nonzero(layer.expansion.op.weight)) * x.pixels
         what = f"sparse rows, {what}"
-    program.steps.append(Step(layer.path, what, body, kept))
+    program.steps.append(Step(layer.path, what, body, layer.kept, layer.threads == 1))
 
 
 def _target(layer: Depthwise) -> tuple[str, str]:
-    """Expressions of output and residual for channel ``o`` of image ``n``."""
+    """Expressions of output and residual for channel ``o`` of image ``n``, from their first rows on."""
     y, r = layer.y, layer.residual
     size = y.geo.h * y.geo.w
     residual = f"{r.at} + (ptrdiff_t)o * {r.geo.plane} + n * {size}" if r else "0"
@@ -158,7 +173,8 @@ def _window(layer: Depthwise, program: Program, source: str) -> tuple[list[str],
         columns = 2 if y.w > unit else 1
         name = program.kernel("depthwise.c.in", f"depthwise_{side}", COLUMNS=columns, **shared)
         pitch = layer.plan(unit).pitch
-        return body, f"{name}(s, {pitch}, {target}, {y.h}, {y.w}, {weights}, bias[o], {residual});"
+        target, residual = _from_first(layer, target, residual)
+        return body, f"{name}(s, {pitch}, {target}, last - first, {y.w}, spare, {weights}, bias[o], {residual});"
     stride = op.stride[0]
     last = (y.w - 1) // unit * unit
     edges = np.array([0, last - unit, last])[:, None] + np.arange(unit)
@@ -168,7 +184,15 @@ def _window(layer: Depthwise, program: Program, source: str) -> tuple[list[str],
     near = int(last > 0 and not inside[side // 2 :, 1].all())
     body.append(f"const float *mask = {program.array(mask.ravel())};")
     name = program.kernel("depthwise_same.c.in", f"depthwise_{side}_{stride}", S=stride, NEAR=near, **shared)
-    return body, f"{name}({source}, {target}, {x.h}, {x.w}, {y.h}, {y.w}, {weights}, bias[o], mask, {residual});"
+    return body, (
+        f"{name}({source}, {target}, {x.h}, {x.w}, first, last, {y.w}, spare, {weights}, bias[o], mask, {residual});"
+    )
+
+
+def _from_first(layer: Depthwise, target: str, residual: str) -> tuple[str, str]:
+    """The same expressions from row ``first`` on."""
+    ahead = f" + first * {layer.y.geo.w}"
+    return target + ahead, residual + ahead if layer.residual else residual
 
 
 def _taps(layer: Depthwise, program: Program, source: str) -> tuple[list[str], str]:
@@ -187,16 +211,18 @@ def _taps(layer: Depthwise, program: Program, source: str) -> tuple[list[str], s
         f"const int32_t *taps = {program.array(np.broadcast_to(shifts, weight.shape)[kept])};",
         f"const int32_t *ends = {program.array(np.append(0, np.cumsum(kept.sum(1))).astype(np.int32))};",
     ]
-    target, residual = _target(layer)
+    target, residual = _from_first(layer, *_target(layer))
     return body, (
-        f"{name}(s, {plan.pitch}, {target}, {y.h}, {y.w}, weight + ends[o], taps + ends[o], ends[o + 1] - ends[o], "
-        f"bias[o], {residual});"
+        f"{name}(s, {plan.pitch}, {target}, last - first, {y.w}, spare, weight + ends[o], taps + ends[o], "
+        f"ends[o + 1] - ends[o], bias[o], {residual});"
     )
 
 
-def _expansion(expansion: Expansion, target: Geometry, program: Program) -> tuple[list[str], list[str]]:
-    """Declarations, and the statements that compute channel ``c`` of the expansion into ``row``."""
-    op, x = expansion.op, expansion.x
+def _expansion(
+    layer: Depthwise, expansion: Expansion, rows: list[tuple[int, int]], program: Program
+) -> tuple[list[str], list[str]]:
+    """Declarations, and the statements that compute what a thread reads of channel ``c`` of the expansion."""
+    op, x, unit = expansion.op, expansion.x, program.unit
     found = pack.entries(op.weight, op.groups, lambda ky, kx: np.arange(x.geo.c, dtype=np.int64) * x.geo.plane)
     counts = np.bincount(found.row, minlength=found.rows)
     body = [
@@ -205,13 +231,27 @@ def _expansion(expansion: Expansion, target: Geometry, program: Program) -> tupl
         f"const int32_t *rows = {program.array(np.append(0, np.cumsum(counts)).astype(np.int32))};",
         f"const float *shift = {program.array(bias_of(op))};",
     ]
-    sizes = blocks(-(-target.pixels // program.unit), expansion.most)
-    loop, at = [], 0
-    for size in sorted(set(sizes), reverse=True):
-        name = program.kernel("row.c.in", f"row_{size}", NV=size, EACH=size, ACT=op.act)
-        loop.append(
-            f"{name}(offsets + rows[c], values + rows[c], rows[c + 1] - rows[c], {x.at} + {at}, row + {at}, shift[c], "
-            f"{sizes.count(size)});"
-        )
-        at += sizes.count(size) * size * program.unit
+    loop: list[str] = []
+    for share, ends in enumerate(rows):
+        first, last = _pixels_read(layer, *ends) if layer.threads > 1 else (0, layer.x.geo.pixels)
+        at = first // unit * unit
+        sizes = blocks(-(-(last - at) // unit), expansion.most)
+        calls = []
+        for size in sorted(set(sizes), reverse=True):
+            name = program.kernel("row.c.in", f"row_{size}", NV=size, EACH=size, ACT=op.act)
+            calls.append(
+                f"{name}(offsets + rows[c], values + rows[c], rows[c + 1] - rows[c], {x.at} + {at}, row + {at}, "
+                f"shift[c], {sizes.count(size)});"
+            )
+            at += sizes.count(size) * size * unit
+        loop += calls if layer.threads == 1 else [f"if (id == {share}) {{", *calls, "}"]
     return body, loop
+
+
+def _pixels_read(layer: Depthwise, first: int, last: int) -> tuple[int, int]:
+    """The range of the input's pixels behind output rows ``first`` to ``last - 1``, counted through all images."""
+    op, x, y = layer.op, layer.x.geo, layer.y.geo
+    top, reach = op.padding[0], (op.weight.shape[2] - 1) * op.dilation[0]
+    begin = max(0, min(x.h - 1, first % y.h * op.stride[0] - top))
+    end = max(begin + 1 if first // y.h == (last - 1) // y.h else 1, (last - 1) % y.h * op.stride[0] - top + reach + 1)
+    return (first // y.h * x.h + begin) * x.w, ((last - 1) // y.h * x.h + min(x.h, end)) * x.w

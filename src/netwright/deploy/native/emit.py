@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from netwright.deploy.graph.ir import Concat, Conv, Graph, Linear, Node
 from netwright.deploy.native import convolution, depthwise, small
-from netwright.deploy.native.choose import Choice, choose, largest
+from netwright.deploy.native.choose import Choice, choose, cost, largest, shared
 from netwright.deploy.native.convolution import Convolved
 from netwright.deploy.native.depthwise import Depthwise, Expansion
 from netwright.deploy.native.layout import Geometry, geometry, is_direct
@@ -22,6 +22,7 @@ from netwright.deploy.native.transposed import without_transposed
 # the second-level cache.
 FUSE_SHARE = 4
 FUSE_BELOW = 40  # non-zeros a row of an expansion up to which its rows are computed one by one
+DEPTHWISE_RATE = 12.0  # multiply-adds a cycle
 Chooser = Callable[[Conv, Geometry, Geometry, Machine], Choice]
 
 
@@ -204,6 +205,21 @@ def _depthwise(
     return Depthwise(node.op, f"{before.path} + {node.path}", x, y, residual, expansion)
 
 
+def _shared_convolution(layer: Convolved, program: Program, machine: Machine) -> Convolved:
+    """The layer with the threads that are worth it."""
+    x, y = layer.x.geo, layer.y.geo
+    cycles, copied = cost(layer.op, x, y, machine, layer.choice), layer.choice.kind != "direct"
+    worth = program.threads > 1 and shared(cycles, layer.kept, x, y, copied=copied)
+    return replace(layer, threads=program.threads if worth else 1)
+
+
+def _shared_depthwise(layer: Depthwise, program: Program) -> Depthwise:
+    """The layer with the threads that are worth it."""
+    source = layer.expansion.x.geo if layer.expansion else layer.x.geo
+    worth = program.threads > 1 and shared(layer.kept / DEPTHWISE_RATE, layer.kept, source, layer.y.geo, copied=False)
+    return replace(layer, threads=program.threads if worth else 1)
+
+
 def _scratch(
     node: Node,
     graph: Graph,
@@ -217,8 +233,9 @@ def _scratch(
     kind = _kind(node, graph)
     if kind in ("convolution", "matrix"):
         draft = _convolved(node, graph, None, Choice(False, "taps", 1, 1, None))
-        choice = choices[node.output] = chooser(draft.op, draft.x.geo, draft.y.geo, machine)
-        return convolution.scratch_floats(_convolved(node, graph, None, choice), program)
+        choices[node.output] = chooser(draft.op, draft.x.geo, draft.y.geo, machine)
+        layer = _convolved(node, graph, None, choices[node.output])
+        return convolution.scratch_floats(_shared_convolution(layer, program, machine), program)
     if kind == "depthwise":
         return _depthwise(node, graph, None, machine, expansions).scratch(program.unit)
     return 0
@@ -235,9 +252,11 @@ def _emit(
 ) -> None:
     kind = _kind(node, layout.graph)
     if kind in ("convolution", "matrix"):
-        convolution.emit(_convolved(node, layout.graph, layout, choices[node.output]), program, work)
+        layer = _convolved(node, layout.graph, layout, choices[node.output])
+        convolution.emit(_shared_convolution(layer, program, machine), program, work)
     elif kind == "depthwise":
-        depthwise.emit(_depthwise(node, layout.graph, layout, machine, expansions), program, work)
+        channelwise = _depthwise(node, layout.graph, layout, machine, expansions)
+        depthwise.emit(_shared_depthwise(channelwise, program), program, work)
     elif kind == "vector":
         small.vector(node, layout, program)
     else:

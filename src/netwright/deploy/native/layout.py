@@ -225,6 +225,17 @@ def _apart(floats: int) -> int:
     return LINE * (lines if lines <= 24 else lines | 1)
 
 
+def even_shares(number: int, shares: int) -> list[tuple[int, int]]:
+    """Cuts ``number`` things into consecutive shares as equal as can be: first, and one behind the last, of each.
+
+    Example:
+        >>> even_shares(7, 2)
+        [(0, 4), (4, 7)]
+    """
+    bounds = [round(number * share / shares + 1e-9) for share in range(shares + 1)]
+    return list(itertools.pairwise(bounds))
+
+
 def blocks(vectors: int, most: int) -> list[int]:
     """Cuts ``vectors`` into nearly equal blocks of at most ``most``: the sizes, larger ones first.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 
@@ -60,6 +60,19 @@ class Place:
 def bias_of(op: Conv | Linear) -> np.ndarray:
     """One number a row, zeros where the network has none."""
     return np.zeros(len(op.weight), np.float32) if op.bias is None else op.bias.astype(np.float32)
+
+
+def by_thread(values: Sequence[object]) -> str:
+    """The C expression that is ``values[id]``.
+
+    Example:
+        >>> by_thread([0, 7]), by_thread([3, 3])
+        ('id == 0 ? 0 : 7', '3')
+    """
+    *others, last = values
+    if all(value == last for value in others):
+        return str(last)
+    return "".join(f"id == {number} ? {value} : " for number, value in enumerate(others)) + str(last)
 
 
 @dataclass
@@ -165,7 +178,7 @@ class Program:
             parts.append(
                 f"/* {step.path or 'network'}: {step.what} */\n"
                 f"static void nw_step_{place}(const char *t, float *m, int id) {{\n"
-                f"{guard}  (void)t, (void)id;\n{body}\n}}"
+                f"{guard}  (void)t, (void)m, (void)id;\n{body}\n}}"
             )
         table = ", ".join(f"nw_step_{place}" for place in range(len(self.steps)))
         parts.append(
