@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from netwright.deploy.graph import capture, optimise
 from netwright.deploy.graph.ir import Activation, Conv, Graph, Node
 from netwright.deploy.graph.reference import run
 from netwright.deploy.native.build import COMPILERS
-from netwright.deploy.native.choose import Choice, candidates, choose, largest
+from netwright.deploy.native.choose import Choice, candidates, choose, largest, shared
 from netwright.deploy.native.layout import geometry, is_direct
 from netwright.deploy.native.machine import Machine, this_machine
 from netwright.deploy.native.runtime import Network
@@ -201,6 +202,65 @@ def test_any_number_of_threads_gives_the_same_bits(threads):
     for _ in range(3):
         for ours, theirs in zip(layers.run(this_machine().unit, threads), once, strict=True):
             assert np.array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_threads_share_the_rows_of_a_depthwise_convolution(unit):
+    layers, rng = Layers(), np.random.default_rng(6)
+    shapes = [(1, 5, 7, 7), (2, 5, 9, 6), (3, 4, 14, 14), (1, 3, 5, 40), (2, 3, 1, 9), (1, 2, 28, 33)]
+    for number, (shape, kernel, stride) in enumerate(itertools.product(shapes, (3, 5, 7), (1, 2))):
+        dilation = 2 if number % 5 == 4 else 1
+        more = {"stride": (stride, stride), "dilation": (dilation, dilation), "groups": shape[1]}
+        for density, padding in ((1.0, dilation * (kernel // 2)), (1.0, dilation * (kernel - 1)), (0.4, kernel // 2)):
+            span = dilation * (kernel - 1) + 1
+            if min(shape[2:]) + 2 * padding < span:
+                continue
+            op, out = conv(rng, shape, shape[1] * (1 + number % 2), kernel, density, padding=(padding,) * 4, **more)
+            layers.add(op, shape, out, None, residual=number % 3 == 0, seed=number)
+    once = layers.run(unit)
+    assert_close(once, layers.expected(), layers)
+    for threads in (2, 3):
+        for ours, theirs in zip(layers.run(unit, threads), once, strict=True):
+            assert np.array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("kernel", "stride", "images"), [(3, 1, 1), (3, 2, 2), (5, 1, 2), (5, 2, 1)])
+def test_threads_compute_the_rows_of_an_expansion_that_they_read(kernel, stride, images):
+    source = torch.Generator().manual_seed(7)
+    layers = [
+        torch.nn.Conv2d(6, 24, 1),
+        torch.nn.ReLU6(),
+        torch.nn.Conv2d(24, 24, kernel, stride, kernel // 2, groups=24),
+        torch.nn.Conv2d(24, 8, 1),
+    ]
+    module = torch.nn.Sequential(*layers).eval()
+    with torch.no_grad():
+        for layer in (module[0], module[3]):
+            layer.weight *= torch.rand(layer.weight.shape, generator=source) < 0.5
+    x = torch.randn(images, 6, 18, 21, generator=source)
+    graph, found = optimise(capture(module, x)), []
+    for threads in (1, 2, 3):
+        network = Network(graph, threads, machine=dataclasses.replace(this_machine(), l2_bytes=4096))
+        assert any("sparse rows" in kernel for _, kernel, _ in network.steps)
+        y = np.empty(network.outputs[0], np.float32)
+        network([x.numpy().ctypes.data], [y.ctypes.data])
+        found.append(y)
+    with torch.no_grad():
+        wanted = module.double()(x.double()).numpy()
+    assert np.abs(found[0] - wanted).max() <= 1e-6 * np.abs(wanted).max()
+    assert np.array_equal(found[0], found[1])
+    assert np.array_equal(found[0], found[2])
+
+
+def test_a_step_is_shared_where_that_pays(monkeypatch):
+    monkeypatch.undo()  # the thresholds of conftest.py
+    small, large = geometry((1, 64, 14, 14)), geometry((1, 64, 56, 56))
+    assert not shared(4e4, 10**9, large, large, copied=True)  # too little work for a barrier
+    assert shared(6e4, 1, small, small, copied=True)
+    assert shared(6e4, 1, large, small, copied=False)
+    moved = 2 * 64 * 14 * 14
+    assert shared(6e4, 25 * moved, small, small, copied=False)
+    assert not shared(6e4, 25 * moved - 1, small, small, copied=False)
 
 
 def test_a_kept_weight_spreads_nan_and_inf_and_a_dropped_one_does_not_exist():

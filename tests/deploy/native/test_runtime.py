@@ -158,9 +158,10 @@ def walled(floats, behind):
 
 PAGES = """
 import numpy as np
-from netwright.deploy.native import runtime
+from netwright.deploy.native import choose, runtime
 from test_runtime import assert_right, graph_of, pruned_graph, walled
 
+choose.SHARED_CYCLES = choose.SHARED_PIXELS = 0
 for behind in (True, False):
     runtime.aligned = lambda floats: walled(floats, behind)
     for made in (pruned_graph(), graph_of(1), graph_of(2)):

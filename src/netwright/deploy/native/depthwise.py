@@ -140,7 +140,7 @@ def emit(layer: Depthwise, program: Program, scratch: str) -> None:
         f"for (int32_t n = 0; n < {y.n}; ++n) {{",
         f"const int32_t first = nw_max_int(0, begin - n * {y.h}), last = nw_min_int({y.h}, end - n * {y.h});",
         # What lies behind a thread's last row is another's.
-        f"const int32_t spare = end == {y.n * y.h} || n * {y.h} + last < end ? NW_U : 0;",
+        f"const int32_t spare = end == {y.n * y.h} ? NW_U : nw_min_int(NW_U, (end - n * {y.h} - last) * {y.w});",
         "if (first >= last) continue;",
         *per_image,
         f"for (int32_t o = c * {multiplier}; o < (c + 1) * {multiplier}; ++o) {kernel}",
