@@ -1,0 +1,224 @@
+"""Verbs about data and runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from netwright.cli.common import (
+    Debug,
+    Download,
+    DropUnknown,
+    Jobs,
+    Json,
+    Quiet,
+    RunPath,
+    SkipBroken,
+    command_line,
+    guarded,
+    show,
+)
+from netwright.console import UserError
+
+PICTURES = (".png", ".svg", ".pdf")
+
+
+def check(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A data set by name, a folder or an .npz file.")],
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Write one picture of each class here (PNG or SVG).")
+    ] = None,
+    skip_broken: SkipBroken = False,
+    drop_unknown: DropUnknown = False,
+    download: Download = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Look at the data and say what is wrong: counts, faults, sizes. Exit 1 when a fault would spoil a run."""
+    with guarded(quiet, debug):
+        from netwright.data import check as look
+
+        if plot is not None and plot.suffix.lower() not in PICTURES:
+            raise UserError(f"--plot must end in {', '.join(PICTURES)}, got {plot.name!r}")
+        report = look(data, skip_broken=skip_broken, drop_unknown=drop_unknown, download=download)
+        if plot is not None:
+            from netwright.storage import atomic_path
+
+            with atomic_path(plot) as temporary:
+                figure = report.plot().figure
+                figure.savefig(temporary, format=plot.suffix.lower().lstrip("."))  # type: ignore[union-attr]
+        show(report, as_json)
+        if report.spoiled:
+            raise typer.Exit(1)
+
+
+def design(
+    data: Annotated[
+        str | None, typer.Argument(metavar="DATA", help="A data set by name, a folder or an .npz file.")
+    ] = None,
+    sparsity: Annotated[float | None, typer.Option(help="Share of weights that are zero, in [0, 1).  [0.95]")] = None,
+    time_budget: Annotated[str | None, typer.Option(help="Wall time, like 90s, 10m or 1h30m.")] = None,
+    accuracy: Annotated[float | None, typer.Option(help="Goal for the test accuracy; exit 1 when missed.")] = None,
+    search: Annotated[str | None, typer.Option(help="dass, darts or random.  [dass]")] = None,
+    space: Annotated[str | None, typer.Option(help="Search space.  [micro-darts]")] = None,
+    pruning: Annotated[str | None, typer.Option(help="magnitude or hydra.  [magnitude]")] = None,
+    baseline: Annotated[str | None, typer.Option(help="Network to compare with.  [mobilenet_v2]")] = None,
+    size: Annotated[int | None, typer.Option(help="Height and width that images are resized to.")] = None,
+    channels: Annotated[int | None, typer.Option(help="Width of the network.")] = None,
+    cells: Annotated[int | None, typer.Option(help="Depth of the network.")] = None,
+    search_channels: Annotated[int | None, typer.Option(help="Width of the supernet.")] = None,
+    search_epochs: Annotated[int | None, typer.Option(help="Epochs of the search.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of training, pruning and fine-tuning together.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples in a step, over all processes.  [64]")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.  [0.1]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random.  [0]")] = None,
+    devices: Annotated[int | None, typer.Option(help="Processes on this machine.  [1]")] = None,
+    nodes: Annotated[int | None, typer.Option(help="Machines.  [1]")] = None,
+    strategy: Annotated[str | None, typer.Option(help="auto, ddp or fsdp.  [auto]")] = None,
+    logger: Annotated[str | None, typer.Option(help="csv, tensorboard or none.  [csv]")] = None,
+    config: Annotated[Path | None, typer.Option(help="A run.json to replay; options given here come first.")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder of the run.  [runs/NAME-DATE]")] = None,
+    jobs: Jobs = 1,
+    skip_broken: SkipBroken = False,
+    drop_unknown: DropUnknown = False,
+    download: Download = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Design a sparse network for DATA: search, train, prune, export, measure, report. The same command goes on."""
+    given: dict[str, Any] = {
+        "data": data,
+        "sparsity": sparsity,
+        "time_budget": time_budget,
+        "accuracy_goal": accuracy,
+        "search": search,
+        "space": space,
+        "pruning": pruning,
+        "baseline": baseline,
+        "size": size,
+        "channels": channels,
+        "cells": cells,
+        "search_channels": search_channels,
+        "search_epochs": search_epochs,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "seed": seed,
+        "devices": devices,
+        "nodes": nodes,
+        "strategy": strategy,
+        "logger": logger,
+        "out": out,
+        "jobs": jobs if jobs != 1 else None,
+        "skip_broken": skip_broken or None,
+        "drop_unknown": drop_unknown or None,
+        "download": download or None,
+    }
+    with guarded(quiet, debug):
+        from netwright.design.distributed import is_main, launch, needs_launch
+        from netwright.design.options import Options, duration, from_config
+        from netwright.design.pipeline import design as run_design
+        from netwright.design.plan import Plan
+        from netwright.design.run import find_folder
+
+        settings = {name: value for name, value in given.items() if value is not None}
+        if time_budget is not None:
+            settings["time_budget"] = duration(time_budget)
+        plan = None
+        if config is not None:
+            saved = from_config(config)
+            replays = {**saved, **settings}
+            same = all(saved.get(n) == v for n, v in settings.items() if n not in ("out", "devices", "nodes", "jobs"))
+            earlier = config.parent / "plan.json"
+            if same and earlier.is_file():
+                plan = Plan.from_dict(json.loads(earlier.read_text()))
+            settings = {**replays, "out": out}
+        if "data" not in settings:
+            raise UserError("DATA is missing", cure="name a data set (digits), a folder or an .npz file")
+        options = Options(**settings)
+        if needs_launch(options.devices, options.nodes):
+            raise typer.Exit(launch(options.devices, options.nodes, sys.argv[1:]))
+        if options.out is None and is_main():
+            folder = find_folder(options)
+            sys.stderr.write(f"run folder: {folder}\n")
+        result = run_design(options=options, plan=plan, command=command_line())
+        if is_main():
+            show(result, as_json, lambda: _told(result.folder))
+            if result.missed and not as_json:
+                sys.stdout.write("missed: " + "; ".join(result.missed) + "\n")
+        if not result.goal_met:
+            raise typer.Exit(1)
+
+
+def _told(folder: str | Path) -> str:
+    from netwright.design.report import build
+    from netwright.page import text_of
+
+    return f"{text_of(build(folder).verdict)}\nreport: {Path(folder) / 'report.html'}\nrun folder: {folder}"
+
+
+def evaluate(
+    run: RunPath,
+    data: Annotated[
+        str | None, typer.Argument(metavar="[DATA]", help="Labelled data; the run's own when left out.")
+    ] = None,
+    skip_broken: SkipBroken = False,
+    download: Download = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Accuracy of a run's network on labelled data, with its 95 % interval."""
+    with guarded(quiet, debug):
+        from netwright.design.use import evaluate_run
+
+        show(evaluate_run(run, data, skip_broken=skip_broken, download=download), as_json)
+
+
+def predict(
+    run: RunPath,
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or one .npy or .npz of images.")
+    ],
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """The class of each image, with its probability."""
+    with guarded(quiet, debug):
+        from netwright.design.use import predict_files
+
+        show(predict_files(run, images), as_json)
+
+
+def report(run: RunPath, as_json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
+    """Write report.html, report.md and report.json of a run, finished or not."""
+    with guarded(quiet, debug):
+        from netwright.design.report import build
+        from netwright.design.run import RunFolder
+
+        RunFolder(run).described()
+        build(run).write(run)
+        if as_json:
+            sys.stdout.write((run / "report.json").read_text())
+        else:
+            show(None, False, lambda: _told(run))
+
+
+def doctor(
+    full: Annotated[bool, typer.Option("--full", help="Show paths too.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Versions, cores, extras, data sets found, write access: what a bug report needs."""
+    with guarded(quiet, debug):
+        from netwright.design.doctor import doctor as examine
+
+        show(examine(full=full), as_json)
