@@ -181,6 +181,16 @@ class TestRefit:
             assert phase.epochs * phase.steps * fitted.step("model") <= phase.limit + 1e-9
         assert fitted.amendments[-1]["why"] == "timed again with the genotype that was found"
 
+    def test_a_width_that_the_first_plan_never_timed(self, machine, data):
+        machine(2e8)
+        chosen = options(200.0)
+        plan = make_plan(chosen, data)
+        machine(2e13)
+        left = 4 * (total(plan, "model") + total(plan, "baseline"))
+        fitted = refit(plan, chosen, data, spaces.get(chosen.space).random(stream(5, "x")), left)
+        assert f"model {fitted.model['channels']}" not in plan.step_seconds
+        assert fitted.step("model") == fitted.step_seconds[f"found model {fitted.model['channels']}"]
+
     def test_what_the_search_left_makes_the_network_larger(self, machine, data):
         machine(2e9)
         chosen = options(120.0)

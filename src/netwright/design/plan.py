@@ -100,7 +100,8 @@ class Plan(Result):
         if network == "baseline":
             return self.step_seconds["baseline"]
         key = f"model {self.model['channels']}"
-        return self.step_seconds.get(f"found {key}", self.step_seconds[key])
+        found = f"found {key}"  # a width that was timed after the search alone has no other entry
+        return self.step_seconds[found if found in self.step_seconds else key]
 
     def amended(self, what: str, why: str, **changes: Any) -> Plan:
         """This plan with a change, and the change on record."""
