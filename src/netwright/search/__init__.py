@@ -28,12 +28,17 @@ _NAMES = {
     "Choice": "supernet",
     "Gate": "supernet",
     "MaskedGate": "supernet",
+    "FixedGate": "supernet",
     "SoftmaxGate": "supernet",
     "Supernet": "supernet",
     "Space": "spaces",
     "Network": "spaces.network",
     "Selector": "selection",
     "ArgmaxSelector": "selection",
+    "PerturbationSelector": "perturbation",
+    "op_strengths": "perturbation",
+    "edge_strengths": "perturbation",
+    "discretisation_accuracy": "perturbation",
     "MagnitudeSelector": "selection",
     "FirstOrder": "bilevel",
     "SecondOrder": "bilevel",
@@ -52,7 +57,7 @@ _NAMES = {
     "SearchResult": "result",
 }
 _MODULES: tuple[str, ...] = ("bilevel", "darts", "dass", "drawing", "genotype", "lightning", "objective")
-_MODULES += ("random_search", "result", "searcher", "selection", "spaces", "stages", "supernet")
+_MODULES += ("perturbation", "random_search", "result", "searcher", "selection", "spaces", "stages", "supernet")
 
 if TYPE_CHECKING:
     from netwright.search.bilevel import FirstOrder, SecondOrder
@@ -62,6 +67,12 @@ if TYPE_CHECKING:
     from netwright.search.genotype import DARTS_V1, DARTS_V2, DASS_90, DASS_95, DASS_99, CellGenotype, Genotype
     from netwright.search.lightning import SearchModule
     from netwright.search.objective import CostPenalty, Objective, TaskLoss
+    from netwright.search.perturbation import (
+        PerturbationSelector,
+        discretisation_accuracy,
+        edge_strengths,
+        op_strengths,
+    )
     from netwright.search.random_search import RandomSearch, uniform_genotypes
     from netwright.search.result import SearchResult
     from netwright.search.searcher import EpochEnd, Searcher
@@ -69,7 +80,7 @@ if TYPE_CHECKING:
     from netwright.search.spaces import Space
     from netwright.search.spaces.network import Network
     from netwright.search.stages import Stage
-    from netwright.search.supernet import Choice, Gate, MaskedGate, SoftmaxGate, Supernet
+    from netwright.search.supernet import Choice, FixedGate, Gate, MaskedGate, SoftmaxGate, Supernet
 
 __all__ = [
     "DARTS",
@@ -87,12 +98,14 @@ __all__ = [
     "DASSStages",
     "EpochEnd",
     "FirstOrder",
+    "FixedGate",
     "Gate",
     "Genotype",
     "MagnitudeSelector",
     "MaskedGate",
     "Network",
     "Objective",
+    "PerturbationSelector",
     "RandomSearch",
     "SearchModule",
     "SearchResult",
@@ -104,8 +117,11 @@ __all__ = [
     "Stage",
     "Supernet",
     "TaskLoss",
+    "discretisation_accuracy",
     "draw",
+    "edge_strengths",
     "method",
+    "op_strengths",
     "uniform_genotypes",
 ]
 

@@ -94,6 +94,36 @@ class MaskedGate(Gate):
         return choice.mix(x, self.weights(alpha, choice.training), running=self.mask)
 
 
+class FixedGate(Gate):
+    """A decision: one candidate with coefficient 1, or none at all, which gives a zero tensor; alpha has no part in it.
+
+    Args:
+        index: The candidate; None for none.
+        candidates: How many there are.
+
+    Raises:
+        ValueError: If there is no such candidate.
+
+    Example:
+        >>> FixedGate(1, 3).weights(torch.zeros(3), training=True)
+        tensor([0., 1., 0.])
+    """
+
+    def __init__(self, index: int | None, candidates: int) -> None:
+        if index is not None and not 0 <= index < candidates:
+            raise ValueError(f"index must lie in [0, {candidates}), got {index}")
+        self.index = index
+        self.mask = tuple(number == index for number in range(candidates))
+
+    def weights(self, alpha: Tensor, training: bool) -> Tensor:
+        """One at the candidate, zero elsewhere."""
+        return alpha.new_tensor(self.mask)
+
+    def forward(self, choice: Choice, x: Tensor, alpha: Tensor) -> Tensor:
+        """The candidate's output."""
+        return choice.mix(x, self.weights(alpha, choice.training), running=self.mask)
+
+
 class Choice(nn.Module):
     """A mixed operation: candidates of equal input and output shape, one of which a derivation keeps.
 

@@ -110,6 +110,19 @@ class Space:
         cell = math.prod(math.comb(node + 2, 2) * len(self.choosable) ** 2 for node in range(self.nodes))
         return cell ** len(self.cell_types)
 
+    def incoming(self) -> dict[tuple[str, int], tuple[str, ...]]:
+        """Keys of the edges into every intermediate node, by cell type and node, of which a derivation keeps two.
+
+        Example:
+            >>> get("micro-darts-2-shared").incoming()["normal", 0]
+            ('normal_0_2', 'normal_1_2')
+        """
+        return {
+            (cell, state - 2): tuple(edge_key(cell, predecessor, state) for predecessor in range(state))
+            for cell in self.cell_types
+            for state in range(2, self.nodes + 2)
+        }
+
     def reduction_cells(self, cells: int) -> frozenset[int]:
         """Indices of the reduction cells among ``cells``.
 

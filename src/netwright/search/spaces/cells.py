@@ -11,7 +11,7 @@ and all cells of one type share their alphas.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -26,6 +26,9 @@ from netwright.seeding import seeded
 
 if TYPE_CHECKING:
     from netwright.search.spaces import Space
+
+
+State = tuple[int, Tensor, Tensor]
 
 
 class MixedCell(nn.Module):
@@ -44,10 +47,14 @@ class MixedCell(nn.Module):
                 key = edge_key(cell, predecessor, state)
                 self.edges.append(Choice(candidates, key=key, gate=gate, stride=stride))
 
+    def choices(self) -> Iterator[Choice]:
+        """Its edges, node by node."""
+        return cast(Iterator[Choice], iter(self.edges))
+
     def forward(self, s0: Tensor, s1: Tensor, arch: nn.ParameterDict) -> Tensor:
         """The concatenated nodes; ``arch`` holds alpha by key."""
         states = self.inputs(s0, s1)
-        edges = cast(Iterator[Choice], iter(self.edges))
+        edges = self.choices()
         for _ in range(self.nodes):
             incoming = [choice(x, arch[choice.key]) for x, choice in zip(tuple(states), edges, strict=False)]
             states.append(functools.reduce(torch.add, incoming))
@@ -81,8 +88,21 @@ class CellSupernet(Supernet):
 
     def forward(self, x: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch classes"]:
         """The logits."""
+        return self.resume(self.prefix(x, ()))
+
+    def prefix(self, x: Float[Tensor, "batch in_channels height width"], keys: Collection[str]) -> State:
+        """The number of the first cell with one of these keys, and its two inputs; number 0 when there are no keys."""
         self.input_shape = tuple(x.shape[1:])
         s0, s1 = self.stem(x)
-        for cell in self.cells:
+        cells = cast(list[MixedCell], list(self.cells))
+        first = next((n for n, cell in enumerate(cells) if any(c.key in keys for c in cell.choices())), 0)
+        for cell in cells[:first]:
+            s0, s1 = s1, cell(s0, s1, self.arch)
+        return first, s0, s1
+
+    def resume(self, state: State) -> Float[Tensor, "batch classes"]:
+        """The logits from there on."""
+        first, s0, s1 = state
+        for cell in self.cells[first:]:
             s0, s1 = s1, cell(s0, s1, self.arch)
         return self.classifier(s1.mean((2, 3)))
