@@ -307,3 +307,16 @@ def test_bad_input():
             parameter.data.fill_(torch.nan)
     with pytest.raises(FloatingPointError, match="loss must be finite"):
         op_strengths(supernet, batches(), (1, 2), "normal")
+
+
+def test_noise_costs_accuracy_and_scores_repeat():
+    space = spaces.get("micro-darts-s4")
+    supernet = space.supernet(1, 3, channels=2, seed=4)
+    torch.manual_seed(0)
+    first = op_strengths(supernet, batches(), (0, 2))
+    after = torch.rand(3)
+    assert torch.equal(first, op_strengths(supernet, batches(), (0, 2)))
+    torch.manual_seed(0)
+    assert torch.equal(after, torch.rand(3))  # the caller's generator is where it was
+    made = PerturbationSelector(tune_epochs=1).select(supernet, batches(), batches(seed=1))
+    assert made.space == "micro-darts-s4"

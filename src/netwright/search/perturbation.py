@@ -32,7 +32,7 @@ from netwright.search.searcher import Searcher
 from netwright.search.spaces import edge_key
 from netwright.search.stages import Stage
 from netwright.search.supernet import Choice, FixedGate, Gate
-from netwright.seeding import stream
+from netwright.seeding import seeded, stream
 
 if TYPE_CHECKING:
     from netwright.search.genotype import Genotype
@@ -136,12 +136,14 @@ def _measure(
         stack.enter_context(frozen_statistics(supernet))
         stack.enter_context(torch.no_grad())
         supernet.train()
-        for batch in itertools.islice(validation, max_batches):
+        for place, batch in enumerate(itertools.islice(validation, max_batches)):
             x, labels = to_device(batch, device)[:2]
-            state = x if shared is None else shared.prefix(x, variants)
+            with seeded(0, "perturbation", place):
+                state = x if shared is None else shared.prefix(x, variants)
             for variant, chosen_gates in enumerate(gates):
                 _restore(chosen_gates, {})
-                logits = supernet(state) if shared is None else shared.resume(state)
+                with seeded(0, "perturbation", place, "rest"):  # the same draws for all
+                    logits = supernet(state) if shared is None else shared.resume(state)
                 right[variant] += int((logits.argmax(-1) == labels).sum())
                 loss[variant] += float(functional.cross_entropy(logits, labels, reduction="sum"))
             seen += len(labels)

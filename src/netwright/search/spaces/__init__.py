@@ -344,3 +344,15 @@ for _nodes, _two in ((3, ""), (2, "-2")):
                 shared=_shared,
             )
         )
+
+# Spaces on which DARTS fails: S2 to S4 of Zela et al., ICLR 2020, arXiv:1909.09656, and the one without `none` in which
+# DARTS-PT (arXiv:2108.04392) selects.
+FAILURES = {
+    "s2": ("skip_connect", "sep_conv_3x3"),
+    "s3": ("none", "skip_connect", "sep_conv_3x3"),
+    "s4": ("noise", "sep_conv_3x3"),
+}
+register(Space("darts-pt", tuple(name for name in DARTS_PRIMITIVES if name != "none"), nodes=4, channels=16, cells=8))
+for _name, _primitives in FAILURES.items():
+    register(Space(f"darts-{_name}", _primitives, nodes=4, channels=16, cells=8))
+    register(Space(f"micro-darts-{_name}", _primitives, nodes=3, channels=8, cells=3, reductions="middle"))

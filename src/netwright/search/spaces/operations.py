@@ -1,7 +1,7 @@
 """The primitives of cell spaces, by name.
 
-The eight operations of Liu, Simonyan and Yang, "DARTS", 2019, arXiv:1806.09055. Each maps C channels to C channels at
-stride s, (B, C, H, W) -> (B, C, ceil(H/s), ceil(W/s)), at any size from 1x1 on, odd ones included.
+The eight operations of Liu, Simonyan and Yang, "DARTS", 2019, arXiv:1806.09055, and noise. Each maps C channels to C
+channels at stride s, (B, C, H, W) -> (B, C, ceil(H/s), ceil(W/s)), at any size from 1x1 on, odd ones included.
 """
 
 from __future__ import annotations
@@ -41,6 +41,26 @@ class Zero(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Zeros of the output's shape."""
         return torch.zeros_like(x[..., :: self.stride, :: self.stride])
+
+
+class Noise(nn.Module):
+    """Standard normal numbers of the output's shape, whatever the input: an operation that can only do harm.
+
+    Of space S4 of Zela et al., "Understanding and Robustifying Differentiable Architecture Search", ICLR 2020,
+    arXiv:1909.09656. Drawn from torch's global generator, in evaluation mode too.
+
+    Example:
+        >>> Noise(2)(torch.ones(1, 3, 5, 4)).shape
+        torch.Size([1, 3, 3, 2])
+    """
+
+    def __init__(self, stride: int = 1) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Numbers that know nothing of ``x`` but its shape."""
+        return torch.randn_like(x[..., :: self.stride, :: self.stride])
 
 
 class Rectified(nn.Module):
@@ -139,6 +159,7 @@ OPERATIONS: dict[str, Callable[[int, int, bool], nn.Module]] = {
     "sep_conv_5x5": _sep_conv(5),
     "dil_conv_3x3": _dil_conv(3),
     "dil_conv_5x5": _dil_conv(5),
+    "noise": lambda c, stride, search: Noise(stride),
 }
 """Name -> factory ``(channels, stride, search)``; a space may add its own."""
 
