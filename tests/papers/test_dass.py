@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from netwright.nn.sparse import init_scores, kept_count, sparsify, sparsity_report, to_dense
-from netwright.papers import dass
+from netwright.papers import dass, small_images
 from netwright.papers.run import reproduce
 from netwright.search import spaces
 from netwright.search.genotype import DASS_99, Genotype
@@ -91,7 +91,7 @@ def test_initial_weights_depend_on_the_seed_alone():
 
 
 def test_data_is_pooled_padded_and_disjoint():
-    parts, normalise = dass._data(0, 60, 30, 50)
+    parts, normalise = small_images.parts(0, 60, 30, 50)
     assert {name: tuple(part.images.shape) for name, part in parts.items()} == {
         "train": (60, 1, 16, 16),
         "validation": (30, 1, 16, 16),

@@ -239,3 +239,15 @@ def test_the_source_digest_sees_every_file(monkeypatch, tmp_path):
     provenance.commit.cache_clear()
     assert provenance.commit().startswith("version ")
     provenance.commit.cache_clear()
+
+
+def test_arms_by_seed_give_every_seed_its_own_arguments(tmp_path):
+    run = Run("dass", fast=True, seeds=2, out=tmp_path)
+    found = run.arms_by_seed({"a": [[1], [2]], "b": [[10], [20]]}, _sum)
+    assert found == {"a": {"sum": [1, 3]}, "b": {"sum": [10, 21]}}
+    with pytest.raises(ValueError, match="arm 'a' must have arguments for 2 seeds, got 1"):
+        run.arms_by_seed({"a": [[1]]}, _sum)
+
+
+def _sum(seed, value):
+    return {"sum": seed + value}

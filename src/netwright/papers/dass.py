@@ -21,14 +21,13 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from netwright.papers import small_images
 from netwright.papers.evidence import Evidence, Verdict, compare, decide, mean, paired_difference
 from netwright.papers.index import Claim, Paper
 from netwright.papers.run import Arms, Run
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-    from netwright.data import Normalise, TensorImages
 
 CARD = Paper(
     slug="dass",
@@ -144,16 +143,14 @@ def reproduce(run: Run) -> Evidence:
     families = _families(run, cells, densities)
     rates = {name: LEARNING_RATES[1] for name in families} if run.fast else _rates(run, families, images, train)
 
-    arms: Arms = {}
-    for seed_place, seed in enumerate(run.seeds):
-        wanted = {
-            _arm(name, k): [genotypes[k][seed_place], k, rates[name], images, test, train]
+    arms = run.arms_by_seed(
+        {
+            _arm(name, k): [[genotype, k, rates[name], images, test, train] for genotype in genotypes[k]]
             for name, genotypes in families.items()
             for k in genotypes
-        }
-        for name, metrics in run.arms(wanted, _train, seeds=[seed]).items():
-            for metric, values in metrics.items():
-                arms.setdefault(name, {}).setdefault(metric, []).extend(values)
+        },
+        _train,
+    )
     for name, metrics in cells.items():
         arms[f"search: {name}"] = metrics
     arms["latency"] = run.arms({"latency": [rounds, 1 if run.fast else 2]}, _latency, seeds=[0])["latency"]
@@ -193,27 +190,6 @@ def _rates(run: Run, families: dict[str, dict[float, list[Any]]], images: Sizes,
     return best
 
 
-@functools.lru_cache(maxsize=2)
-def _data(seed: int, train: int, held_out: int, test: int) -> tuple[dict[str, TensorImages], Normalise]:
-    """The three parts, pooled to 14x14 and padded to 16x16, and the statistics of the training part."""
-    from torch.nn import functional
-
-    from netwright.data import Normalise, TensorImages, load, split_train, subset
-
-    def small(part: Any, chosen: Tensor) -> TensorImages:
-        pooled = functional.avg_pool2d(part.images[chosen].float(), 2).round().byte()
-        return TensorImages(functional.pad(pooled, (1, 1, 1, 1)), part.labels[chosen])
-
-    data = load("fashion-mnist")
-    used = subset(data.train, train + held_out, seed=seed)
-    rest, held = split_train(data.train.labels[used], held_out / (train + held_out), seed=seed)
-    parts = {"train": small(data.train, used[rest]), "validation": small(data.train, used[held])}
-    if test:
-        parts["test"] = small(data.test, subset(data.test, test, seed=0))
-    pixels = parts["train"].images.float() / 255
-    return parts, Normalise((float(pixels.mean()),), (float(pixels.std()),))
-
-
 def _search(seed: int, density: float | None, images: Sizes, stages: Sizes) -> dict[str, Any]:
     """Searches with DASS at a density, or with DARTS."""
     from netwright.data import Batches
@@ -221,7 +197,7 @@ def _search(seed: int, density: float | None, images: Sizes, stages: Sizes) -> d
     from netwright.search.darts import DARTS
     from netwright.search.dass import DASS, DASSStages
 
-    parts, normalise = _data(seed, *images, 0)
+    parts, normalise = small_images.parts(seed, *images, 0)
     supernet = spaces.get(SPACE).supernet(in_channels=1, num_classes=10, seed=seed)
     halves = [
         Batches(parts[name], BATCH, seed=seed, normalise=normalise, name=name) for name in ("train", "validation")
@@ -256,7 +232,7 @@ def _train(
     from netwright.train.fit import Classifier, evaluate, fit
     from netwright.train.schedules import CosineProgress
 
-    parts, normalise = _data(seed, *images, test)
+    parts, normalise = small_images.parts(seed, *images, test)
     network = _network(genotype, seed)
     parameters = sum(p.numel() for p in network.parameters())
     figures: dict[str, Any] = {}

@@ -144,6 +144,30 @@ class Run:
             for name, each in rows.items()
         }
 
+    def arms_by_seed(
+        self, arms: Mapping[str, Sequence[Sequence[Any]]], function: Callable[..., Mapping[str, Any]]
+    ) -> Arms:
+        """Arms whose arguments differ from seed to seed: what was found with it, say.
+
+        Args:
+            arms: Name to the arguments for each of the run's seeds.
+            function: As for :meth:`arms`.
+
+        Raises:
+            ValueError: If an arm has not one list of arguments a seed.
+            TypeError: If an argument or a figure is no plain JSON value.
+        """
+        for name, each in arms.items():
+            if len(each) != len(self.seeds):
+                raise ValueError(f"arm {name!r} must have arguments for {len(self.seeds)} seeds, got {len(each)}")
+        found: Arms = {}
+        for place, seed in enumerate(self.seeds):
+            one = self.arms({name: each[place] for name, each in arms.items()}, function, seeds=[seed])
+            for name, metrics in one.items():
+                for metric, values in metrics.items():
+                    found.setdefault(name, {}).setdefault(metric, []).extend(values)
+        return found
+
     def _figures(
         self, wanted: list[tuple[str, int, Sequence[Any]]], function: Callable[..., Any]
     ) -> list[dict[str, Any]]:

@@ -123,7 +123,7 @@ def _measure(
     before = {choice: choice.gate for choice in chosen}
     modes = {module: module.training for module in supernet.modules()}
     device = next(supernet.parameters()).device
-    number = len(next(iter(variants.values())))
+    number = len(next(iter(variants.values()))) if variants else 1
     right = torch.zeros(number, dtype=torch.float64)
     loss = torch.zeros(number, dtype=torch.float64)
     seen = 0
@@ -269,6 +269,17 @@ def discretisation_accuracy(
         accuracy, _ = _measure(supernet, val, {key: torch.ones(1, len(choice))}, max_batches=max_val_batches)
     finally:
         _restore(before, {})
+    return accuracy.item()
+
+
+def supernet_accuracy(supernet: Supernet, val: Iterable[Any], *, max_val_batches: int | None = None) -> float:
+    """Accuracy of a supernet as it is, measured as removals are: in training mode, and nothing is changed.
+
+    Raises:
+        ValueError: If ``val`` is missing.
+        RuntimeError: If there is no batch.
+    """
+    accuracy, _ = _measure(supernet, val, {}, max_batches=max_val_batches)
     return accuracy.item()
 
 

@@ -1,0 +1,39 @@
+"""Fashion-MNIST at 16x16, on which the experiments of the search family run."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from netwright.data import Normalise, TensorImages
+
+
+@functools.lru_cache(maxsize=2)
+def parts(seed: int, train: int, held_out: int, test: int) -> tuple[dict[str, TensorImages], Normalise]:
+    """Training, validation and test part, pooled to 14x14 and padded to 16x16, and the training part's statistics.
+
+    Args:
+        seed: Of the choice of training and validation images; the test images are always the same.
+        train: Training images.
+        held_out: Validation images.
+        test: Test images; with 0 there is no test part.
+    """
+    from torch.nn import functional
+
+    from netwright.data import Normalise, TensorImages, load, split_train, subset
+
+    def small(part: Any, chosen: Tensor) -> TensorImages:
+        pooled = functional.avg_pool2d(part.images[chosen].float(), 2).round().byte()
+        return TensorImages(functional.pad(pooled, (1, 1, 1, 1)), part.labels[chosen])
+
+    data = load("fashion-mnist")
+    used = subset(data.train, train + held_out, seed=seed)
+    rest, held = split_train(data.train.labels[used], held_out / (train + held_out), seed=seed)
+    found = {"train": small(data.train, used[rest]), "validation": small(data.train, used[held])}
+    if test:
+        found["test"] = small(data.test, subset(data.test, test, seed=0))
+    pixels = found["train"].images.float() / 255
+    return found, Normalise((float(pixels.mean()),), (float(pixels.std()),))
