@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -93,15 +93,12 @@ class _Scaled(Gate):
 
     def __init__(self, inner: Gate, factors: Tensor, renormalise: bool) -> None:
         self.inner, self.factors, self.renormalise = inner, factors, renormalise
-        mask = getattr(inner, "mask", [True] * len(factors))
-        self.mask = tuple(kept and bool(factor) for kept, factor in zip(mask, factors.tolist(), strict=True))
+        kept = inner.mask or (True,) * len(factors)
+        self.mask = tuple(runs and bool(factor) for runs, factor in zip(kept, factors.tolist(), strict=True))
 
     def weights(self, alpha: Tensor, training: bool) -> Tensor:
         scaled = self.inner.weights(alpha, training) * self.factors
         return scaled / scaled.sum().clamp_min(torch.finfo(scaled.dtype).tiny) if self.renormalise else scaled
-
-    def forward(self, choice: Choice, x: Tensor, alpha: Tensor) -> Tensor:
-        return choice.mix(x, self.weights(alpha, choice.training), running=self.mask)
 
 
 def _measure(
@@ -129,7 +126,7 @@ def _measure(
     seen = 0
 
     scales = {key: factors.to(device) for key, factors in variants.items()}
-    gates = [{c: _Scaled(before[c], scales[c.key][number], renormalise) for c in chosen} for number in range(number)]
+    gates = [{c: _Scaled(before[c], scales[c.key][row], renormalise) for c in chosen} for row in range(number)]
     shared: Any = supernet if isinstance(supernet, Resumable) else None
     with ExitStack() as stack:
         stack.callback(_restore, before, modes)
@@ -213,7 +210,7 @@ def op_strengths(
         0.0
     """
     key, choice = _open_choice(supernet, edge, cell)
-    factors = torch.cat([torch.ones(1, len(choice)), 1 - torch.eye(len(choice))])
+    factors = _removals(len(choice), range(len(choice)))
     accuracy, _ = _measure(supernet, val, {key: factors}, max_batches=max_val_batches, renormalise=renormalise)
     return accuracy[0] - accuracy[1:]
 
@@ -240,7 +237,7 @@ def edge_strengths(
         RuntimeError: If there is no batch.
     """
     keys = [_key(supernet, (predecessor, node + 2), cell) for predecessor in range(node + 2)]
-    accuracy, _ = _measure(supernet, val, _without(supernet, keys, full=True), max_batches=max_val_batches)
+    accuracy, _ = _measure(supernet, val, _without(supernet, keys), max_batches=max_val_batches)
     return accuracy[0] - accuracy[1:]
 
 
@@ -266,10 +263,9 @@ def discretisation_accuracy(
     before = {each: each.gate for each in fixed}
     try:
         supernet.set_gate(FixedGate(choice.names.index(op), len(choice)), key)
-        accuracy, _ = _measure(supernet, val, {key: torch.ones(1, len(choice))}, max_batches=max_val_batches)
+        return supernet_accuracy(supernet, val, max_val_batches=max_val_batches)
     finally:
         _restore(before, {})
-    return accuracy.item()
 
 
 def supernet_accuracy(supernet: Supernet, val: Iterable[Any], *, max_val_batches: int | None = None) -> float:
@@ -283,15 +279,18 @@ def supernet_accuracy(supernet: Supernet, val: Iterable[Any], *, max_val_batches
     return accuracy.item()
 
 
-def _without(supernet: Supernet, keys: Sequence[str], *, full: bool = False) -> dict[str, Tensor]:
-    """Factors that take away each of some edges in turn; ``full`` begins with all of them there."""
+def _removals(candidates: int, gone: Sequence[int]) -> Tensor:
+    """Factors of one edge: with all candidates, then without each of ``gone``."""
+    return torch.cat([torch.ones(1, candidates), 1 - torch.eye(candidates)[list(gone)]])
+
+
+def _without(supernet: Supernet, keys: Sequence[str]) -> dict[str, Tensor]:
+    """Factors of several edges: with all of them, then without each."""
     choices = supernet.keyed_choices()
-    ahead = int(full)
     found = {}
-    for number, key in enumerate(keys):
-        factors = torch.ones(ahead + len(keys), len(choices[key]))
-        factors[ahead + number] = 0.0
-        found[key] = factors
+    for number, key in enumerate(keys, start=1):
+        found[key] = torch.ones(1 + len(keys), len(choices[key]))
+        found[key][number] = 0.0
     return found
 
 
@@ -386,8 +385,8 @@ class PerturbationSelector:
         tuner = self._tuner(made, train, validation, len(steps), seed)
         with task("select", total=len(steps)) as bar:
             for number, decisions in enumerate(steps):
-                for kind, names in decisions:
-                    (self._operation if kind == "operation" else self._edges)(result, names, validation)
+                for decide, what in decisions:
+                    decide(result, what, validation)
                 if tuner is not None:
                     tuner.train(self.tune_epochs if number + 1 < len(steps) else 1)
                 bar.update(number + 1)
@@ -400,7 +399,7 @@ class PerturbationSelector:
         result.genotype = made.space.genotype(kept)
         return result
 
-    def _steps(self, supernet: Supernet, seed: int) -> list[list[tuple[str, tuple[str, ...]]]]:
+    def _steps(self, supernet: Supernet, seed: int) -> list[list[tuple[Callable[..., None], Any]]]:
         """What is decided before each tuning: an edge of every cell type, in the end a node of each."""
         nodes = supernet.space.incoming() if hasattr(supernet.space, "incoming") else {}
         source = stream(seed, "perturbation", "order")
@@ -415,10 +414,10 @@ class PerturbationSelector:
         for key in supernet.keyed_choices():
             cell = next((cell for (cell, _), keys in nodes.items() if key in keys), "")
             groups.setdefault(cell, []).append(key)
-        edges = [[("operation", (key,)) for key in ordered(keys)] for keys in groups.values()]
+        edges = [[(self._operation, key) for key in ordered(keys)] for keys in groups.values()]
         topology = [
             [
-                ("edges", keys)
+                (self._edges, keys)
                 for keys in ordered([keys for (c, _), keys in nodes.items() if c == cell and len(keys) > 2])
             ]
             for cell in groups
@@ -429,12 +428,11 @@ class PerturbationSelector:
             for together in itertools.zip_longest(*phase)
         ]
 
-    def _operation(self, result: Discretised, names: tuple[str, ...], validation: Iterable[Any]) -> None:
+    def _operation(self, result: Discretised, key: str, validation: Iterable[Any]) -> None:
         """Fixes an edge to the operation that is missed most; ``none`` is no choice."""
-        (key,) = names
         choice = result.supernet.keyed_choices()[key]
         allowed = [number for number, name in enumerate(choice.names) if name != "none"]
-        factors = torch.cat([torch.ones(1, len(choice)), 1 - torch.eye(len(choice))[allowed]])
+        factors = _removals(len(choice), allowed)
         accuracy, loss = self._judge(result, validation, {key: factors})
         worst = min(range(1, len(allowed) + 1), key=lambda n: (*self._quality(accuracy, loss, n), n))
         index = allowed[worst - 1]
@@ -446,7 +444,7 @@ class PerturbationSelector:
         """Leaves a node two edges."""
         left, supernet = list(keys), result.supernet
         while len(left) > 2:
-            accuracy, loss = self._judge(result, validation, _without(supernet, left, full=True))
+            accuracy, loss = self._judge(result, validation, _without(supernet, left))
             # Missed least: removal leaves the best network; of equals the last edge goes.
             ranked = sorted(range(len(left)), key=lambda n: (*self._quality(accuracy, loss, n + 1), n), reverse=True)
             gone = ranked[:1] if self.topology == "greedy" else ranked[: len(left) - 2]

@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from netwright.search.spaces import edge_key
-
 if TYPE_CHECKING:
     from netwright.search.genotype import Genotype
     from netwright.search.supernet import Supernet
@@ -80,16 +78,14 @@ class MagnitudeSelector:
         weights = _weights(supernet)
         space = supernet.space
         decisions: dict[str, str] = {}
-        for cell in space.cell_types:
-            for state in range(2, space.nodes + 2):
-                best = {}
-                for predecessor in range(state):
-                    key = edge_key(cell, predecessor, state)
-                    names, m = weights[key]
-                    allowed = [(-float(m[i]), i) for i, name in enumerate(names) if name != "none"]
-                    strength, index = min(allowed)
-                    best[strength, predecessor] = key, names[index]
-                decisions.update(best[edge] for edge in sorted(best)[:2])
+        for keys in space.incoming().values():
+            best = {}
+            for predecessor, key in enumerate(keys):
+                names, m = weights[key]
+                allowed = [(-float(m[i]), i) for i, name in enumerate(names) if name != "none"]
+                strength, index = min(allowed)
+                best[strength, predecessor] = key, names[index]
+            decisions.update(best[edge] for edge in sorted(best)[:2])
         return space.genotype(decisions)
 
 

@@ -38,7 +38,12 @@ class Gate(ABC):
     """A mixing rule: which candidates of a choice run, and with which weights.
 
     A gate has no parameters of its own; the choices of one key share one ``alpha`` and may share one gate.
+
+    Attributes:
+        mask: One truth value a candidate, whether it runs; None runs all.
     """
+
+    mask: tuple[bool, ...] | None = None
 
     @abstractmethod
     def weights(self, alpha: Float[Tensor, " candidates"], training: bool) -> Float[Tensor, " candidates"]:
@@ -50,8 +55,8 @@ class Gate(ABC):
         x: Float[Tensor, "batch c_in height width"],
         alpha: Float[Tensor, " candidates"],
     ) -> Float[Tensor, "batch c_out height_out width_out"]:
-        """The output of ``choice``: by default all candidates, weighted."""
-        return choice.mix(x, self.weights(alpha, choice.training))
+        """The output of ``choice``: by default the candidates that run, weighted."""
+        return choice.mix(x, self.weights(alpha, choice.training), running=self.mask)
 
 
 class SoftmaxGate(Gate):
@@ -79,6 +84,8 @@ class MaskedGate(Gate):
         tensor([0.5000, 0.0000])
     """
 
+    mask: tuple[bool, ...]
+
     def __init__(self, inner: Gate, mask: Sequence[bool]) -> None:
         self.inner = inner
         self.mask = tuple(bool(kept) for kept in mask)
@@ -88,10 +95,6 @@ class MaskedGate(Gate):
         if len(self.mask) != alpha.numel():
             raise ValueError(f"mask must have one entry for each of {alpha.numel()} candidates, got {len(self.mask)}")
         return self.inner.weights(alpha, training) * alpha.new_tensor(self.mask)
-
-    def forward(self, choice: Choice, x: Tensor, alpha: Tensor) -> Tensor:
-        """The weighted sum of the candidates that the mask keeps."""
-        return choice.mix(x, self.weights(alpha, choice.training), running=self.mask)
 
 
 class FixedGate(Gate):
@@ -118,10 +121,6 @@ class FixedGate(Gate):
     def weights(self, alpha: Tensor, training: bool) -> Tensor:
         """One at the candidate, zero elsewhere."""
         return alpha.new_tensor(self.mask)
-
-    def forward(self, choice: Choice, x: Tensor, alpha: Tensor) -> Tensor:
-        """The candidate's output."""
-        return choice.mix(x, self.weights(alpha, choice.training), running=self.mask)
 
 
 class Choice(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -29,7 +28,7 @@ from netwright.deploy.graph.ir import (
     Reshape,
     Softmax,
 )
-from netwright.deploy.native.layout import Geometry, round_up
+from netwright.deploy.native.layout import Geometry, even_shares, round_up
 from netwright.deploy.native.program import Place, Program, Step, bias_of, number
 from netwright.deploy.native.transposed import Interleave
 
@@ -81,9 +80,8 @@ def _by_channels(
     places = [*inputs, y]
     channels = y.geo.c
     single = program.threads == 1 or y.geo.flat or channels * y.geo.pixels < FEW_FLOATS or channels < program.threads
-    bounds = [0, channels] if single else [round(channels * i / program.threads) for i in range(program.threads + 1)]
     body = []
-    for share, (first, last) in enumerate(itertools.pairwise(bounds)):
+    for share, (first, last) in enumerate(even_shares(channels, 1 if single else program.threads)):
         geos = [f"static const nw_geo g{i} = {_geo(place.geo, last - first)};" for i, place in enumerate(places)]
         at = ", ".join(f"{place.at} + {first * place.geo.plane}" for place in places)
         extra = "".join(f", {array} + {first}" for array in per_channel)

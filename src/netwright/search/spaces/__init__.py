@@ -166,18 +166,15 @@ class Space:
         Raises:
             ValueError: If a key is no edge of the space, or a node does not have two.
         """
-        cells = {}
-        known = set()
-        for cell in self.cell_types:
-            ops: list[tuple[str, int]] = []
-            for state in range(2, self.nodes + 2):
-                keys = {edge_key(cell, predecessor, state): predecessor for predecessor in range(state)}
-                kept = [(decisions[key], predecessor) for key, predecessor in keys.items() if key in decisions]
-                if len(kept) != 2:
-                    raise ValueError(f"{cell} node {state - 2} must keep 2 edges, got {len(kept)}")
-                known |= set(keys)
-                ops += kept
-            cells[cell] = CellGenotype(tuple(ops))
+        incoming = self.incoming()
+        ops: dict[str, list[tuple[str, int]]] = {cell: [] for cell in self.cell_types}
+        for (cell, node), keys in incoming.items():
+            kept = [(decisions[key], predecessor) for predecessor, key in enumerate(keys) if key in decisions]
+            if len(kept) != 2:
+                raise ValueError(f"{cell} node {node} must keep 2 edges, got {len(kept)}")
+            ops[cell] += kept
+        cells = {cell: CellGenotype(tuple(kept)) for cell, kept in ops.items()}
+        known = {key for keys in incoming.values() for key in keys}
         if unknown := set(decisions) - known:
             raise ValueError(f"decisions must name edges of space {self.name!r}, got {sorted(unknown)}")
         genotype = Genotype(cells["normal"], cells[self.cell_types[-1]], space=self.name, version=self.version)
