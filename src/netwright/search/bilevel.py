@@ -226,6 +226,9 @@ def apply_gradients(
     """
     present = [g for g in grads if g is not None]
     norm = float(global_norm(present))
+    if math.isinf(norm) and math.isfinite(largest := max(float(g.abs().max()) for g in present)):
+        # Squares overflow long before entries do: such a gradient is large, not broken.
+        norm = largest * float(global_norm(torch._foreach_div(present, largest)))
     if not math.isfinite(norm):
         # Under heavy masks a chain of batch norms over nearly dead channels can overflow in the backward pass while the
         # loss is sound. As in training with half precision, that step is left out; the searcher counts them.
