@@ -44,6 +44,7 @@ _NAMES = {
     "FirstOrder": "bilevel",
     "SecondOrder": "bilevel",
     "RelaxedSplit": "relaxed_split",
+    "WidthSearch": "width",
     "SingleLevel": "single_level",
     "Objective": "objective",
     "TaskLoss": "objective",
@@ -89,6 +90,7 @@ if TYPE_CHECKING:
     from netwright.search.spaces.network import Network
     from netwright.search.stages import Stage
     from netwright.search.supernet import Choice, FixedGate, Gate, MaskedGate, SoftmaxGate, Supernet
+    from netwright.search.width import WidthSearch
 
 __all__ = [
     "DARTS",
@@ -128,6 +130,7 @@ __all__ = [
     "Stage",
     "Supernet",
     "TaskLoss",
+    "WidthSearch",
     "discretisation_accuracy",
     "draw",
     "edge_strengths",

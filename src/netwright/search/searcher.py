@@ -118,7 +118,9 @@ class Searcher:
         self.objective: Objective = objective or TaskLoss()
         self.method: Step = method or FirstOrder()
         self.w_opt = torch.optim.SGD(weights, lr=self.stages[0].lr, momentum=momentum)
-        self.a_opt = torch.optim.Adam(alphas, lr=alpha_lr, betas=alpha_betas, weight_decay=alpha_weight_decay)
+        self.a_opt: torch.optim.Optimizer = torch.optim.Adam(
+            alphas, lr=alpha_lr, betas=alpha_betas, weight_decay=alpha_weight_decay
+        )
         self.epoch = 0
         self.seed: int | None = None
         self._stage = self._stage_epoch = self._step = self._steps_per_epoch = 0
@@ -168,7 +170,7 @@ class Searcher:
             "momentum": self.w_opt.param_groups[0]["momentum"],
             "clip": self.clip,
             "alpha_lr": alpha["lr"],
-            "alpha_betas": list(alpha["betas"]),
+            "alpha_betas": list(alpha.get("betas", ())),
             "alpha_weight_decay": alpha["weight_decay"],
             "steps_per_epoch": self._steps_per_epoch,
         }
