@@ -19,6 +19,8 @@ METHODS = {
 
 _NAMES = {
     "CellGenotype": "genotype",
+    "CellsGenotype": "genotype",
+    "ChoiceGenotype": "genotype",
     "Genotype": "genotype",
     "DARTS_V1": "genotype",
     "DARTS_V2": "genotype",
@@ -33,6 +35,8 @@ _NAMES = {
     "SoftmaxGate": "supernet",
     "Supernet": "supernet",
     "Space": "spaces",
+    "ChoiceSpace": "spaces.choices",
+    "mbconv_space": "spaces.chain",
     "Network": "spaces.network",
     "Selector": "selection",
     "ArgmaxSelector": "selection",
@@ -70,7 +74,17 @@ if TYPE_CHECKING:
     from netwright.search.darts import DARTS
     from netwright.search.dass import DASS, DASSStages
     from netwright.search.drawing import draw
-    from netwright.search.genotype import DARTS_V1, DARTS_V2, DASS_90, DASS_95, DASS_99, CellGenotype, Genotype
+    from netwright.search.genotype import (
+        DARTS_V1,
+        DARTS_V2,
+        DASS_90,
+        DASS_95,
+        DASS_99,
+        CellGenotype,
+        CellsGenotype,
+        ChoiceGenotype,
+        Genotype,
+    )
     from netwright.search.lightning import SearchModule
     from netwright.search.objective import CostPenalty, Objective, TaskLoss
     from netwright.search.perturbation import (
@@ -87,6 +101,8 @@ if TYPE_CHECKING:
     from netwright.search.selection import ArgmaxSelector, MagnitudeSelector, Selector
     from netwright.search.single_level import SingleLevel
     from netwright.search.spaces import Space
+    from netwright.search.spaces.chain import mbconv_space
+    from netwright.search.spaces.choices import ChoiceSpace
     from netwright.search.spaces.network import Network
     from netwright.search.stages import Stage
     from netwright.search.supernet import Choice, FixedGate, Gate, MaskedGate, SoftmaxGate, Supernet
@@ -104,7 +120,10 @@ __all__ = [
     "RARTS",
     "ArgmaxSelector",
     "CellGenotype",
+    "CellsGenotype",
     "Choice",
+    "ChoiceGenotype",
+    "ChoiceSpace",
     "CostPenalty",
     "DASSStages",
     "EpochEnd",
@@ -134,6 +153,7 @@ __all__ = [
     "discretisation_accuracy",
     "draw",
     "edge_strengths",
+    "mbconv_space",
     "method",
     "op_strengths",
     "uniform_genotypes",
