@@ -7,8 +7,9 @@ Four parts. The solvable model of three scalars, where every limit is known in c
 both orders of DARTS in alternating rounds. Searches on the space ``micro-darts-2-shared`` on Fashion-MNIST at 16x16,
 with equal data, epochs and recipe: DARTS of both orders, RARTS, single-level training on the same batches (what RARTS
 is without the splitting), second-order DARTS cut to the passes that RARTS needs, and random draws; each architecture
-is trained by the protocol of the table of random architectures and ranked in it. Widths: RARTS on a gate for each channel
-against network slimming (Liu et al., 2017, arXiv:1708.06519) on MNIST, pruned to equal multiply-adds and fine-tuned.
+is trained by the protocol of the table of random architectures and ranked in it. Widths: RARTS on a gate for each
+channel against network slimming (Liu et al., 2017, arXiv:1708.06519) on MNIST, pruned to equal multiply-adds and
+fine-tuned.
 
 ``beta``, and the strength of both penalties on widths, are chosen on validation images with a seed of their own. The
 architecture's learning rate is ten times the published one, since there are a hundred times fewer steps.
@@ -118,8 +119,8 @@ def _share(times: dict[str, list[Any]], name: str) -> Verdict:
 
 def reproduce(run: Run) -> Evidence:
     """The four parts; what only the machine or arithmetic decides runs once."""
-    steps = run.size("model: steps", full=20_000, fast=3000, scaled=False)
-    rounds = run.size("step times: rounds", full=20, fast=2, scaled=False)
+    steps = run.size("model: steps", full=20_000, fast=2500, scaled=False)
+    rounds = run.size("step times: rounds", full=20, fast=1, scaled=False)
     batch = run.size("batch size", full=64, fast=16, scaled=False)
     images = [
         run.size("search training images", full=2000, fast=32, specified=4000),
@@ -127,7 +128,8 @@ def reproduce(run: Run) -> Evidence:
     ]
     epochs = run.size("search epochs", full=6, fast=1)
     width = [
-        run.size("width: batch size", full=64, fast=64, scaled=False),
+        run.size("width: training images", full=3600, fast=192, scaled=False),
+        run.size("width: batch size", full=64, fast=16, scaled=False),
         run.size("width: search epochs", full=10, fast=1),
         run.size("width: fine-tuning epochs", full=5, fast=1),
     ]
@@ -137,47 +139,42 @@ def reproduce(run: Run) -> Evidence:
         arms |= run.arms({f"model: {name}": [*settings, steps]}, _model, seeds=[0])
     arms |= run.arms({"step times": [rounds, batch]}, _times, seeds=[0])
 
-    beta = _best(run, "beta", BETAS, lambda value: (["RARTS", value, images, [batch, epochs]], _tuned))
-    short = max(1, round(PASSES * epochs))
-    found = run.arms(
-        {
-            "DARTS-1": ["DARTS-1", 0.0, images, [batch, epochs]],
-            "DARTS-2": ["DARTS-2", 0.0, images, [batch, epochs]],
-            "DARTS-2, as many passes": ["DARTS-2", 0.0, images, [batch, short]],
-            "RARTS": ["RARTS", beta, images, [batch, epochs]],
-            "single level": ["single level", 0.0, images, [batch, epochs]],
-            "random": ["random", 0.0, images, [batch, epochs]],
-        },
-        _search,
-    )
+    beta, tried = _best(run, "beta", {value: ["RARTS", value, epochs, batch, images] for value in BETAS}, _tuned)
+    arms |= tried
+    methods = {
+        "DARTS-1": ["DARTS-1", 0.0, epochs],
+        "DARTS-2": ["DARTS-2", 0.0, epochs],
+        "DARTS-2, as many passes": ["DARTS-2", 0.0, max(1, round(PASSES * epochs))],
+        "RARTS": ["RARTS", beta, epochs],
+        "single level": ["single level", 0.0, epochs],
+        "random": ["random", 0.0, epochs],
+    }
+    found = run.arms({f"search: {name}": [*each, batch, images] for name, each in methods.items()}, _search)
     protocol, table = random_table.sizes(run), random_table.tabulate(run, SPACE)
     scores = run.arms_by_seed(
-        {name: [[genotype, protocol] for genotype in each["genotype"]] for name, each in found.items()},
+        {name: [[genotype, protocol] for genotype in found[f"search: {name}"]["genotype"]] for name in methods},
         random_table.score,
     )
     for name, each in scores.items():
         arms[name] = {"percentile": [table.percentile(value) for value in each["accuracy"]]} | each
-        arms[f"search: {name}"] = found[name]
-    arms["table"] = table.figures()
+    arms |= found
+    arms["table"] = {name: [values] for name, values in table.figures().items()}
 
     for name, strengths in L1.items():
-        l1 = _best(run, f"width: {name}, l1", strengths, lambda value, name=name: ([name, value, width, True], _width))
+        l1, tried = _best(run, f"{name}, l1", {value: [name, value, width, True] for value in strengths}, _width)
+        arms |= tried
         arms |= run.arms({f"width: {name}": [name, l1, width, False]}, _width)
     arms |= run.arms({"width: whole": ["slimming", 0.0, width, False]}, _width)
     return run.evidence(arms, judge(arms))
 
 
-def _best(
-    run: Run, name: str, values: Sequence[float], arm: Callable[[float], tuple[list[Any], Callable[..., Any]]]
-) -> float:
-    """The value whose arm has the highest validation accuracy with a seed that is not among the run's."""
+def _best(run: Run, name: str, each: dict[float, list[Any]], function: Callable[..., Any]) -> tuple[float, Arms]:
+    """The value with the highest validation accuracy for a seed that is not among the run's, and the arms of all."""
     if run.fast:
-        return values[len(values) // 2]
-    found = {}
-    for value in values:
-        arguments, function = arm(value)
-        found[value] = run.arm(f"tuning: {name} {value:g}", TUNING_SEED, function, *arguments)["validation accuracy"]
-    return max(values, key=lambda value: found[value])
+        return list(each)[len(each) // 2], {}
+    tried = run.arms({f"tuning: {name} {value:g}": a for value, a in each.items()}, function, seeds=[TUNING_SEED])
+    accuracies = [figures["validation accuracy"][0] for figures in tried.values()]
+    return max(zip(accuracies, each, strict=True))[1], tried
 
 
 def _model(seed: int, kind: str, lam: float, beta: float, lr: float, steps: int) -> dict[str, Any]:
@@ -261,21 +258,19 @@ def _times(seed: int, rounds: int, batch: int) -> dict[str, Any]:
     return found | {"rounds": times.rounds, "cpu": times.cpu}
 
 
-def _search(seed: int, kind: str, beta: float, images: Sequence[int], sizes: Sequence[int]) -> dict[str, Any]:
+def _search(seed: int, kind: str, beta: float, epochs: int, batch: int, images: Sequence[int]) -> dict[str, Any]:
     """Searches with one method; the recipe is the same for all."""
     from netwright.data import Batches
     from netwright.search import spaces
     from netwright.search.bilevel import FirstOrder, SecondOrder, Step
     from netwright.search.relaxed_split import RelaxedSplit
     from netwright.search.searcher import Searcher
-    from netwright.search.selection import MagnitudeSelector
     from netwright.search.single_level import SingleLevel
     from netwright.search.stages import Stage
     from netwright.seeding import stream
 
     if kind == "random":
         return {"genotype": spaces.get(SPACE).random(stream(seed, "rarts", "random")).to_dict(), "seconds": 0.0}
-    batch, epochs = sizes
     data, normalise = small_images.parts(seed, *images, 0)
     train, validation = (
         Batches(data[name], batch, seed=seed, normalise=normalise, name=name) for name in ("train", "validation")
@@ -288,7 +283,6 @@ def _search(seed: int, kind: str, beta: float, images: Sequence[int], sizes: Seq
     }
     searcher = Searcher(
         spaces.get(SPACE).supernet(1, 10, seed=seed),
-        selector=MagnitudeSelector(),
         method=steps[kind],
         stages=[Stage("search", epochs)],
         alpha_lr=ALPHA_LR,
@@ -305,16 +299,16 @@ def _search(seed: int, kind: str, beta: float, images: Sequence[int], sizes: Seq
     }
 
 
-def _tuned(seed: int, kind: str, beta: float, images: Sequence[int], sizes: Sequence[int]) -> dict[str, Any]:
+def _tuned(seed: int, kind: str, beta: float, epochs: int, batch: int, images: Sequence[int]) -> dict[str, Any]:
     """A search, and what its network learns from one half of that data about the other."""
     from netwright.search.genotype import Genotype
 
-    found = _search(seed, kind, beta, images, sizes)
+    found = _search(seed, kind, beta, epochs, batch, images)
     data, normalise = small_images.parts(seed, *images, 0)
     network = Genotype.from_dict(found["genotype"]).build(1, 10, seed=seed)
     accuracy = small_images.trained_accuracy(
         network, data["train"], data["validation"], normalise,
-        batch=random_table.BATCH, epochs=sizes[1], lr=random_table.LR, seed=seed,
+        batch=random_table.BATCH, epochs=epochs, lr=random_table.LR, seed=seed,
     )  # fmt: skip
     return found | {"validation accuracy": accuracy}
 
@@ -327,23 +321,25 @@ def _width(seed: int, kind: str, l1: float, sizes: Sequence[int], tuning: bool) 
     """
     from netwright.compress.channels import prune_channels, threshold_for
     from netwright.cost import count
-    from netwright.data import load
+    from netwright.data import subset
     from netwright.nn.convnet import SmallConvNet
     from netwright.seeding import seeded
 
-    batch, epochs, tuned = sizes
-    data = load("mnist-5000")
+    images, batch, epochs, tuned = sizes
+    data = _digits()
+    train = data.train.subset(subset(data.train.labels, images, seed=seed))
     with seeded(seed, "init"):
         network: nn.Module = SmallConvNet((16, 32, 64), hidden=0, num_classes=10, in_channels=1)
     shape = data.train.shape
     measured = data.validation if tuning else data.test
     whole = count(network, shape).macs
-    (_relaxed if kind == "RARTS" else _slimmed)(network, l1, data, batch, epochs, seed)
+    normalise = data.normalise()
+    (_relaxed if kind == "RARTS" else _slimmed)(network, l1, train, normalise, batch, epochs, seed)
     found: dict[str, Any] = {"l1": l1}
     for share in SHARES if l1 else (1.0,):
         narrow = prune_channels(network, threshold_for(network, share, shape)) if l1 else network
         accuracy = small_images.trained_accuracy(
-            narrow, data.train, measured, data.normalise(), batch=batch, epochs=tuned, lr=0.02, seed=seed
+            narrow, train, measured, normalise, batch=batch, epochs=tuned, lr=0.02, seed=seed
         )
         found |= {f"accuracy at {share:g}": accuracy, f"share at {share:g}": count(narrow, shape).macs / whole}
     if tuning:
@@ -351,19 +347,27 @@ def _width(seed: int, kind: str, l1: float, sizes: Sequence[int], tuning: bool) 
     return found
 
 
-def _relaxed(network: nn.Module, l1: float, data: Any, batch: int, epochs: int, seed: int) -> None:
+@functools.lru_cache(maxsize=1)
+def _digits() -> Any:
+    """MNIST's 5000 digits: reading them takes seconds."""
+    from netwright.data import load
+
+    return load("mnist-5000")
+
+
+def _relaxed(network: nn.Module, l1: float, train: Any, normalise: Any, batch: int, epochs: int, seed: int) -> None:
     from netwright.data import Batches, split_train
     from netwright.search.width import WidthSearch
 
-    halves = split_train(data.train.labels, 0.5, seed=seed)
+    halves = split_train(train.labels, 0.5, seed=seed)
     loaders = [
-        Batches(data.train.subset(half), batch, seed=seed, normalise=data.normalise(), name=name)
+        Batches(train.subset(half), batch, seed=seed, normalise=normalise, name=name)
         for half, name in zip(halves, ("train", "validation"), strict=True)
     ]
     WidthSearch(network, l1=l1, epochs=epochs).search(*loaders, seed=seed)
 
 
-def _slimmed(network: nn.Module, l1: float, data: Any, batch: int, epochs: int, seed: int) -> None:
+def _slimmed(network: nn.Module, l1: float, train: Any, normalise: Any, batch: int, epochs: int, seed: int) -> None:
     """Network slimming: the sign of gamma, times the strength, is added to its gradient."""
     import torch
     from torch import nn
@@ -376,7 +380,7 @@ def _slimmed(network: nn.Module, l1: float, data: Any, batch: int, epochs: int, 
     hooks = [gamma.register_hook(lambda grad, gamma=gamma: grad + l1 * gamma.detach().sign()) for gamma in gammas]
     fit(
         Classifier(network),
-        Batches(data.train, batch, seed=seed, normalise=data.normalise(), name="train"),
+        Batches(train, batch, seed=seed, normalise=normalise, name="train"),
         epochs=epochs,
         optimizer=lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=3e-4),
         callbacks=[CosineProgress()],

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from netwright.search.relaxed_split import RelaxedSplit
 from netwright.search.searcher import Searcher, Stage
-from netwright.search.selection import MagnitudeSelector
 
 if TYPE_CHECKING:
     from netwright.search.objective import Objective
@@ -32,7 +31,7 @@ class RARTS(Searcher):
         lam: Weight of the training loss against the validation loss, > 0.
         beta: Strength of the tie between the two sets of weights, >= 0.
         objective: Loss of both parts; cross-entropy by default.
-        selector: How the genotype is read off at the end; the magnitude rule by default.
+        selector: How the genotype is read off at the end; the space's own rule by default.
         epochs: Epochs of the search.
         lr, lr_min: Learning rate of the weights at the start and at the end of a cosine.
         y_lr: Learning rate of the second set at the start, with the same cosine; ``lr`` by default.
@@ -84,7 +83,7 @@ class RARTS(Searcher):
         super().__init__(
             supernet,
             objective=objective,
-            selector=selector or MagnitudeSelector(),
+            selector=selector,
             method=RelaxedSplit(lam, beta, fused=fused, y_scale=y_lr / lr, monotone_check=monotone_check),
             stages=[stage],
             **options,
