@@ -50,6 +50,7 @@ _NAMES = {
     "RelaxedSplit": "relaxed_split",
     "WidthSearch": "width",
     "SingleLevel": "single_level",
+    "ExpectedLatency": "latency",
     "Objective": "objective",
     "TaskLoss": "objective",
     "CostPenalty": "objective",
