@@ -14,6 +14,7 @@ from netwright.search import spaces
 from netwright.search.bilevel import average
 from netwright.search.darts import DARTS
 from netwright.search.dass import DASS, DASSStages
+from netwright.search.rarts import RARTS
 from netwright.seeding import stream
 
 
@@ -32,13 +33,24 @@ def searcher(kind):
     supernet = synchronise(supernet)
     if kind == "dass":
         return DASS(supernet, 0.2, DASSStages(1, 1, 1))
+    if kind.startswith("rarts"):
+        return RARTS(supernet, epochs=1, alpha_lr=0.01, fused=kind == "rarts")
     return DARTS(supernet, order=int(kind[-1]), epochs=1, alpha_lr=0.01)
 
 
 def state(kind, rank=0, world=1):
     found = searcher(kind)
     found.search(*loaders(rank, world), seed=0)
-    return dict(found.supernet.state_dict()) | {"train_loss": torch.tensor(found.result().epochs[0]["train_loss"])}
+    second = {f"y.{name}": y for name, y in getattr(found.method, "second", {}).items()}
+    return (
+        dict(found.supernet.state_dict())
+        | detached(second)
+        | {"train_loss": torch.tensor(found.result().epochs[0]["train_loss"])}
+    )
+
+
+def detached(tensors):
+    return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
 def missing_gradients(rank, world):
@@ -59,7 +71,7 @@ def module(kind):
     return SearchModule(searcher(kind), *loaders(), seed=0)
 
 
-KINDS = ("darts1", "darts2", "dass")
+KINDS = ("darts1", "darts2", "dass", "rarts", "rarts-exact")
 
 
 def work(rank, world, folder):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 METHODS = {
     "darts": "netwright.search.darts:DARTS",
     "dass": "netwright.search.dass:DASS",
+    "rarts": "netwright.search.rarts:RARTS",
     "random": "netwright.search.random_search:RandomSearch",
 }
 """Searchers by the name that ``--search`` takes: "module:class"."""
@@ -46,6 +47,9 @@ _NAMES = {
     "MagnitudeSelector": "selection",
     "FirstOrder": "bilevel",
     "SecondOrder": "bilevel",
+    "RelaxedSplit": "relaxed_split",
+    "WidthSearch": "width",
+    "SingleLevel": "single_level",
     "ExpectedLatency": "latency",
     "Objective": "objective",
     "TaskLoss": "objective",
@@ -53,6 +57,7 @@ _NAMES = {
     "DARTS": "darts",
     "DASS": "dass",
     "DASSStages": "dass",
+    "RARTS": "rarts",
     "RandomSearch": "random_search",
     "uniform_genotypes": "random_search",
     "Stage": "stages",
@@ -62,7 +67,8 @@ _NAMES = {
     "SearchResult": "result",
 }
 _MODULES: tuple[str, ...] = ("bilevel", "darts", "dass", "drawing", "genotype", "lightning", "objective")
-_MODULES += ("perturbation", "random_search", "result", "searcher", "selection", "spaces", "stages", "supernet")
+_MODULES += ("perturbation", "random_search", "rarts", "relaxed_split", "result", "searcher", "selection")
+_MODULES += ("single_level", "spaces", "stages", "supernet", "width")
 
 if TYPE_CHECKING:
     from netwright.search.bilevel import FirstOrder, SecondOrder
@@ -89,15 +95,19 @@ if TYPE_CHECKING:
         op_strengths,
     )
     from netwright.search.random_search import RandomSearch, uniform_genotypes
+    from netwright.search.rarts import RARTS
+    from netwright.search.relaxed_split import RelaxedSplit
     from netwright.search.result import SearchResult
     from netwright.search.searcher import EpochEnd, Searcher
     from netwright.search.selection import ArgmaxSelector, MagnitudeSelector, Selector
+    from netwright.search.single_level import SingleLevel
     from netwright.search.spaces import Space
     from netwright.search.spaces.chain import mbconv_space
     from netwright.search.spaces.choices import ChoiceSpace
     from netwright.search.spaces.network import Network
     from netwright.search.stages import Stage
     from netwright.search.supernet import Choice, FixedGate, Gate, MaskedGate, SoftmaxGate, Supernet
+    from netwright.search.width import WidthSearch
 
 __all__ = [
     "DARTS",
@@ -108,6 +118,7 @@ __all__ = [
     "DASS_95",
     "DASS_99",
     "METHODS",
+    "RARTS",
     "ArgmaxSelector",
     "CellGenotype",
     "CellsGenotype",
@@ -127,16 +138,19 @@ __all__ = [
     "Objective",
     "PerturbationSelector",
     "RandomSearch",
+    "RelaxedSplit",
     "SearchModule",
     "SearchResult",
     "Searcher",
     "SecondOrder",
     "Selector",
+    "SingleLevel",
     "SoftmaxGate",
     "Space",
     "Stage",
     "Supernet",
     "TaskLoss",
+    "WidthSearch",
     "discretisation_accuracy",
     "draw",
     "edge_strengths",
