@@ -19,12 +19,25 @@ def test_every_public_name_and_method_resolves():
     assert {method: search.method(method).__name__ for method in search.METHODS} == {
         "darts": "DARTS",
         "dass": "DASS",
+        "sd-darts": "SDDARTS",
         "random": "RandomSearch",
     }
-    with pytest.raises(ValueError, match="search must be one of darts, dass, random, got 'rl'"):
+    with pytest.raises(ValueError, match="search must be one of darts, dass, sd-darts, random, got 'rl'"):
         search.method("rl")
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = search.nothing
+
+
+@pytest.mark.parametrize("name", ["micro-darts-2-shared", "micro-darts", "darts"])
+def test_decisions_and_genotype_are_inverse(name):
+    space = spaces.get(name)
+    for seed in range(5):
+        genotype = space.random(stream(seed, "inverse"))
+        decisions = space.decisions(genotype)
+        assert space.genotype(decisions) == genotype
+        assert len(decisions) == 2 * space.nodes * len(space.cell_types)
+    with pytest.raises(ValueError, match="must be of space"):
+        spaces.get("micro-darts-2").decisions(genotype)
 
 
 def test_spaces_by_name():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 METHODS = {
     "darts": "netwright.search.darts:DARTS",
     "dass": "netwright.search.dass:DASS",
+    "sd-darts": "netwright.search.self_distill:SDDARTS",
     "random": "netwright.search.random_search:RandomSearch",
 }
 """Searchers by the name that ``--search`` takes: "module:class"."""
@@ -50,6 +51,14 @@ _NAMES = {
     "DASSStages": "dass",
     "RandomSearch": "random_search",
     "uniform_genotypes": "random_search",
+    "SDDARTS": "self_distill",
+    "SelfDistillation": "self_distill",
+    "SnapshotTeachers": "self_distill",
+    "SharpnessAware": "sharpness",
+    "alpha_hessian_eig": "sharpness",
+    "discretisation_gap": "sharpness",
+    "discretised": "sharpness",
+    "rho_sharpness": "sharpness",
     "Stage": "stages",
     "EpochEnd": "searcher",
     "Searcher": "searcher",
@@ -57,7 +66,8 @@ _NAMES = {
     "SearchResult": "result",
 }
 _MODULES: tuple[str, ...] = ("bilevel", "darts", "dass", "drawing", "genotype", "lightning", "objective")
-_MODULES += ("perturbation", "random_search", "result", "searcher", "selection", "spaces", "stages", "supernet")
+_MODULES += ("perturbation", "random_search", "result", "searcher", "selection", "self_distill", "sharpness")
+_MODULES += ("spaces", "stages", "supernet")
 
 if TYPE_CHECKING:
     from netwright.search.bilevel import FirstOrder, SecondOrder
@@ -77,6 +87,14 @@ if TYPE_CHECKING:
     from netwright.search.result import SearchResult
     from netwright.search.searcher import EpochEnd, Searcher
     from netwright.search.selection import ArgmaxSelector, MagnitudeSelector, Selector
+    from netwright.search.self_distill import SDDARTS, SelfDistillation, SnapshotTeachers
+    from netwright.search.sharpness import (
+        SharpnessAware,
+        alpha_hessian_eig,
+        discretisation_gap,
+        discretised,
+        rho_sharpness,
+    )
     from netwright.search.spaces import Space
     from netwright.search.spaces.network import Network
     from netwright.search.stages import Stage
@@ -91,6 +109,7 @@ __all__ = [
     "DASS_95",
     "DASS_99",
     "METHODS",
+    "SDDARTS",
     "ArgmaxSelector",
     "CellGenotype",
     "Choice",
@@ -112,16 +131,23 @@ __all__ = [
     "Searcher",
     "SecondOrder",
     "Selector",
+    "SelfDistillation",
+    "SharpnessAware",
+    "SnapshotTeachers",
     "SoftmaxGate",
     "Space",
     "Stage",
     "Supernet",
     "TaskLoss",
+    "alpha_hessian_eig",
     "discretisation_accuracy",
+    "discretisation_gap",
+    "discretised",
     "draw",
     "edge_strengths",
     "method",
     "op_strengths",
+    "rho_sharpness",
     "uniform_genotypes",
 ]
 

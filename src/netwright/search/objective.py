@@ -82,8 +82,8 @@ class Evaluation:
 class Objective:
     """A sum of terms over one forward pass; a term overrides :meth:`term`.
 
-    An objective with memory (teachers, a schedule) also overrides what it needs of :meth:`on_stage`, :meth:`on_step` and
-    :meth:`on_epoch`, and the two ``state_dict`` methods; whatever it keeps must be plain values and tensors.
+    An objective with memory (teachers, a schedule) also overrides what it needs of :meth:`on_stage`, :meth:`on_step`
+    and :meth:`on_epoch`, and the two ``state_dict`` methods; whatever it keeps must be plain values and tensors.
 
     Example:
         >>> class Half(Objective):

@@ -181,6 +181,26 @@ class Space:
         self.validate(genotype)
         return genotype
 
+    def decisions(self, genotype: Genotype) -> dict[str, str]:
+        """The operation of every edge that a genotype keeps, by :func:`edge_key`: the inverse of :meth:`genotype`.
+
+        Raises:
+            ValueError: If the genotype is not of this space.
+
+        Example:
+            >>> cell = CellGenotype((("sep_conv_3x3", 0), ("skip_connect", 1)) * 2)
+            >>> space = get("micro-darts-2-shared")
+            >>> sorted(space.decisions(Genotype(cell, cell, space.name)))
+            ['normal_0_2', 'normal_0_3', 'normal_1_2', 'normal_1_3']
+        """
+        self.validate(genotype)
+        cells = {str(name): cell for name, cell in genotype.cells().items()}
+        return {
+            edge_key(cell, predecessor, state): operation
+            for cell in self.cell_types
+            for operation, predecessor, state in cells[cell].edges()
+        }
+
     def random(self, generator: torch.Generator) -> Genotype:
         """A genotype drawn uniformly among the :attr:`size` derived ones.
 
