@@ -350,7 +350,7 @@ def test_a_search_resumed_after_any_epoch_is_bit_equal(options, indexed):
 class Sampled(Gate):
     """One candidate at a time, drawn from softmax(alpha), with a straight-through gradient: as path methods do."""
 
-    def weights(self, alpha, training):
+    def weights(self, alpha, training, drawn=None):
         probs = alpha.softmax(-1)
         if not training:
             return probs

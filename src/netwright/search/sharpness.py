@@ -28,7 +28,7 @@ from torch.nn import functional
 from netwright.nn.batchnorm import frozen_statistics, recalibrate
 from netwright.nn.curvature import hessian_vector_product, largest_eigenvalues
 from netwright.search.bilevel import FirstOrder, Gradients, average, global_norm, gradients
-from netwright.search.objective import TaskLoss
+from netwright.search.objective import Evaluation, Objective, TaskLoss
 from netwright.search.pairs import to_device
 from netwright.search.supernet import FixedGate
 from netwright.seeding import seeded
@@ -281,22 +281,20 @@ def discretisation_gap(
     return figures
 
 
+class _LossAndAccuracy(Objective):
+    """Both at once, of one pass."""
+
+    def term(self, total: Tensor, seen: Evaluation) -> Tensor:
+        loss = functional.cross_entropy(seen.logits, seen.labels)
+        return torch.stack([loss, (seen.logits.argmax(1) == seen.labels).to(loss.dtype).mean()])
+
+
 @torch.no_grad()
 def _score(network: nn.Module, batches: Iterable[Any]) -> tuple[float, float]:
     """Loss (nats) and accuracy (a share), means over all examples, of the network in the mode that it is in."""
-    found: list[tuple[float, float]] = []
-    seen = 0
-
-    def both(network: nn.Module, batch: Any, part: str) -> Tensor:
-        logits, labels = network(batch[0]), batch[1]
-        return torch.stack(
-            [functional.cross_entropy(logits, labels), (logits.argmax(1) == labels).to(logits.dtype).mean()]
-        )
-
-    for value, size in _losses(network, batches, both):
-        found.append((size * float(value[0]), size * float(value[1])))
-        seen += size
-    return sum(loss for loss, _ in found) / seen, sum(right for _, right in found) / seen
+    found = [(size * value.double(), size) for value, size in _losses(network, batches, _LossAndAccuracy())]
+    loss, accuracy = torch.stack([value for value, _ in found]).sum(0) / sum(size for _, size in found)
+    return float(loss), float(accuracy)
 
 
 class SharpnessAware(FirstOrder):
