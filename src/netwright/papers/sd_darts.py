@@ -122,8 +122,8 @@ def _control(arms: Arms) -> Verdict:
 def reproduce(run: Run) -> Evidence:
     """Searches in every way, matches the control, measures sharpness and gaps, and trains what was found."""
     images = [
-        run.size("search training images", full=1536, fast=32, specified=4000),
-        run.size("search validation images", full=1536, fast=32, specified=4000),
+        run.size("search training images", full=1536, fast=16, specified=4000),
+        run.size("search validation images", full=1536, fast=16, specified=4000),
     ]
     batch = run.size("batch size", full=64, fast=8, scaled=False)
     epochs = run.size("search epochs", full=8, fast=2)
@@ -224,7 +224,7 @@ def _search(seed: int, kind: str, lr: float, images: Sizes, sizes: Sizes) -> dic
 
     from netwright.data import Batches
     from netwright.search import spaces
-    from netwright.search.sharpness import alpha_hessian_eig, discretisation_gap, rho_sharpness
+    from netwright.search.sharpness import alpha_hessian_eig, discretisation_gap, loss_and_accuracy, rho_sharpness
 
     batch, epochs, measured, again, products = sizes
     parts, normalise = small_images.parts(seed, *images, 0)
@@ -248,7 +248,7 @@ def _search(seed: int, kind: str, lr: float, images: Sizes, sizes: Sizes) -> dic
         "largest eigenvalue": float(alpha_hessian_eig(supernet, on_validation, max_steps=products)[0]),
         "S_rho": rho_sharpness(supernet, on_validation, RHO * norm),
         "norm of alpha": norm,
-        "training loss": discretisation_gap(supernet, found, on_train)["supernet loss"],
+        "training loss": loss_and_accuracy(supernet, on_train)[0],
         "learning rate": lr,
         "skip share": found.skip_share,
         "genotype": found.to_dict(),

@@ -58,6 +58,7 @@ _NAMES = {
     "alpha_hessian_eig": "sharpness",
     "discretisation_gap": "sharpness",
     "discretised": "sharpness",
+    "loss_and_accuracy": "sharpness",
     "rho_sharpness": "sharpness",
     "Stage": "stages",
     "EpochEnd": "searcher",
@@ -93,6 +94,7 @@ if TYPE_CHECKING:
         alpha_hessian_eig,
         discretisation_gap,
         discretised,
+        loss_and_accuracy,
         rho_sharpness,
     )
     from netwright.search.spaces import Space
@@ -145,6 +147,7 @@ __all__ = [
     "discretised",
     "draw",
     "edge_strengths",
+    "loss_and_accuracy",
     "method",
     "op_strengths",
     "rho_sharpness",

@@ -269,13 +269,14 @@ def discretisation_gap(
         raise ValueError(f"statistics must be one of {', '.join(get_args(Statistics))}, got {statistics!r}")
     if recalibrate_on is not None and statistics != "running":
         raise ValueError(f"statistics must be 'running' when recalibrate_on is given, got {statistics!r}")
-    figures: dict[str, float] = {}
-    for name, network in (("supernet", copy.deepcopy(supernet)), ("discrete", discretised(supernet, genotype))):
-        if recalibrate_on is not None:
+    networks = {"supernet": supernet, "discrete": discretised(supernet, genotype)}
+    if recalibrate_on is not None:
+        networks["supernet"] = copy.deepcopy(supernet)
+        for network in networks.values():
             recalibrate(network, recalibrate_on)
-        network.train(statistics == "batch")
-        with frozen_statistics(network):
-            figures[f"{name} loss"], figures[f"{name} accuracy"] = _score(network, val)
+    figures: dict[str, float] = {}
+    for name, network in networks.items():
+        figures[f"{name} loss"], figures[f"{name} accuracy"] = loss_and_accuracy(network, val, statistics)
     figures["loss gap"] = figures["discrete loss"] - figures["supernet loss"]
     figures["accuracy gap"] = figures["supernet accuracy"] - figures["discrete accuracy"]
     return figures
@@ -290,9 +291,25 @@ class _LossAndAccuracy(Objective):
 
 
 @torch.no_grad()
-def _score(network: nn.Module, batches: Iterable[Any]) -> tuple[float, float]:
-    """Loss (nats) and accuracy (a share), means over all examples, of the network in the mode that it is in."""
-    found = [(size * value.double(), size) for value, size in _losses(network, batches, _LossAndAccuracy())]
+def loss_and_accuracy(network: nn.Module, val: Iterable[Any], statistics: Statistics = "batch") -> tuple[float, float]:
+    """Loss (nats) and accuracy (a share) of a network, means over all examples; nothing of it is changed.
+
+    Args:
+        network: A supernet, or any other network.
+        val: Batches ``(inputs, labels)``.
+        statistics: What batch norms normalise by: the batch, as in the search, or their running statistics.
+
+    Raises:
+        RuntimeError: If there is no batch.
+    """
+    modes = [(part, part.training) for part in network.modules()]
+    try:
+        network.train(statistics == "batch")
+        with frozen_statistics(network):
+            found = [(size * value.double(), size) for value, size in _losses(network, val, _LossAndAccuracy())]
+    finally:
+        for part, training in modes:
+            part.training = training
     loss, accuracy = torch.stack([value for value, _ in found]).sum(0) / sum(size for _, size in found)
     return float(loss), float(accuracy)
 
