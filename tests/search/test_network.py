@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional
 
 from netwright.search import spaces
-from netwright.search.genotype import DARTS_V1, DARTS_V2, DASS_99, CellGenotype, Genotype
+from netwright.search.genotype import DARTS_V1, DARTS_V2, DASS_99, CellGenotype, CellsGenotype
 from netwright.search.spaces.network import AuxiliaryHead, drop_path
 from netwright.seeding import seeded, stream
 
@@ -142,7 +142,7 @@ def test_stems_divide_the_resolution(stem, side):
 def test_a_cell_by_hand():
     """Reduction cell of one node: the max pool of state 0 plus the skip (FactorizedReduce) of state 1."""
     cell = CellGenotype((("max_pool_3x3", 0), ("skip_connect", 1)))
-    genotype = Genotype(cell, cell, space="one-node")
+    genotype = CellsGenotype(cell, cell, space="one-node")
     space = spaces.Space("one-node", spaces.MICRO_PRIMITIVES, nodes=1, channels=4, cells=1, shared=True)
     network = space.build(genotype, 2, 3, seed=0).eval()
     x = torch.randn(2, 2, 5, 6, generator=stream(0, "x"))
@@ -156,7 +156,7 @@ def test_a_cell_by_hand():
 
 def test_concat_may_leave_nodes_out():
     ops = (("sep_conv_3x3", 0), ("skip_connect", 1), ("skip_connect", 0), ("skip_connect", 2))
-    genotype = Genotype(CellGenotype(ops, (3,)), CellGenotype(ops, (3,)), space="micro-darts-2-shared")
+    genotype = CellsGenotype(CellGenotype(ops, (3,)), CellGenotype(ops, (3,)), space="micro-darts-2-shared")
     assert genotype.build(1, 3)(torch.zeros(2, 1, 8, 8)).shape == (2, 3)
     assert genotype.build(1, 3).classifier.in_features == 16
 
@@ -171,7 +171,7 @@ def test_drop_path_keeps_the_mean_and_drops_whole_samples():
 
 def test_drop_path_acts_in_training_only_and_follows_the_attribute():
     ops = (("sep_conv_3x3", 0), ("dil_conv_3x3", 1), ("max_pool_3x3", 0), ("sep_conv_3x3", 2))
-    genotype = Genotype(CellGenotype(ops), CellGenotype(ops), space="micro-darts-2-shared")
+    genotype = CellsGenotype(CellGenotype(ops), CellGenotype(ops), space="micro-darts-2-shared")
     network = genotype.build(1, 3, seed=0, drop_path=0.5)
     x = torch.randn(8, 1, 8, 8, generator=stream(0, "x"))
     outputs = []
@@ -191,7 +191,7 @@ def test_drop_path_acts_in_training_only_and_follows_the_attribute():
 
 def test_identity_edges_are_never_dropped_but_strided_skips_are():
     ops = (("skip_connect", 0), ("skip_connect", 1), ("skip_connect", 0), ("skip_connect", 2))
-    genotype = Genotype(CellGenotype(ops), CellGenotype(ops), space="micro-darts-2-shared")
+    genotype = CellsGenotype(CellGenotype(ops), CellGenotype(ops), space="micro-darts-2-shared")
     normal = genotype.build(1, 3, seed=0, drop_path=0.9).cells[0]
     s = torch.randn(8, 24, 8, 8, generator=stream(0, "x"))
     torch.testing.assert_close(normal(s, s, 0.9), normal(s, s, 0.0))

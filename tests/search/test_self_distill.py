@@ -14,7 +14,7 @@ from netwright.data.tensors import Batches, TensorImages
 from netwright.search import spaces
 from netwright.search.darts import DARTS
 from netwright.search.dass import DASS, DASSStages
-from netwright.search.objective import CostPenalty, Evaluation, TaskLoss
+from netwright.search.objective import CostPenalty, Objective, TaskLoss
 from netwright.search.searcher import Searcher
 from netwright.search.self_distill import SDDARTS, SelfDistillation, SnapshotTeachers
 from netwright.search.supernet import Gate
@@ -46,6 +46,19 @@ class Small(nn.Module):
 
     def forward(self, x):
         return self.head(self.body(x).mean((2, 3)))
+
+
+class Sampled(Gate):
+    """One candidate at a time, drawn from softmax(alpha), with a straight-through gradient: as path methods do."""
+
+    def draw(self, alpha, part, batch):
+        return torch.multinomial(alpha.softmax(-1), 1)[0]
+
+    def weights(self, alpha, training, drawn=None):
+        probs = alpha.softmax(-1)
+        if not training or drawn is None:
+            return probs
+        return nn.functional.one_hot(drawn, len(alpha)).to(probs) + probs - probs.detach()
 
 
 def supernet(seed=0):
@@ -214,14 +227,28 @@ def test_teachers_leave_the_random_numbers_of_the_student_alone():
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_a_student_who_is_its_own_teacher_learns_nothing():
-    net, term = supernet().double(), SelfDistillation(ramp=0.0, teachers=SnapshotTeachers(k=1))
+@pytest.mark.parametrize("space", ["micro-darts-2-shared", "micro-chain"])
+@pytest.mark.parametrize("gate", [None, Sampled()])
+def test_a_student_who_is_its_own_teacher_learns_nothing(space, gate):
+    net = spaces.get(space).supernet(1, 3, seed=0).double().train()
+    if gate is not None:
+        net.set_gate(gate)  # the teacher takes the path that was drawn for the student
+    term = SelfDistillation(ramp=0.0, teachers=SnapshotTeachers(k=1))
     term.on_epoch(net)
-    x = torch.rand(4, 1, 8, 8, dtype=torch.float64)
-    loss = term.term(torch.zeros(()), Evaluation(net, (x, torch.tensor([0, 1, 2, 0])), net(x), "alpha"))
+    batch = torch.rand(4, 1, 8, 8, dtype=torch.float64), torch.tensor([0, 1, 2, 0])
+
+    class Alone(Objective):
+        def term(self, total, seen):
+            return torch.zeros_like(total)
+
+    loss = (Alone() + term)(net, batch, part="alpha")
     assert abs(loss.item()) < 1e-7
     for slope in torch.autograd.grad(loss, list(net.parameters()), allow_unused=True):
         assert slope is None or slope.abs().max() < 1e-7
+    with torch.no_grad():
+        for weight in net.weight_parameters():
+            weight.add_(torch.randn_like(weight), alpha=0.5)
+    assert (Alone() + term)(net, batch, part="alpha").item() > 1e-6
 
 
 def test_the_cache_holds_what_was_said_of_each_example():
@@ -345,17 +372,6 @@ def test_a_search_resumed_after_any_epoch_is_bit_equal(options, indexed):
         again = resumed.search(*loaders(indexed), seed=0)
         assert equal(whole.state_dict(), resumed.state_dict())
         assert equal(result.alpha_history, again.alpha_history)
-
-
-class Sampled(Gate):
-    """One candidate at a time, drawn from softmax(alpha), with a straight-through gradient: as path methods do."""
-
-    def weights(self, alpha, training, drawn=None):
-        probs = alpha.softmax(-1)
-        if not training:
-            return probs
-        one = nn.functional.one_hot(torch.multinomial(probs.detach(), 1)[0], len(alpha)).to(probs)
-        return one + probs - probs.detach()
 
 
 def test_it_serves_gates_that_draw_and_stands_beside_a_cost():

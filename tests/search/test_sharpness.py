@@ -193,6 +193,16 @@ def test_a_supernet_that_has_decided_has_no_gap(options):
     assert abs(discretisation_gap(net, other, batches(), **options)["loss gap"]) > 1e-3
 
 
+def test_a_chain_that_has_decided_has_no_gap():
+    space = spaces.get("micro-chain")
+    net, genotype = space.supernet(1, 3, seed=0), space.random(torch.Generator().manual_seed(0))
+    decisions = space.decisions(genotype)
+    for key, choice in net.keyed_choices().items():
+        net.arch[key].data.zero_()[choice.names.index(decisions[key])] = 1e4
+    assert discretisation_gap(net, genotype, batches())["loss gap"] == pytest.approx(0.0, abs=1e-6)
+    assert abs(discretisation_gap(net, space.random(torch.Generator().manual_seed(1)), batches())["loss gap"]) > 1e-4
+
+
 def test_gaps_are_those_of_separate_passes():
     net, val = trained().float(), batches()
     for x, _ in val:

@@ -271,17 +271,25 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> Figure
     )
 
 
+CELLS = (
+    "From left to right: the outputs of the two cells before, operations (boxes) whose results are summed in the "
+    "numbered nodes, and the output, which joins the nodes that dashed lines lead from."
+)
+CHOICES = "What the search chose at each place, in the order of the network; k is the kernel's side, e the expansion."
+
+
 def cells(genotype: Figures) -> Figure:
-    """The cells that the search found.
+    """The cells that the search found, or the choices of a chain.
 
     Raises:
         ValueError: If the genotype is not one.
     """
     from netwright.search.drawing import draw
-    from netwright.search.genotype import Genotype
+    from netwright.search.genotype import CellsGenotype, Genotype
 
     found = Genotype.from_dict(dict(genotype))
-    number = 1 if found.normal == found.reduce else 2
+    is_cells = isinstance(found, CellsGenotype)
+    number = 2 if isinstance(found, CellsGenotype) and found.normal != found.reduce else 1
     # The second cell stands below the first, so that both are as large as the page allows.
     across, high = draw(found).get_figure(root=True).get_size_inches()  # type: ignore[union-attr]
     height = min(700.0, 430 * number * high / (across / number))
@@ -290,14 +298,13 @@ def cells(genotype: Figures) -> Figure:
         canvas.set_layout_engine("none")
         ax = draw(found, canvas.add_axes((0, 0, 1, 1)))
         for text in ax.texts:
-            if not (text.get_text().isdigit() or text.get_text().endswith("cell")):
+            if text.get_color() == "black" and not (text.get_text().isdigit() or text.get_text().endswith("cell")):
                 text.set_color("#010101")  # stands on a light box in the dark scheme too
 
     return Figure(
         svg(paint, width=430, height=height, formulas=True),
-        "From left to right: the outputs of the two cells before, operations (boxes) whose results are summed in the "
-        "numbered nodes, and the output, which joins the nodes that dashed lines lead from.",
-        title="The cells found",
+        CELLS if is_cells else CHOICES,
+        title="The cells found" if is_cells else "The blocks found",
         data=genotype,
     )
 

@@ -228,11 +228,8 @@ def _train(seed: int, genotype: dict[str, Any], images: Sizes, test: int, sizes:
     """Trains the network of a genotype on both halves of the search's data and measures it on the test part."""
     import torch
 
-    from netwright.data import Batches, TensorImages
-    from netwright.metrics import accuracy
+    from netwright.data import TensorImages
     from netwright.search.genotype import Genotype
-    from netwright.train.fit import Classifier, evaluate, fit
-    from netwright.train.schedules import CosineProgress
 
     batch, epochs = sizes
     data, normalise = small_images.parts(seed, *images, test)
@@ -240,12 +237,12 @@ def _train(seed: int, genotype: dict[str, Any], images: Sizes, test: int, sizes:
     both = TensorImages(torch.cat([h.images for h in halves]), torch.cat([h.labels for h in halves]))
     found = Genotype.from_dict(genotype)
     network = found.build(1, 10, seed=seed)
-    batches = Batches(both, batch, seed=seed, normalise=normalise, name="train")
-    fit(Classifier(network, lr=LR), batches, epochs=epochs, callbacks=[CosineProgress()], seed=seed)
-    whole = Batches(data["test"], 500, shuffle=False, drop_last=False, normalise=normalise)
+    accuracy = small_images.trained_accuracy(
+        network, both, data["test"], normalise, batch=batch, epochs=epochs, lr=LR, seed=seed
+    )
     return {
-        "accuracy": accuracy(*evaluate(network, whole)),
+        "accuracy": accuracy,
         "parameters": sum(p.numel() for p in network.parameters()),
         "skip share": found.skip_share,
-        "convolution share": found.convolutions / sum(len(cell.ops) for cell in found.cells().values()),
+        "convolution share": found.convolutions / len(found.operations),
     }

@@ -19,6 +19,8 @@ METHODS = {
 
 _NAMES = {
     "CellGenotype": "genotype",
+    "CellsGenotype": "genotype",
+    "ChoiceGenotype": "genotype",
     "Genotype": "genotype",
     "DARTS_V1": "genotype",
     "DARTS_V2": "genotype",
@@ -33,6 +35,8 @@ _NAMES = {
     "SoftmaxGate": "supernet",
     "Supernet": "supernet",
     "Space": "spaces",
+    "ChoiceSpace": "spaces.choices",
+    "mbconv_space": "spaces.chain",
     "Network": "spaces.network",
     "Selector": "selection",
     "ArgmaxSelector": "selection",
@@ -75,7 +79,17 @@ if TYPE_CHECKING:
     from netwright.search.darts import DARTS
     from netwright.search.dass import DASS, DASSStages
     from netwright.search.drawing import draw
-    from netwright.search.genotype import DARTS_V1, DARTS_V2, DASS_90, DASS_95, DASS_99, CellGenotype, Genotype
+    from netwright.search.genotype import (
+        DARTS_V1,
+        DARTS_V2,
+        DASS_90,
+        DASS_95,
+        DASS_99,
+        CellGenotype,
+        CellsGenotype,
+        ChoiceGenotype,
+        Genotype,
+    )
     from netwright.search.lightning import SearchModule
     from netwright.search.objective import CostPenalty, Objective, TaskLoss
     from netwright.search.perturbation import (
@@ -98,6 +112,8 @@ if TYPE_CHECKING:
         rho_sharpness,
     )
     from netwright.search.spaces import Space
+    from netwright.search.spaces.chain import mbconv_space
+    from netwright.search.spaces.choices import ChoiceSpace
     from netwright.search.spaces.network import Network
     from netwright.search.stages import Stage
     from netwright.search.supernet import Choice, FixedGate, Gate, MaskedGate, SoftmaxGate, Supernet
@@ -114,7 +130,10 @@ __all__ = [
     "SDDARTS",
     "ArgmaxSelector",
     "CellGenotype",
+    "CellsGenotype",
     "Choice",
+    "ChoiceGenotype",
+    "ChoiceSpace",
     "CostPenalty",
     "DASSStages",
     "EpochEnd",
@@ -148,6 +167,7 @@ __all__ = [
     "draw",
     "edge_strengths",
     "loss_and_accuracy",
+    "mbconv_space",
     "method",
     "op_strengths",
     "rho_sharpness",

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from netwright.search.bilevel import FirstOrder, SecondOrder
 from netwright.search.searcher import Searcher, Stage
-from netwright.search.selection import MagnitudeSelector
 
 if TYPE_CHECKING:
     from netwright.search.objective import Objective
@@ -27,7 +26,7 @@ class DARTS(Searcher):
         supernet: The network with the choices.
         order: 1 updates the architecture at the present weights, 2 one training step ahead (four times the passes).
         objective: Loss of both parts; cross-entropy by default.
-        selector: How the genotype is read off at the end; the magnitude rule by default.
+        selector: How the genotype is read off at the end; the space's own rule by default.
         epochs: Epochs of the search.
         lr, lr_min: Learning rate of the weights at the start and at the end of a cosine.
         weight_decay: Weight decay of the weights.
@@ -64,7 +63,7 @@ class DARTS(Searcher):
         super().__init__(
             supernet,
             objective=objective,
-            selector=selector or MagnitudeSelector(),
+            selector=selector,
             method=FirstOrder() if order == 1 else SecondOrder(),
             stages=[Stage("search", epochs, lr, lr_min, weight_decay)],
             **options,

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 from netwright.nn.sparse import init_scores, set_density, sparsify, train_mode
 from netwright.search.bilevel import FirstOrder, SecondOrder
 from netwright.search.searcher import Searcher, Stage
-from netwright.search.selection import MagnitudeSelector
 from netwright.seeding import seeded
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ class DASS(Searcher):
         alpha_in_prune: Whether the architecture is updated in the second stage too, as the published ``base`` trainer
             does and the default one does not.
         objective: Loss of both parts; cross-entropy by default.
-        selector: How the genotype is read off at the end; the magnitude rule by default.
+        selector: How the genotype is read off at the end; the space's own rule by default.
         skip: Names (with wildcards) of layers that stay dense.
         **options: ``clip``, ``alpha_lr``, ``alpha_betas``, ``alpha_weight_decay`` of :class:`Searcher`.
 
@@ -105,7 +104,7 @@ class DASS(Searcher):
         super().__init__(
             sparse,
             objective=objective,
-            selector=selector or MagnitudeSelector(),
+            selector=selector,
             method=SecondOrder() if unrolled else FirstOrder(),
             stages=[
                 Stage(PRETRAIN, plan.pretrain, plan.lr, plan.lr_min, plan.weight_decay),

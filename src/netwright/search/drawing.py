@@ -9,13 +9,14 @@ hierarchical system structures", 1981).
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import networkx as nx
 import numpy as np
 
-from netwright.search.genotype import CellGenotype, Genotype
+from netwright.search.genotype import CellGenotype, CellsGenotype, ChoiceGenotype, Genotype
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,6 +31,8 @@ BETWEEN = 0.6  # inches between the two cells
 COLOURS = {"sep": "#9ecae1", "dil": "#c6b7e2", "max": "#fdd0a2", "avg": "#fee391", "skip": "#c7e9c0"}
 EDGES = {"sep": "#3182bd", "dil": "#756bb1", "max": "#e6550d", "avg": "#b8860b", "skip": "#31a354"}
 OTHER = "#e5e5e5"
+HUES = ("#9ecae1", "#c7e9c0", "#fee391", "#c6b7e2", "#fdd0a2", "#bfd3e6", "#d9c8b4")
+PER_LINE = 7
 GREY = "#777777"
 
 
@@ -208,8 +211,49 @@ def _paint(layout: _Layout, ax: Axes, left: float, bottom: float, scale: float) 
         )  # fmt: skip
 
 
+def _draw_choices(genotype: ChoiceGenotype, ax: Axes | None) -> Axes:
+    """A row of boxes, from left to right and then on the next line; what is skipped is pale."""
+    from matplotlib.patches import FancyBboxPatch
+
+    columns = min(PER_LINE, len(genotype.decisions))
+    longest = max(len(line) for pair in genotype.decisions for line in (pair[0], *_label(pair[1]).split("\n")))
+    box_width, box_height = max(WIDTHS["operation"], 0.075 * longest + 0.1), HEIGHTS["operation"]
+    step = box_width + GAP / 2, box_height + TITLE
+    lines = math.ceil(len(genotype.decisions) / columns)
+    width, height = columns * step[0] - GAP / 2 + 2 * MARGIN, lines * step[1] + MARGIN
+    if ax is None:
+        from matplotlib.figure import Figure
+
+        ax = Figure(figsize=(width, height)).add_axes((0, 0, 1, 1))
+    window = ax.get_window_extent()
+    dpi = ax.get_figure(root=True).dpi  # type: ignore[union-attr]
+    scale = min(window.width / dpi / width, window.height / dpi / height)
+    ax.set(xlim=(0, width), ylim=(0, height), aspect="equal")
+    ax.set_axis_off()
+    for number, (key, name) in enumerate(genotype.decisions):
+        line, column = divmod(number, columns)
+        left, bottom = MARGIN + column * step[0], height - (line + 1) * step[1]
+        skipped = name.startswith("skip")
+        face = OTHER if skipped else HUES[int("".join(filter(str.isdigit, name.split("_")[0])) or 0) % len(HUES)]
+        ax.add_patch(
+            FancyBboxPatch(
+                (left, bottom), box_width, box_height, boxstyle="round,pad=0,rounding_size=0.05", facecolor=face,
+                edgecolor=GREY, linewidth=0.8 * scale, linestyle="--" if skipped else "-",
+            )
+        )  # fmt: skip
+        middle = left + box_width / 2
+        ax.text(middle, bottom + box_height / 2, _label(name), ha="center", va="center", fontsize=FONT_POINTS * scale)
+        ax.text(
+            middle, bottom + box_height + 0.04, key, ha="center", va="bottom", color=GREY,
+            fontsize=(FONT_POINTS - 1.5) * scale,
+        )  # fmt: skip
+    return ax
+
+
 def draw(genotype: Genotype | CellGenotype, ax: Axes | None = None) -> Axes:
     """Draws the normal and the reduction cell side by side; one cell where both are the same or one is given.
+
+    The genotype of a space of choices is a row of boxes, one for each choice.
 
     States are circles (the two inputs, the numbered nodes, the output), operations are boxes coloured by kind, dashed
     lines lead to the concatenation. On given axes the second cell stands below the first where that leaves more room,
@@ -228,8 +272,12 @@ def draw(genotype: Genotype | CellGenotype, ax: Axes | None = None) -> Axes:
         >>> sorted({text.get_text() for text in ax.texts if "\\n" in text.get_text()})
         ['dil conv\\n3×3', 'max pool\\n3×3', 'sep conv\\n3×3']
     """
+    if isinstance(genotype, ChoiceGenotype):
+        return _draw_choices(genotype, ax)
     if isinstance(genotype, CellGenotype):
         cells = {"cell": genotype}
+    elif not isinstance(genotype, CellsGenotype):
+        raise TypeError(f"genotype must be one of a cell space or of a space of choices, got {type(genotype).__name__}")
     elif genotype.normal == genotype.reduce:
         cells = {"normal and reduction cell": genotype.normal}
     else:

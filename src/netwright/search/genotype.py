@@ -5,24 +5,26 @@ graph with two inputs (states 0 and 1: the outputs of the two cells before it) a
 
     x_i = o_a(x_j) + o_b(x_k),    j, k < i,
 
-so two (operation, predecessor) pairs a node say everything.
+so two (operation, predecessor) pairs a node say everything. An architecture of a chain names one block a layer.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from netwright.console import UserError
 from netwright.storage import read_json, write_json
 
 if TYPE_CHECKING:
-    from netwright.search.spaces.network import Network, Stem
+    from torch import nn
 
 Edge = tuple[str, int]
+_WITHOUT_CONVOLUTION = ("max_pool", "avg_pool", "skip", "none", "noise")
 
 
 @dataclass(frozen=True)
@@ -79,92 +81,68 @@ class CellGenotype:
         return [(name, predecessor, i // 2 + 2) for i, (name, predecessor) in enumerate(self.ops)]
 
 
-@dataclass(frozen=True)
-class Genotype:
-    """An architecture of a cell space: hashable, without tensors, and JSON both ways.
+class Genotype(ABC):
+    """An architecture: hashable, without tensors, and JSON both ways.
+
+    Two kinds: :class:`CellsGenotype` of a cell space, :class:`ChoiceGenotype` of a space of choices.
 
     Attributes:
-        normal: The cell that keeps the resolution.
-        reduce: The cell that halves it (in a space with one cell type the same as ``normal``).
         space: Name of the search space.
         version: Version of that space's definition.
 
     Example:
-        >>> cell = CellGenotype((("sep_conv_3x3", 0), ("skip_connect", 1)))
-        >>> genotype = Genotype(cell, cell, space="darts")
-        >>> Genotype.from_json(genotype.to_json()) == genotype
-        Traceback (most recent call last):
-        ...
-        ValueError: normal must have 4 nodes in space 'darts', got 1
         >>> Genotype.from_json(DARTS_V2.to_json()) == DARTS_V2
         True
     """
 
-    normal: CellGenotype
-    reduce: CellGenotype
-    space: str = "darts"
-    version: int = 1
+    space: str
+    version: int
 
-    def validate(self) -> Genotype:
+    def validate(self) -> Self:
         """This genotype, if its space admits it.
 
         Raises:
-            ValueError: If the space or its version is unknown, an operation is not one of the space's, the number of
-                nodes differs from the space's, or the cells differ in a space with one cell type.
+            ValueError: If the space or its version is unknown, or the architecture is none of the space's.
         """
         from netwright.search import spaces
 
         spaces.get(self.space).validate(self)
         return self
 
-    def cells(self) -> dict[Literal["normal", "reduce"], CellGenotype]:
-        """Both cells by name."""
-        return {"normal": self.normal, "reduce": self.reduce}
+    @property
+    @abstractmethod
+    def operations(self) -> tuple[str, ...]:
+        """Every operation it consists of."""
 
     @property
     def skip_share(self) -> float:
-        """Share of skip connections among all edges of both cells, in [0, 1].
+        """Share of skip connections among all operations, in [0, 1].
 
         Example:
             >>> DARTS_V2.skip_share
             0.3125
         """
-        return self._count("skip_connect") / (len(self.normal.ops) + len(self.reduce.ops))
+        return sum(name in ("skip_connect", "skip") for name in self.operations) / len(self.operations)
 
     @property
     def convolutions(self) -> int:
-        """Number of convolution operations among the edges of both cells."""
-        return self._count("conv")
+        """Number of operations that are neither poolings nor skip connections nor noise.
 
-    def _count(self, part: str) -> int:
-        return sum(part in name for cell in self.cells().values() for name, _ in cell.ops)
+        Example:
+            >>> DARTS_V2.convolutions
+            6
+        """
+        return sum(not name.startswith(_WITHOUT_CONVOLUTION) for name in self.operations)
 
-    def build(
-        self,
-        in_channels: int = 3,
-        num_classes: int = 10,
-        *,
-        channels: int | None = None,
-        cells: int | None = None,
-        drop_path: float = 0.0,
-        auxiliary: bool = False,
-        stem: Stem = "cifar",
-        seed: int | None = None,
-    ) -> Network:
+    def build(self, in_channels: int = 3, num_classes: int = 10, **options: Any) -> nn.Module:
         """The evaluation network; see :meth:`netwright.search.spaces.Space.build`."""
         from netwright.search import spaces
 
-        return spaces.get(self.space).build(
-            self, in_channels, num_classes, channels=channels, cells=cells, drop_path=drop_path, auxiliary=auxiliary,
-            stem=stem, seed=seed,
-        )  # fmt: skip
+        return spaces.get(self.space).build(self, in_channels, num_classes, **options)
 
+    @abstractmethod
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as :meth:`from_dict` takes them."""
-        value: dict[str, Any] = {"space": self.space, "version": self.version}
-        for name, cell in self.cells().items():
-            value[name] = {"ops": [list(edge) for edge in cell.ops], "concat": list(cell.concat)}
-        return value
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -182,14 +160,11 @@ class Genotype:
             ValueError: If a field is missing or of another kind, or :meth:`validate` refuses.
         """
         try:
-            cells = {
-                name: CellGenotype(_edges(value[name]["ops"]), tuple(int(i) for i in value[name]["concat"]))
-                for name in ("normal", "reduce")
-            }
-            genotype = Genotype(**cells, space=str(value["space"]), version=int(value["version"]))
+            kind = ChoiceGenotype if "decisions" in value else CellsGenotype
+            genotype = kind._from_dict(value)
         except KeyError as error:
             raise ValueError(f"a genotype must have the field {error}") from None
-        except TypeError as error:
+        except (TypeError, AttributeError) as error:
             raise ValueError(f"not a genotype: {error}") from None
         return genotype.validate()
 
@@ -213,6 +188,96 @@ class Genotype:
             raise UserError(str(error), where=path) from error
 
 
+@dataclass(frozen=True)
+class CellsGenotype(Genotype):
+    """An architecture of a cell space.
+
+    Attributes:
+        normal: The cell that keeps the resolution.
+        reduce: The cell that halves it (in a space with one cell type the same as ``normal``).
+        space: Name of the search space.
+        version: Version of that space's definition.
+
+    Example:
+        >>> cell = CellGenotype((("sep_conv_3x3", 0), ("skip_connect", 1)))
+        >>> CellsGenotype(cell, cell, space="darts").validate()
+        Traceback (most recent call last):
+        ...
+        ValueError: normal must have 4 nodes in space 'darts', got 1
+    """
+
+    normal: CellGenotype
+    reduce: CellGenotype
+    space: str = "darts"
+    version: int = 1
+
+    def cells(self) -> dict[Literal["normal", "reduce"], CellGenotype]:
+        """Both cells by name."""
+        return {"normal": self.normal, "reduce": self.reduce}
+
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """Those of the edges of both cells."""
+        return tuple(name for cell in self.cells().values() for name, _ in cell.ops)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as :meth:`Genotype.from_dict` takes them."""
+        value: dict[str, Any] = {"space": self.space, "version": self.version}
+        for name, cell in self.cells().items():
+            value[name] = {"ops": [list(edge) for edge in cell.ops], "concat": list(cell.concat)}
+        return value
+
+    @classmethod
+    def _from_dict(cls, value: Mapping[str, Any]) -> CellsGenotype:
+        cells = {
+            name: CellGenotype(_edges(value[name]["ops"]), tuple(int(i) for i in value[name]["concat"]))
+            for name in ("normal", "reduce")
+        }
+        return cls(**cells, space=str(value["space"]), version=int(value["version"]))
+
+
+@dataclass(frozen=True)
+class ChoiceGenotype(Genotype):
+    """An architecture of a space of choices: one candidate for every choice.
+
+    Attributes:
+        decisions: (key, candidate), in the order of the space.
+        space: Name of the search space.
+        version: Version of that space's definition.
+
+    Raises:
+        ValueError: If a choice is decided twice, or none is.
+
+    Example:
+        >>> genotype = ChoiceGenotype((("layer_0", "k3_e2"), ("layer_1", "skip")), space="my-chain")
+        >>> genotype.skip_share
+        0.5
+    """
+
+    decisions: tuple[tuple[str, str], ...]
+    space: str
+    version: int = 1
+
+    def __post_init__(self) -> None:
+        keys = [key for key, _ in self.decisions]
+        if not keys or len(set(keys)) != len(keys):
+            raise ValueError(f"decisions must hold at least one choice and each once, got {keys}")
+
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """The candidates chosen."""
+        return tuple(name for _, name in self.decisions)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as :meth:`Genotype.from_dict` takes them."""
+        return {"space": self.space, "version": self.version, "decisions": dict(self.decisions)}
+
+    @classmethod
+    def _from_dict(cls, value: Mapping[str, Any]) -> ChoiceGenotype:
+        decisions = tuple((str(key), str(name)) for key, name in value["decisions"].items())
+        return cls(decisions, space=str(value["space"]), version=int(value["version"]))
+
+
 def _edges(ops: Iterable[Any]) -> tuple[Edge, ...]:
     edges = []
     for edge in ops:
@@ -233,12 +298,12 @@ _NAMES = {
 }
 
 
-def _published(normal: str, reduce: str) -> Genotype:
+def _published(normal: str, reduce: str) -> CellsGenotype:
     def cell(text: str) -> CellGenotype:
         pairs = (edge.split(",") for edge in text.split())
         return CellGenotype(tuple((_NAMES[name], int(predecessor)) for name, predecessor in pairs))
 
-    return Genotype(cell(normal), cell(reduce), space="darts")
+    return CellsGenotype(cell(normal), cell(reduce), space="darts")
 
 
 DARTS_V1 = _published(

@@ -108,13 +108,15 @@ class Objective:
         return _Sum((*self.terms, *other.terms))
 
     def __call__(self, supernet: nn.Module, batch: Any, part: Part = "weights") -> Float[Tensor, ""]:
-        """The loss of one batch ``(inputs, labels, ...)``: one forward pass, then all terms.
+        """The loss of one batch ``(inputs, labels, ...)``: one forward pass, for which gates draw anew, then all terms.
 
         Raises:
             ValueError: If ``part`` is not one of "weights", "alpha", "both".
         """
         if part not in get_args(Part):
             raise ValueError(f"part must be one of {', '.join(get_args(Part))}, got {part!r}")
+        if callable(redraw := getattr(supernet, "redraw", None)):
+            redraw(part, len(batch[0]))
         seen = Evaluation(supernet, batch, supernet(batch[0]), part)
         total = seen.logits.new_zeros(())
         for term in self.terms:

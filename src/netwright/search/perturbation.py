@@ -96,9 +96,16 @@ class _Scaled(Gate):
         kept = inner.mask or (True,) * len(factors)
         self.mask = tuple(runs and bool(factor) for runs, factor in zip(kept, factors.tolist(), strict=True))
 
-    def weights(self, alpha: Tensor, training: bool) -> Tensor:
-        scaled = self.inner.weights(alpha, training) * self.factors
-        return scaled / scaled.sum().clamp_min(torch.finfo(scaled.dtype).tiny) if self.renormalise else scaled
+    def draw(self, alpha: Tensor, part: str, batch: int) -> Tensor | None:
+        return self.inner.draw(alpha, part, batch)
+
+    def weights(self, alpha: Tensor, training: bool, drawn: Tensor | None = None) -> Tensor:
+        scaled = self.inner.weights(alpha, training, drawn) * self.factors
+        return (
+            scaled / scaled.sum(-1, keepdim=True).clamp_min(torch.finfo(scaled.dtype).tiny)
+            if self.renormalise
+            else scaled
+        )
 
 
 def _measure(

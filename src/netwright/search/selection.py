@@ -55,6 +55,7 @@ class MagnitudeSelector:
     ``none`` takes part in the softmax and is left out afterwards.
 
     Raises:
+        ValueError: If the space is not one of cells.
         FloatingPointError: If an alpha is not finite.
 
     Example:
@@ -77,6 +78,11 @@ class MagnitudeSelector:
         """The genotype; the data and the seed are not needed."""
         weights = _weights(supernet)
         space = supernet.space
+        if not hasattr(space, "incoming"):
+            raise ValueError(
+                f"MagnitudeSelector must have a space of cells, whose nodes drop edges; {space.name!r} keeps every "
+                "choice: use ArgmaxSelector"
+            )
         decisions: dict[str, str] = {}
         for keys in space.incoming().values():
             best = {}
@@ -95,6 +101,7 @@ class ArgmaxSelector:
     The supernet's ``space.genotype`` receives the operation by key. Ties: lowest index.
 
     Raises:
+        ValueError: If the space is one of cells.
         FloatingPointError: If an alpha is not finite.
     """
 
@@ -107,5 +114,10 @@ class ArgmaxSelector:
         seed: int = 0,
     ) -> Genotype:
         """The genotype; the data and the seed are not needed."""
+        if hasattr(supernet.space, "incoming"):
+            raise ValueError(
+                f"ArgmaxSelector must have a space that keeps every choice; nodes of {supernet.space.name!r} drop "
+                "edges: use MagnitudeSelector"
+            )
         decisions = {key: names[int((m == m.max()).nonzero()[0])] for key, (names, m) in _weights(supernet).items()}
         return supernet.space.genotype(decisions)

@@ -7,7 +7,7 @@ arXiv:1806.09055.
 
 Three small parts: a :class:`Gate` turns ``alpha`` into mixing weights and says which operations run, a :class:`Choice`
 holds the candidate operations, and a :class:`Supernet` owns every ``alpha`` in one ``ParameterDict`` called ``arch``
-and hands them down in ``forward``. Nothing is bound behind the scenes, so ``copy.deepcopy``, ``state_dict``,
+and hands them down in ``forward``. Nothing is bound for longer than a pass, so ``copy.deepcopy``, ``state_dict``,
 ``torch.func.functional_call`` and ``vmap`` work as on any module.
 """
 
@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,10 +36,15 @@ OperationKey = tuple[str, int, int, int, int, int, str]
 """(operation, channels in, channels out, height, width, stride, extra): the key of a cost or latency table."""
 
 
+_handed_down: ContextVar[nn.ParameterDict] = ContextVar("alpha by key")
+
+
 class Gate(ABC):
     """A mixing rule: which candidates of a choice run, and with which weights.
 
-    A gate has no parameters of its own; the choices of one key share one ``alpha`` and may share one gate.
+    A gate has no parameters and no memory; the choices of one key share one ``alpha`` and may share one gate. What a
+    rule leaves to chance it draws in :meth:`draw`, once for every pass and key; :meth:`Supernet.redraw` keeps it in the
+    choices, so that every use of the same pass sees the same numbers.
 
     Attributes:
         mask: One truth value a candidate, whether it runs; None runs all.
@@ -45,9 +52,33 @@ class Gate(ABC):
 
     mask: tuple[bool, ...] | None = None
 
+    def draw(self, alpha: Float[Tensor, " candidates"], part: str, batch: int) -> Tensor | None:
+        """What chance decides in one pass, from torch's global generator; nothing, by default.
+
+        Args:
+            alpha: The architecture parameters, detached.
+            part: What the pass is for: ``"weights"``, ``"alpha"`` or ``"both"``.
+            batch: Inputs of the pass.
+        """
+        return None
+
     @abstractmethod
-    def weights(self, alpha: Float[Tensor, " candidates"], training: bool) -> Float[Tensor, " candidates"]:
-        """The mixing weights m, differentiable in ``alpha``."""
+    def weights(
+        self, alpha: Float[Tensor, " candidates"], training: bool, drawn: Tensor | None = None
+    ) -> Float[Tensor, "*batch candidates"]:
+        """The mixing weights m, differentiable in ``alpha``: one set for the batch, or one an input.
+
+        Args:
+            alpha: The architecture parameters.
+            training: Whether the choice is in training mode.
+            drawn: What :meth:`draw` gave for this pass, None before the first or for a rule without chance.
+        """
+
+    def expectation(
+        self, alpha: Float[Tensor, " candidates"], drawn: Tensor | None = None
+    ) -> Float[Tensor, " candidates"]:
+        """The weights that costs are averaged and selections made with, differentiable in ``alpha``."""
+        return self.weights(alpha, drawn is not None, drawn)
 
     def forward(
         self,
@@ -56,7 +87,7 @@ class Gate(ABC):
         alpha: Float[Tensor, " candidates"],
     ) -> Float[Tensor, "batch c_out height_out width_out"]:
         """The output of ``choice``: by default the candidates that run, weighted."""
-        return choice.mix(x, self.weights(alpha, choice.training), running=self.mask)
+        return choice.mix(x, self.weights(alpha, choice.training, choice.drawn), running=self.mask)
 
 
 class SoftmaxGate(Gate):
@@ -67,7 +98,7 @@ class SoftmaxGate(Gate):
         tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
 
-    def weights(self, alpha: Tensor, training: bool) -> Tensor:
+    def weights(self, alpha: Tensor, training: bool, drawn: Tensor | None = None) -> Tensor:
         """softmax(alpha)."""
         return alpha.softmax(-1)
 
@@ -90,11 +121,19 @@ class MaskedGate(Gate):
         self.inner = inner
         self.mask = tuple(bool(kept) for kept in mask)
 
-    def weights(self, alpha: Tensor, training: bool) -> Tensor:
+    def draw(self, alpha: Tensor, part: str, batch: int) -> Tensor | None:
+        """The inner gate's draw."""
+        return self.inner.draw(alpha, part, batch)
+
+    def weights(self, alpha: Tensor, training: bool, drawn: Tensor | None = None) -> Tensor:
         """The inner gate's weights, zero where masked."""
         if len(self.mask) != alpha.numel():
             raise ValueError(f"mask must have one entry for each of {alpha.numel()} candidates, got {len(self.mask)}")
-        return self.inner.weights(alpha, training) * alpha.new_tensor(self.mask)
+        return self.inner.weights(alpha, training, drawn) * alpha.new_tensor(self.mask)
+
+    def expectation(self, alpha: Tensor, drawn: Tensor | None = None) -> Tensor:
+        """The inner gate's expectation, zero where masked."""
+        return self.inner.expectation(alpha, drawn) * alpha.new_tensor(self.mask)
 
 
 class FixedGate(Gate):
@@ -118,7 +157,7 @@ class FixedGate(Gate):
         self.index = index
         self.mask = tuple(number == index for number in range(candidates))
 
-    def weights(self, alpha: Tensor, training: bool) -> Tensor:
+    def weights(self, alpha: Tensor, training: bool, drawn: Tensor | None = None) -> Tensor:
         """One at the candidate, zero elsewhere."""
         return alpha.new_tensor(self.mask)
 
@@ -126,13 +165,18 @@ class FixedGate(Gate):
 class Choice(nn.Module):
     """A mixed operation: candidates of equal input and output shape, one of which a derivation keeps.
 
-    ``forward(x, alpha)`` takes the architecture parameters of its key; the supernet passes them.
+    ``forward(x, alpha)`` takes the architecture parameters of its key. A supernet whose network is written without
+    them hands them down for the time of a pass (:meth:`Supernet.handing_down`).
 
     Args:
         candidates: The operations by name, in the order of ``alpha``.
         key: Name of the architecture parameters; choices with the same key share them.
         gate: The mixing rule.
         stride: Spatial stride of every candidate.
+        kind: Part of the candidates' keys in cost tables: candidates of one kind, name and shape cost the same.
+
+    Attributes:
+        drawn: What the gate drew for the present pass.
 
     Raises:
         ValueError: If there is no candidate, or (in ``forward``) if two candidates' outputs differ in shape.
@@ -143,7 +187,9 @@ class Choice(nn.Module):
         tensor([[[[0.5000, 0.5000]]]])
     """
 
-    def __init__(self, candidates: Mapping[str, nn.Module], *, key: str, gate: Gate, stride: int = 1) -> None:
+    def __init__(
+        self, candidates: Mapping[str, nn.Module], *, key: str, gate: Gate, stride: int = 1, kind: str = ""
+    ) -> None:
         super().__init__()
         if not candidates:
             raise ValueError(f"choice {key!r} must have at least 1 candidate, got 0")
@@ -153,6 +199,8 @@ class Choice(nn.Module):
         self.key = key
         self.gate = gate
         self.stride = stride
+        self.kind = kind
+        self.drawn: Tensor | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -163,26 +211,29 @@ class Choice(nn.Module):
         return len(self.candidates)
 
     def forward(
-        self, x: Float[Tensor, "batch c_in height width"], alpha: Float[Tensor, " candidates"]
+        self, x: Float[Tensor, "batch c_in height width"], alpha: Float[Tensor, " candidates"] | None = None
     ) -> Float[Tensor, "batch c_out height_out width_out"]:
         """The mixed output; see the class."""
-        return self.gate.forward(self, x, alpha)
+        return self.gate.forward(self, x, _handed_down.get()[self.key] if alpha is None else alpha)
 
     def mix(
         self,
         x: Float[Tensor, "batch c_in height width"],
-        weights: Float[Tensor, " candidates"],
+        weights: Float[Tensor, "*batch candidates"],
         running: Sequence[bool] | None = None,
     ) -> Float[Tensor, "batch c_out height_out width_out"]:
         """sum_i weights_i o_i(x) over the ``running`` candidates (all of them by default).
 
         The zero operation costs nothing, and the ReLU that several candidates begin with is applied once.
         """
-        if len(weights) != len(self):
-            raise ValueError(f"choice {self.key!r} has {len(self)} candidates, got {len(weights)} weights")
+        if weights.shape[-1] != len(self):
+            raise ValueError(f"choice {self.key!r} has {len(self)} candidates, got {weights.shape[-1]} weights")
+        each = weights.unbind(-1)
+        if weights.ndim == 2:
+            each = tuple(weight.view(-1, 1, 1, 1) for weight in each)
         total: Tensor | None = None
         rectified: Tensor | None = None
-        for i, (weight, (name, operation)) in enumerate(zip(weights.unbind(), self.candidates.items(), strict=True)):
+        for i, (weight, (name, operation)) in enumerate(zip(each, self.candidates.items(), strict=True)):
             if isinstance(operation, Zero) or (running is not None and not running[i]):
                 continue
             if isinstance(operation, Rectified):
@@ -210,7 +261,8 @@ class Supernet(nn.Module):
     """Base of every supernet: owns the architecture parameters and knows the choices inside it.
 
     A subclass builds its modules, calls :meth:`initialise_arch` and defines ``forward(x) -> logits``, in which it calls
-    each choice as ``choice(x, self.arch[choice.key])``.
+    each choice as ``choice(x, self.arch[choice.key])``, or the network with all its choices inside
+    ``with self.handing_down():``.
 
     Attributes:
         arch: One parameter (alpha) a key, drawn from 1e-3 N(0, 1).
@@ -227,6 +279,7 @@ class Supernet(nn.Module):
         self.num_classes = num_classes
         self.arch = nn.ParameterDict()
         self.input_shape: tuple[int, ...] | None = None
+        self._choices: tuple[Choice, ...] = ()
         self._known_choices: tuple[Any, ...] = ()
         self._known_shapes: dict[tuple[int, ...], dict[str, tuple[tuple[int, int, int], int]]] = {}
 
@@ -237,7 +290,8 @@ class Supernet(nn.Module):
             ValueError: If choices of one key have different candidates, or candidates of one choice different shapes.
         """
         names: dict[str, tuple[str, ...]] = {}
-        for _, choice in self.named_choices():
+        self._choices = tuple(choice for _, choice in self.named_choices())
+        for choice in self._choices:
             if names.setdefault(choice.key, choice.names) != choice.names:
                 raise ValueError(
                     f"choices of key {choice.key!r} must have the same candidates, got {choice.names} "
@@ -273,9 +327,38 @@ class Supernet(nn.Module):
         for choice in chosen:
             choice.gate = gate
 
-    def mixing_weights(self) -> dict[str, Tensor]:
-        """The mixing weights of every key as the gate gives them in evaluation mode, differentiable in alpha."""
-        return {key: c.gate.weights(self.arch[key], training=False) for key, c in self.keyed_choices().items()}
+    @contextmanager
+    def handing_down(self) -> Iterator[None]:
+        """Lets choices find their ``alpha`` themselves inside the block."""
+        token = _handed_down.set(self.arch)
+        try:
+            yield
+        finally:
+            _handed_down.reset(token)
+
+    def redraw(self, part: str, batch: int = 1) -> None:
+        """Lets every gate draw anew; an objective calls it before each of its passes.
+
+        Args:
+            part: What the pass is for: ``"weights"``, ``"alpha"`` or ``"both"``.
+            batch: Inputs of the pass.
+        """
+        drawn: dict[str, Tensor | None] = {}
+        for choice in self._choices:
+            if choice.key not in drawn:
+                drawn[choice.key] = choice.gate.draw(self.arch[choice.key].detach(), part, batch)
+            choice.drawn = drawn[choice.key]
+
+    def mixing_weights(self, *, drawn: bool = False) -> dict[str, Tensor]:
+        """The mixing weights of every key, differentiable in alpha.
+
+        Args:
+            drawn: Whether they are those of the last :meth:`redraw`; otherwise what the rule expects.
+        """
+        return {
+            key: c.gate.expectation(self.arch[key], c.drawn if drawn else None)
+            for key, c in self.keyed_choices().items()
+        }
 
     def arch_parameters(self) -> list[nn.Parameter]:
         """The architecture parameters alpha.
@@ -321,6 +404,7 @@ class Supernet(nn.Module):
     ) -> Float[Tensor, ""]:
         """E[cost] = sum over choices l and candidates i of m_li t_li; the gradient flows through m alone.
 
+        In training m is what the gates drew for the last pass.
         Costs outside the choices (stem, preprocessing, classifier) are a constant that the caller adds.
 
         Args:
@@ -334,7 +418,7 @@ class Supernet(nn.Module):
         size = shape or self.input_shape
         if size is None:
             raise ValueError("shape must be given before the first forward pass, got None")
-        weights = self.mixing_weights()
+        weights = self.mixing_weights(drawn=self.training)
         costs = {key: [0.0] * len(m) for key, m in weights.items()}
         shapes = self._shapes(tuple(size))
         for name, choice in self.named_choices():
@@ -388,6 +472,8 @@ def _keys(choice: Choice, shape: tuple[int, int, int], c_out: int) -> list[Opera
     """The table key of every candidate, None for those that cost nothing."""
     c_in, height, width = shape
     return [
-        None if isinstance(operation, (Zero, nn.Identity)) else (name, c_in, c_out, height, width, choice.stride, "")
+        None
+        if isinstance(operation, (Zero, nn.Identity))
+        else (name, c_in, c_out, height, width, choice.stride, choice.kind)
         for name, operation in choice.candidates.items()
     ]

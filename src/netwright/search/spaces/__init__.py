@@ -6,7 +6,10 @@
 ``micro-darts-2``         the same with 2 nodes
 ``micro-darts-shared``    3 nodes and one cell type: the reduction cell is the normal cell with stride 2
 ``micro-darts-2-shared``  2 nodes and one cell type: small enough to tabulate
+``micro-chain``           six layers that choose an inverted residual block of kernel 3 or 5 and expansion 2 or 4
 ========================  ========================================================================================
+
+A network of one's own becomes a space by :class:`~netwright.search.spaces.choices.ChoiceSpace`.
 
 Reading names and genotypes loads no PyTorch.
 """
@@ -16,10 +19,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from netwright.console import nearest
-from netwright.search.genotype import CellGenotype, Genotype
+from netwright.search.genotype import CellGenotype, CellsGenotype, Genotype
+from netwright.search.spaces.chain import MICRO_CHAIN
+from netwright.search.spaces.choices import ChoiceSpace
 
 if TYPE_CHECKING:
     import torch
@@ -145,6 +150,8 @@ class Space:
                 f"the genotype must be of space {self.name!r} version {self.version}, got {genotype.space!r} version "
                 f"{genotype.version}"
             )
+        if not isinstance(genotype, CellsGenotype):
+            raise ValueError(f"a genotype of space {self.name!r} must have cells, got a {type(genotype).__name__}")
         for name, cell in genotype.cells().items():
             if cell.nodes != self.nodes:
                 raise ValueError(f"{name} must have {self.nodes} nodes in space {self.name!r}, got {cell.nodes}")
@@ -157,7 +164,7 @@ class Space:
         if self.shared and genotype.normal != genotype.reduce:
             raise ValueError(f"normal and reduce must be equal in space {self.name!r}, got {genotype.cells()}")
 
-    def genotype(self, decisions: Mapping[str, str]) -> Genotype:
+    def genotype(self, decisions: Mapping[str, str]) -> CellsGenotype:
         """The genotype that keeps exactly the edges named in ``decisions``.
 
         Args:
@@ -177,31 +184,26 @@ class Space:
         known = {key for keys in incoming.values() for key in keys}
         if unknown := set(decisions) - known:
             raise ValueError(f"decisions must name edges of space {self.name!r}, got {sorted(unknown)}")
-        genotype = Genotype(cells["normal"], cells[self.cell_types[-1]], space=self.name, version=self.version)
+        genotype = CellsGenotype(cells["normal"], cells[self.cell_types[-1]], space=self.name, version=self.version)
         self.validate(genotype)
         return genotype
 
     def decisions(self, genotype: Genotype) -> dict[str, str]:
-        """The operation of every edge that a genotype keeps, by :func:`edge_key`: the inverse of :meth:`genotype`.
+        """Operation by :func:`edge_key` of the edges that a genotype keeps: what :meth:`genotype` takes.
 
         Raises:
             ValueError: If the genotype is not of this space.
-
-        Example:
-            >>> cell = CellGenotype((("sep_conv_3x3", 0), ("skip_connect", 1)) * 2)
-            >>> space = get("micro-darts-2-shared")
-            >>> sorted(space.decisions(Genotype(cell, cell, space.name)))
-            ['normal_0_2', 'normal_0_3', 'normal_1_2', 'normal_1_3']
         """
         self.validate(genotype)
-        cells = {str(name): cell for name, cell in genotype.cells().items()}
+        assert isinstance(genotype, CellsGenotype)
+        cells = genotype.cells()
         return {
-            edge_key(cell, predecessor, state): operation
+            edge_key(cell, predecessor, state): name
             for cell in self.cell_types
-            for operation, predecessor, state in cells[cell].edges()
+            for name, predecessor, state in cells["normal" if cell == "normal" else "reduce"].edges()
         }
 
-    def random(self, generator: torch.Generator) -> Genotype:
+    def random(self, generator: torch.Generator) -> CellsGenotype:
         """A genotype drawn uniformly among the :attr:`size` derived ones.
 
         Example:
@@ -304,6 +306,7 @@ class Space:
         from netwright.search.spaces.network import Network
 
         self.validate(genotype)
+        assert isinstance(genotype, CellsGenotype)
         channels = self.channels if channels is None else channels
         cells = self.cells if cells is None else cells
         return Network(
@@ -312,10 +315,12 @@ class Space:
         )  # fmt: skip
 
 
-SPACES: dict[str, Space] = {}
+AnySpace = Space | ChoiceSpace
+SPACES: dict[str, AnySpace] = {}
+SomeSpace = TypeVar("SomeSpace", Space, ChoiceSpace)
 
 
-def register(space: Space) -> Space:
+def register(space: SomeSpace) -> SomeSpace:
     """Makes a space known by its name, so that its genotypes can be read and built.
 
     Raises:
@@ -332,7 +337,7 @@ def register(space: Space) -> Space:
     return space
 
 
-def get(name: str) -> Space:
+def get(name: str) -> Any:
     """The space of that name.
 
     Raises:
@@ -373,3 +378,4 @@ register(Space("darts-pt", tuple(name for name in DARTS_PRIMITIVES if name != "n
 for _name, _primitives in FAILURES.items():
     register(Space(f"darts-{_name}", _primitives, nodes=4, channels=16, cells=8))
     register(Space(f"micro-darts-{_name}", _primitives, nodes=3, channels=8, cells=3, reductions="middle"))
+register(MICRO_CHAIN)

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from netwright.search.genotype import CellGenotype, Genotype
+from netwright.search.genotype import CellGenotype, CellsGenotype
 from netwright.search.spaces.operations import FactorizedReduce, channels_last, operation, relu_conv_bn
 from netwright.seeding import seeded
 
@@ -234,7 +234,7 @@ class Network(nn.Module):
 
     def __init__(
         self,
-        genotype: Genotype,
+        genotype: CellsGenotype,
         in_channels: int,
         num_classes: int,
         *,
