@@ -8,6 +8,7 @@ from netwright.search.darts import DARTS
 from netwright.search.dass import DASS, DASSStages
 from netwright.search.lightning import SearchModule
 from netwright.search.rarts import RARTS
+from netwright.search.self_distill import SDDARTS
 from netwright.seeding import stream
 
 
@@ -23,6 +24,8 @@ def make(kind):
         return DASS(supernet, 0.1, DASSStages(1, 1, 1))
     if kind == "rarts":
         return RARTS(supernet, epochs=3)
+    if kind == "sd-darts":
+        return SDDARTS(supernet, epochs=3)
     return DARTS(supernet, order=2, epochs=3)
 
 
@@ -43,7 +46,7 @@ def equal(a, b):
     return a == b
 
 
-@pytest.mark.parametrize("kind", ["darts", "dass", "rarts"])
+@pytest.mark.parametrize("kind", ["darts", "dass", "rarts", "sd-darts"])
 def test_lightning_gives_the_bits_of_search(kind):
     plain = make(kind)
     expected = plain.search(*loaders(), seed=0)
@@ -60,7 +63,7 @@ def test_lightning_gives_the_bits_of_search(kind):
     assert float(fitted.callback_metrics["train_loss"]) == pytest.approx(expected.epochs[-1]["train_loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["darts", "dass", "rarts"])
+@pytest.mark.parametrize("kind", ["darts", "dass", "rarts", "sd-darts"])
 def test_a_checkpoint_of_any_epoch_goes_on_to_the_same_bits(kind, tmp_path):
     plain = make(kind)
     plain.search(*loaders(), seed=0)

@@ -13,6 +13,7 @@ METHODS = {
     "darts": "netwright.search.darts:DARTS",
     "dass": "netwright.search.dass:DASS",
     "rarts": "netwright.search.rarts:RARTS",
+    "sd-darts": "netwright.search.self_distill:SDDARTS",
     "random": "netwright.search.random_search:RandomSearch",
 }
 """Searchers by the name that ``--search`` takes: "module:class"."""
@@ -60,15 +61,24 @@ _NAMES = {
     "RARTS": "rarts",
     "RandomSearch": "random_search",
     "uniform_genotypes": "random_search",
+    "SDDARTS": "self_distill",
+    "SelfDistillation": "self_distill",
+    "SnapshotTeachers": "self_distill",
+    "SharpnessAware": "sharpness",
+    "alpha_hessian_eig": "sharpness",
+    "discretisation_gap": "sharpness",
+    "discretised": "sharpness",
+    "loss_and_accuracy": "sharpness",
+    "rho_sharpness": "sharpness",
     "Stage": "stages",
     "EpochEnd": "searcher",
     "Searcher": "searcher",
     "SearchModule": "lightning",
     "SearchResult": "result",
 }
-_MODULES: tuple[str, ...] = ("bilevel", "darts", "dass", "drawing", "genotype", "lightning", "objective")
+_MODULES: tuple[str, ...] = ("bilevel", "darts", "dass", "drawing", "genotype", "latency", "lightning", "objective")
 _MODULES += ("perturbation", "random_search", "rarts", "relaxed_split", "result", "searcher", "selection")
-_MODULES += ("single_level", "spaces", "stages", "supernet", "width")
+_MODULES += ("self_distill", "sharpness", "single_level", "spaces", "stages", "supernet", "width")
 
 if TYPE_CHECKING:
     from netwright.search.bilevel import FirstOrder, SecondOrder
@@ -100,6 +110,15 @@ if TYPE_CHECKING:
     from netwright.search.result import SearchResult
     from netwright.search.searcher import EpochEnd, Searcher
     from netwright.search.selection import ArgmaxSelector, MagnitudeSelector, Selector
+    from netwright.search.self_distill import SDDARTS, SelfDistillation, SnapshotTeachers
+    from netwright.search.sharpness import (
+        SharpnessAware,
+        alpha_hessian_eig,
+        discretisation_gap,
+        discretised,
+        loss_and_accuracy,
+        rho_sharpness,
+    )
     from netwright.search.single_level import SingleLevel
     from netwright.search.spaces import Space
     from netwright.search.spaces.chain import mbconv_space
@@ -119,6 +138,7 @@ __all__ = [
     "DASS_99",
     "METHODS",
     "RARTS",
+    "SDDARTS",
     "ArgmaxSelector",
     "CellGenotype",
     "CellsGenotype",
@@ -144,19 +164,27 @@ __all__ = [
     "Searcher",
     "SecondOrder",
     "Selector",
+    "SelfDistillation",
+    "SharpnessAware",
     "SingleLevel",
+    "SnapshotTeachers",
     "SoftmaxGate",
     "Space",
     "Stage",
     "Supernet",
     "TaskLoss",
     "WidthSearch",
+    "alpha_hessian_eig",
     "discretisation_accuracy",
+    "discretisation_gap",
+    "discretised",
     "draw",
     "edge_strengths",
+    "loss_and_accuracy",
     "mbconv_space",
     "method",
     "op_strengths",
+    "rho_sharpness",
     "uniform_genotypes",
 ]
 

@@ -240,6 +240,7 @@ class Searcher:
         self.w_opt.state.clear()
         self._open()
         self.begin_stage(self.stage)
+        self.objective.on_stage(self.supernet)
 
     def _open(self) -> None:
         for group in self.w_opt.param_groups:
@@ -331,6 +332,7 @@ class Searcher:
         self._step = 0
         self.epoch += 1
         self._stage_epoch += 1
+        self.objective.on_epoch(self.supernet)
         now = time.perf_counter()
         self._seconds, self._since = self._seconds + now - self._since, now
         self._advance()
