@@ -56,6 +56,15 @@ def read(operation: nn.Module, channels: int, stride: int, *, rectified: bool = 
     return None if kind is None else Branch(kind, (Unit(None, None, norm),))  # type: ignore[arg-type]
 
 
+def alone(body: nn.Module) -> tuple[Branch, int] | None:
+    """What follows the ReLU of an operation, as a branch with its stride; None if it is anything else."""
+    first = body[0] if type(body) is nn.Sequential and len(body) else None
+    if not isinstance(first, nn.Conv2d) or not bare(body):
+        return None
+    branch = _separable(body, first.in_channels, first.stride[0])
+    return None if branch is None else (branch, first.stride[0])
+
+
 def bare(module: nn.Module) -> bool:
     """Whether calling the module is calling its class's ``forward`` and nothing else."""
     state = module.__dict__

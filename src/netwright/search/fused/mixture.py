@@ -14,11 +14,12 @@ The kernels serve float32 on a processor, channels in multiples of 8. Anything e
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional
 from torch.nn.modules import module as torch_module
 
-from netwright.search.fused.branches import IDENTITY, MAX_POOL, MEAN_POOL, SEPARABLE, Branch, weight
+from netwright.search.fused.branches import MAX_POOL, MEAN_POOL, SEPARABLE, Branch, weight
 from netwright.search.fused.library import Kernels, kernels, parallel
 
 MOST_BRANCHES = 16
@@ -89,13 +90,22 @@ def mix(
     return _Mixture.apply(x, weights, call.pack(), call)
 
 
+class _Norm(NamedTuple):
+    """A batch norm of a call: whether the batch's statistics served, and where those that did lie in its memory."""
+
+    of_batch: bool
+    eps: float
+    tensor: int
+    start: int
+
+
 class _Call:
     """One forward pass, and what its backward pass needs besides tensors."""
 
     def __init__(self, library: Kernels, branches: Sequence[Branch], stride: int, candidates: Sequence[int]) -> None:
         self.library, self.branches, self.stride, self.candidates = library, branches, stride, candidates
         self.offsets: list[tuple[int, int, int, int]] = []
-        self.norms: list[tuple[int, float]] = []
+        self.norms: list[_Norm | None] = []
         self.plan: list[Any] = []
 
     def pack(self) -> Tensor | None:
@@ -131,8 +141,8 @@ class _Call:
         for branch, candidate in zip(self.branches, self.candidates, strict=True):
             tensors = len(branch.units) * (2 if branch.kind == SEPARABLE else 1)
             floats = torch.empty(tensors * size + 4 * channels * len(branch.units))
+            place, peak = len(memory), 0
             memory.append(floats)
-            peak = 0
             if branch.kind == MAX_POOL:
                 memory.append(torch.empty(size, dtype=torch.int8))
                 peak = memory[-1].data_ptr()
@@ -150,6 +160,7 @@ class _Call:
                 plan += [*next(offsets), spatial, z]
                 if norm is None:
                     plan += [0, 0, 0, 0, 0.0, 0.0]
+                    self.norms.append(None)
                     continue
                 mean, variance = norm.running_mean, norm.running_var
                 of_batch = norm.training or mean is None
@@ -163,11 +174,12 @@ class _Call:
                     tracked += [mean, variance]
                 pointers = [0 if buffer is None else buffer.data_ptr() for buffer in (mean, variance)]
                 plan += [at, *pointers, int(of_batch), norm.eps, momentum]
+                self.norms.append(_Norm(of_batch, norm.eps, place, (at - floats.data_ptr()) // 4))
                 at += 16 * channels
         if counters:
             torch._foreach_add_(counters, 1)
+        torch.autograd.graph.increment_version([buffer for buffer in tracked if not buffer.is_inference()])
         self.plan = plan
-        self.tracked = tracked
         return memory
 
     def run(self, function: Any, x: Tensor, packed: Tensor | None, mixing: Tensor | None, *pointers: Tensor | None) -> None:
@@ -182,9 +194,48 @@ class _Call:
         if function(text):
             raise MemoryError("no memory for the scratch of a mixed operation")
 
-    def replay(self, x: Tensor, mixing: Tensor | None, packed: Tensor | None, memory: Sequence[Tensor]) -> Tensor:
+    def replay(
+        self, x: Tensor, mixing: Tensor | None, packed: Tensor | None, memory: Sequence[Tensor]
+    ) -> Tensor:
         """The same with operations of torch, for second derivatives."""
-        raise NotImplementedError
+        channels = x.shape[1]
+        rectified = functional.relu(x)
+        norms, offsets = iter(self.norms), iter(self.offsets)
+        total: Tensor | None = None
+
+        def part(start: int, *shape: int) -> Tensor | None:
+            return None if packed is None or start < 0 else packed[start : start + math.prod(shape)].view(shape)
+
+        for branch, candidate in zip(self.branches, self.candidates, strict=True):
+            y, stride = x if branch.kind != SEPARABLE else rectified, self.stride
+            if branch.kind == MAX_POOL:
+                y = functional.max_pool2d(y, 3, stride, 1)
+            elif branch.kind == MEAN_POOL:
+                y = functional.avg_pool2d(y, 3, stride, 1, count_include_pad=False)
+            for number, unit in enumerate(branch.units):
+                depthwise, pointwise, gamma, beta = next(offsets)
+                if unit.depthwise is not None:
+                    k, dilation = branch.kernel, branch.dilation
+                    taps, matrix = part(depthwise, channels, 1, k, k), part(pointwise, channels, channels, 1, 1)
+                    assert taps is not None and matrix is not None
+                    y = y if number == 0 else functional.relu(y)
+                    y = functional.conv2d(y, taps, None, stride, dilation * (k // 2), dilation, channels)
+                    y, stride = functional.conv2d(y, matrix), 1
+                place = next(norms)
+                if place is None:
+                    continue
+                scale, shift = part(gamma, channels), part(beta, channels)
+                if place.of_batch:
+                    y = functional.batch_norm(y, None, None, scale, shift, True, 0.0, place.eps)
+                else:
+                    mean, inverse = memory[place.tensor][place.start :][: 2 * channels].view(2, channels, 1, 1)
+                    y = (y - mean) * inverse
+                    y = y if scale is None else y * scale.view(-1, 1, 1)
+                    y = y if shift is None else y + shift.view(-1, 1, 1)
+            y = y if mixing is None else mixing[candidate] * y
+            total = y if total is None else total + y
+        assert total is not None
+        return total
 
 
 class _Mixture(torch.autograd.Function):
@@ -205,13 +256,27 @@ class _Mixture(torch.autograd.Function):
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
         x, mixing, packed, *memory = ctx.saved_tensors
         call = ctx.call
+        if torch.is_grad_enabled():
+            return (*_differentiable(call, gy, (x, mixing, packed), ctx.needs_input_grad, memory), None)
         inner = x.permute(0, 2, 3, 1).contiguous()
         flat = None if mixing is None else mixing.contiguous()
         wanted = list(ctx.needs_input_grad[:3])
-        wanted[2] = wanted[2] and torch._C._will_engine_execute_node(ctx.next_functions[2][0])
+        # the last tensor among the inputs; those that are None have no place there
+        wanted[2] = wanted[2] and torch._C._will_engine_execute_node(ctx.next_functions[-1][0])
         gx = torch.empty_like(inner) if wanted[0] else None
         gmixing = torch.zeros_like(flat) if wanted[1] else None
         gpacked = torch.empty_like(packed) if wanted[2] else None
         gy = gy.permute(0, 2, 3, 1).contiguous()
         call.run(call.library.backward, inner, packed, flat, None, gy, gx, gpacked, gmixing)
         return None if gx is None else gx.permute(0, 3, 1, 2), gmixing, gpacked, None
+
+
+def _differentiable(
+    call: _Call, gy: Tensor, inputs: tuple[Tensor | None, ...], needed: Sequence[bool], memory: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """Gradients that can be differentiated again."""
+    wanted = [tensor for tensor, need in zip(inputs, needed, strict=False) if need and tensor is not None]
+    x, mixing, packed = inputs
+    assert x is not None
+    grads = iter(torch.autograd.grad(call.replay(x, mixing, packed, memory), wanted, gy, create_graph=True))
+    return [next(grads) if need else None for _, need in zip(inputs, needed, strict=False)]
