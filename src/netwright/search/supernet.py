@@ -218,8 +218,10 @@ class Choice(nn.Module):
         known: list[int] = []
         left: list[tuple[int, nn.Module]] = []
         for i, operation in chosen:
-            rectified = isinstance(operation, Rectified) and bare(operation)
-            branch = read(operation.body if rectified else operation, x.shape[1], self.stride, rectified=rectified)
+            if isinstance(operation, Rectified) and bare(operation):
+                branch = read(operation.body, x.shape[1], self.stride, rectified=True)
+            else:
+                branch = read(operation, x.shape[1], self.stride)
             if branch is None or len(branches) == mixture.MOST_BRANCHES:
                 left.append((i, operation))
             else:

@@ -17,8 +17,8 @@ SEPARABLE, MAX_POOL, MEAN_POOL, IDENTITY = range(4)
 class Unit:
     """A depthwise and a pointwise convolution (or neither, behind a pooling), then a batch norm (or none)."""
 
-    depthwise: nn.Module | None
-    pointwise: nn.Module | None
+    depthwise: Any
+    pointwise: Any
     norm: nn.BatchNorm2d | None
 
 
@@ -88,7 +88,7 @@ def weight(convolution: Any) -> Tensor:
 def _separable(body: nn.Module, channels: int, stride: int) -> Branch | None:
     if type(body) is not nn.Sequential or len(body) not in (3, 7):
         return None
-    layers = list(body)
+    layers: list[Any] = list(body)
     first = layers[0]
     shape = _depthwise(first, channels, stride)
     if shape is None or not _is_unit(layers[:3], channels):
@@ -104,7 +104,7 @@ def _separable(body: nn.Module, channels: int, stride: int) -> Branch | None:
     return Branch(SEPARABLE, tuple(units), *shape)
 
 
-def _is_unit(layers: list[nn.Module], channels: int) -> bool:
+def _is_unit(layers: list[Any], channels: int) -> bool:
     return _is_convolution(layers[1], channels, 1, (1, 1), (1, 1), (0, 0)) and _is_norm(layers[2], channels)
 
 
@@ -125,12 +125,10 @@ def _depthwise(layer: Any, channels: int, stride: int) -> tuple[int, int] | None
 def _is_convolution(
     layer: Any, channels: int, groups: int, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
 ) -> bool:
-    kind = type(layer)
-    if kind is not nn.Conv2d and kind is not SparseConv2d:
-        if not parametrize.is_parametrized(layer) or parametrize.type_before_parametrizations(layer) is not nn.Conv2d:
-            return False
+    kind = parametrize.type_before_parametrizations(layer)
     return bool(
-        bare(layer)
+        (kind is nn.Conv2d or type(layer) is SparseConv2d)
+        and bare(layer)
         and layer.in_channels == channels == layer.out_channels
         and layer.groups == groups
         and layer.kernel_size == kernel

@@ -28,7 +28,7 @@ from torch.nn import functional
 from torch.nn.modules import module as torch_module
 
 from netwright.search.fused.branches import MAX_POOL, MEAN_POOL, SEPARABLE, Branch, weight
-from netwright.search.fused.library import Kernels, kernels, parallel
+from netwright.search.fused.library import LANES, Kernels, kernels, parallel
 
 MOST_BRANCHES = 16
 _UNIT = "10q2d"
@@ -54,27 +54,36 @@ def plain() -> Iterator[None]:
 
 def serves(x: Tensor, weights: Tensor | None = None) -> Kernels | None:
     """The kernels for an input and its mixing weights, None where they do not serve."""
-    if type(x) is not Tensor or x.dtype != torch.float32 or x.device.type != "cpu" or x.dim() != 4:
+    if type(x) is not Tensor or (weights is not None and type(weights) not in (Tensor, nn.Parameter)):
         return None
-    if weights is not None and (type(weights) not in (Tensor, nn.Parameter) or weights.dtype != torch.float32):
+    floats = x.dtype == torch.float32 and (weights is None or weights.dtype == torch.float32)
+    here = x.device.type == "cpu" and x.layout == torch.strided and x.dim() == 4 and x.numel() > 0
+    if not (_enabled.get() and floats and here) or x.shape[1] % LANES or _watched():
         return None
-    if not _enabled.get() or x.shape[1] % 8 or not x.numel() or x.layout != torch.strided:
-        return None
-    if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return None
-    if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
-        return None
-    if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
-        return None
-    if torch_module._has_any_global_hook():
-        return None
-    if torch.get_num_threads() > 1 and not parallel():
-        return None
-    return kernels(x.shape[1])
+    return kernels(x.shape[1]) if torch.get_num_threads() == 1 or parallel() else None
+
+
+def _watched() -> bool:
+    """Whether somebody wants to see or replace the single operations: autocast, tracing, a transform, a hook."""
+    return bool(
+        torch.is_autocast_enabled("cpu")
+        or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or torch_module._has_any_global_hook()
+    )
 
 
 def mix(
-    library: Kernels, x: Tensor, branches: Sequence[Branch], stride: int, weights: Tensor | None, candidates: Sequence[int]
+    library: Kernels,
+    x: Tensor,
+    branches: Sequence[Branch],
+    stride: int,
+    weights: Tensor | None,
+    candidates: Sequence[int],
 ) -> Tensor:
     """sum_i weights[candidates_i] branches_i(x), or the plain sum without weights; running statistics follow the batch.
 
@@ -168,9 +177,9 @@ class _Call:
                     mean = variance = None
                 momentum = 0.0
                 if of_batch and mean is not None and variance is not None:
-                    if norm.num_batches_tracked is not None:
-                        counters.append(norm.num_batches_tracked)
-                    momentum = norm.momentum if norm.momentum is not None else 1 / (1 + int(norm.num_batches_tracked))
+                    assert norm.num_batches_tracked is not None
+                    counters.append(norm.num_batches_tracked)
+                    momentum = 1 / (1 + int(counters[-1])) if norm.momentum is None else norm.momentum
                     tracked += [mean, variance]
                 pointers = [0 if buffer is None else buffer.data_ptr() for buffer in (mean, variance)]
                 plan += [at, *pointers, int(of_batch), norm.eps, momentum]
@@ -182,21 +191,19 @@ class _Call:
         self.plan = plan
         return memory
 
-    def run(self, function: Any, x: Tensor, packed: Tensor | None, mixing: Tensor | None, *pointers: Tensor | None) -> None:
+    def run(
+        self, function: Any, x: Tensor, packed: Tensor | None, mixing: Tensor | None, *pointers: Tensor | None
+    ) -> None:
         """Calls a kernel; ``pointers`` are y, gy, gx and the gradients of ``packed`` and ``mixing``."""
         batch, height, width, channels = x.shape
         size = 0 if packed is None else packed.numel()
         numbers = [batch, height, width, channels, self.stride, torch.get_num_threads(), len(self.branches), size]
         places = [0 if tensor is None else tensor.data_ptr() for tensor in (x, packed, mixing, *pointers)]
-        text = struct.pack(
-            "17q" + ("6q" + _UNIT * 2) * len(self.branches), *numbers, parallel(), *places, *self.plan
-        )
+        text = struct.pack("17q" + ("6q" + _UNIT * 2) * len(self.branches), *numbers, parallel(), *places, *self.plan)
         if function(text):
             raise MemoryError("no memory for the scratch of a mixed operation")
 
-    def replay(
-        self, x: Tensor, mixing: Tensor | None, packed: Tensor | None, memory: Sequence[Tensor]
-    ) -> Tensor:
+    def replay(self, x: Tensor, mixing: Tensor | None, packed: Tensor | None, memory: Sequence[Tensor]) -> Tensor:
         """The same with operations of torch, for second derivatives."""
         channels = x.shape[1]
         rectified = functional.relu(x)
@@ -217,7 +224,8 @@ class _Call:
                 if unit.depthwise is not None:
                     k, dilation = branch.kernel, branch.dilation
                     taps, matrix = part(depthwise, channels, 1, k, k), part(pointwise, channels, channels, 1, 1)
-                    assert taps is not None and matrix is not None
+                    assert taps is not None
+                    assert matrix is not None
                     y = y if number == 0 else functional.relu(y)
                     y = functional.conv2d(y, taps, None, stride, dilation * (k // 2), dilation, channels)
                     y, stride = functional.conv2d(y, matrix), 1
@@ -264,8 +272,8 @@ class _Mixture(torch.autograd.Function):
         # the last tensor among the inputs; those that are None have no place there
         wanted[2] = wanted[2] and torch._C._will_engine_execute_node(ctx.next_functions[-1][0])
         gx = torch.empty_like(inner) if wanted[0] else None
-        gmixing = torch.zeros_like(flat) if wanted[1] else None
-        gpacked = torch.empty_like(packed) if wanted[2] else None
+        gmixing = torch.zeros_like(flat) if wanted[1] and flat is not None else None
+        gpacked = torch.empty_like(packed) if wanted[2] and packed is not None else None
         gy = gy.permute(0, 2, 3, 1).contiguous()
         call.run(call.library.backward, inner, packed, flat, None, gy, gx, gpacked, gmixing)
         return None if gx is None else gx.permute(0, 3, 1, 2), gmixing, gpacked, None
