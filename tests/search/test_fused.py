@@ -11,7 +11,7 @@ from netwright.nn.batchnorm import frozen_statistics
 from netwright.nn.sparse import TopKMask, sparsify
 from netwright.search import spaces
 from netwright.search.fused import library, mixture
-from netwright.search.spaces.operations import Noise, operation
+from netwright.search.spaces.operations import FactorizedReduce, Noise, operation, relu_conv_bn
 from netwright.search.supernet import Choice, SoftmaxGate
 from netwright.seeding import seeded, stream
 
@@ -80,9 +80,11 @@ def test_values_gradients_and_statistics_are_those_of_float64(channels, stride, 
     x, alpha = _inputs(channels, size)
     calls = _used(monkeypatch)
     found = _run(choice, x, alpha)
-    assert calls == [len(NAMES) - (stride == 2)]
+    # behind a stride of 2 the skip connection changes positions: in training it is a call of its own
+    assert calls == ([len(NAMES)] if stride == 1 else [len(NAMES) - 1, 1][: 1 + training])
+    count = len(calls)
     _close(found, _run(choice, x, alpha, torch.float64))
-    assert len(calls) == 1
+    assert len(calls) == count
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -99,24 +101,39 @@ def test_threads_change_nothing(threads):
     assert all(torch.equal(a, b) for a, b in zip(one, many, strict=True))
 
 
-def test_affine_norms_of_an_evaluation_network(monkeypatch):
-    for name in ("sep_conv_5x5", "dil_conv_3x3"):
-        module = operation(name, 16, 2)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: operation("sep_conv_5x5", 16, 2),
+        lambda: operation("dil_conv_3x3", 16, 1),
+        lambda: relu_conv_bn(16, 24),
+        lambda: FactorizedReduce(16, 32),
+        lambda: FactorizedReduce(16, 8, affine=False),
+    ],
+)
+@pytest.mark.parametrize("size", [(7, 6), (4, 4)])
+def test_affine_norms_and_changes_of_width(make, size, monkeypatch):
+    with seeded(2, "module"):
+        module = make()
         for parameter in module.parameters():
             nn.init.normal_(parameter, mean=0.3, std=0.5)
-        x, _ = _inputs(16)
-        calls = _used(monkeypatch)
-        found = []
-        for dtype in (torch.float32, torch.float64):
-            copied = copy.deepcopy(module).to(dtype)
-            inputs = x.to(dtype).requires_grad_()
-            y = copied(inputs)
-            g = torch.randn(y.shape, generator=stream(0, "g")).to(dtype)
-            found.append([y.detach(), *torch.autograd.grad(y, [inputs, *copied.parameters()], g), *copied.buffers()])
-        _close(*found)
-        assert calls == [1]
-        copied.float().eval()(x)
-        assert calls == [1]  # evaluation is left to torch, and so to every exporter
+    x, _ = _inputs(16, size)
+    calls = _used(monkeypatch)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        copied = copy.deepcopy(module).to(dtype)
+        inputs = x.to(dtype).requires_grad_()
+        y = copied(inputs)
+        g = torch.randn(y.shape, generator=stream(0, "g")).to(dtype)
+        wanted = [inputs, *copied.parameters()]
+        first = torch.autograd.grad(y, wanted, g, retain_graph=True)
+        (again,) = torch.autograd.grad((copied(inputs) * g).square().mean(), inputs, create_graph=True)
+        second = torch.autograd.grad(again.square().sum(), wanted, materialize_grads=True)
+        found.append([y.detach(), *first, again.detach(), *second, *copied.buffers()])
+    _close(*found, tolerance=2e-5)
+    assert calls == [1, 1]
+    copied.float().eval()(x)
+    assert calls == [1, 1]  # evaluation is left to torch, and so to every exporter
 
 
 def test_statistics_follow_momentum_freezing_and_cumulative_averages():

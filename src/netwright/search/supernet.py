@@ -24,6 +24,7 @@ from torch.nn import functional
 
 from netwright.search.fused import mixture
 from netwright.search.fused.branches import Branch, bare, read
+from netwright.search.fused.library import Kernels
 from netwright.search.spaces.operations import Rectified, Zero
 from netwright.seeding import stream
 
@@ -188,10 +189,13 @@ class Choice(nn.Module):
             for i, operation in enumerate(self.candidates.values())
             if not isinstance(operation, Zero) and (running is None or running[i])
         ]
-        total, left = self._fused(x, weights, chosen)
+        kernels = mixture.serves(x, weights)
+        total, left = (None, chosen) if kernels is None else self._fused(kernels, x, weights, chosen)
+        # a reduction by itself is faster in one piece with its ReLU, which it is in training
+        share = kernels is None or not self.training
         rectified: Tensor | None = None
         for i, operation in left:
-            if isinstance(operation, Rectified) and bare(operation):
+            if share and isinstance(operation, Rectified) and bare(operation):
                 rectified = functional.relu(x) if rectified is None else rectified
                 y = operation.body(rectified)
             else:
@@ -208,12 +212,9 @@ class Choice(nn.Module):
         return Zero(self.stride)(x) if total is None else total
 
     def _fused(
-        self, x: Tensor, weights: Tensor, chosen: list[tuple[int, nn.Module]]
+        self, kernels: Kernels, x: Tensor, weights: Tensor, chosen: list[tuple[int, nn.Module]]
     ) -> tuple[Tensor | None, list[tuple[int, nn.Module]]]:
         """The weighted sum of the operations that the kernels know, and the operations that they do not."""
-        kernels = mixture.serves(x, weights)
-        if kernels is None:
-            return None, chosen
         branches: list[Branch] = []
         known: list[int] = []
         left: list[tuple[int, nn.Module]] = []

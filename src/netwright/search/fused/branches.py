@@ -10,12 +10,15 @@ from torch.nn.utils import parametrize
 
 from netwright.nn.sparse.layers import SparseConv2d
 
-SEPARABLE, MAX_POOL, MEAN_POOL, IDENTITY = range(4)
+SEPARABLE, MAX_POOL, MEAN_POOL, IDENTITY, PROJECTION, HALVING = range(6)
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A depthwise and a pointwise convolution (or neither, behind a pooling), then a batch norm (or none)."""
+    """A depthwise and a pointwise convolution (or neither, behind a pooling), then a batch norm (or none).
+
+    A projection has no depthwise convolution; a halving's two convolutions stand in the places of both.
+    """
 
     depthwise: Any
     pointwise: Any
@@ -30,6 +33,11 @@ class Branch:
     units: tuple[Unit, ...]
     kernel: int = 3
     dilation: int = 1
+
+    @property
+    def convolutions(self) -> int:
+        """Of each unit."""
+        return {SEPARABLE: 2, HALVING: 2, PROJECTION: 1}.get(self.kind, 0)
 
 
 def read(operation: nn.Module, channels: int, stride: int, *, rectified: bool = False) -> Branch | None:
@@ -56,13 +64,38 @@ def read(operation: nn.Module, channels: int, stride: int, *, rectified: bool = 
     return None if kind is None else Branch(kind, (Unit(None, None, norm),))  # type: ignore[arg-type]
 
 
-def alone(body: nn.Module) -> tuple[Branch, int] | None:
-    """What follows the ReLU of an operation, as a branch with its stride; None if it is anything else."""
-    first = body[0] if type(body) is nn.Sequential and len(body) else None
-    if not isinstance(first, nn.Conv2d) or not bare(body):
+def alone(body: nn.Module, channels: int) -> tuple[Branch, int, int] | None:
+    """What follows the ReLU of an operation, as a branch with its stride and channels out; None if it is anything else.
+
+    Args:
+        body: What follows the ReLU.
+        channels: Channels in.
+    """
+    if type(body) is not nn.Sequential or not len(body) or not bare(body):
         return None
-    branch = _separable(body, first.in_channels, first.stride[0])
-    return None if branch is None else (branch, first.stride[0])
+    first: Any = body[0]
+    if isinstance(first, nn.Conv2d) and first.kernel_size != (1, 1):
+        branch = _separable(body, channels, first.stride[0])
+        return None if branch is None else (branch, first.stride[0], channels)
+    last: Any = body[-1]
+    out = getattr(last, "num_features", 0)
+    if len(body) != 2 or out % 8 or not _is_norm(last, out):
+        return None
+    if isinstance(first, nn.Conv2d):
+        known = _is_convolution(first, (channels, out), 1, (1, 1), (1, 1), (0, 0))
+        return (Branch(PROJECTION, (Unit(None, first, last),)), 1, out) if known else None
+    if not _is_halving(first):
+        return None
+    known = all(
+        _is_convolution(half, (channels, out // 2), 1, (1, 1), (2, 2), (0, 0)) for half in (first.even, first.odd)
+    )
+    return (Branch(HALVING, (Unit(first.even, first.odd, last),)), 2, out) if known else None
+
+
+def _is_halving(module: nn.Module) -> bool:
+    from netwright.search.spaces.operations import Halving  # which imports this module
+
+    return type(module) is Halving and bare(module)
 
 
 def bare(module: nn.Module) -> bool:
@@ -105,7 +138,7 @@ def _separable(body: nn.Module, channels: int, stride: int) -> Branch | None:
 
 
 def _is_unit(layers: list[Any], channels: int) -> bool:
-    return _is_convolution(layers[1], channels, 1, (1, 1), (1, 1), (0, 0)) and _is_norm(layers[2], channels)
+    return _is_convolution(layers[1], (channels, channels), 1, (1, 1), (1, 1), (0, 0)) and _is_norm(layers[2], channels)
 
 
 def _depthwise(layer: Any, channels: int, stride: int) -> tuple[int, int] | None:
@@ -116,20 +149,25 @@ def _depthwise(layer: Any, channels: int, stride: int) -> tuple[int, int] | None
     padding = dilation * (kernel // 2)
     known = kernel in (3, 5) and dilation in (1, 2) and layer.dilation[1] == dilation
     if not known or not _is_convolution(
-        layer, channels, channels, (kernel, kernel), (stride, stride), (padding, padding)
+        layer, (channels, channels), channels, (kernel, kernel), (stride, stride), (padding, padding)
     ):
         return None
     return kernel, dilation
 
 
 def _is_convolution(
-    layer: Any, channels: int, groups: int, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
+    layer: Any,
+    channels: tuple[int, int],
+    groups: int,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
 ) -> bool:
     kind = parametrize.type_before_parametrizations(layer)
     return bool(
         (kind is nn.Conv2d or type(layer) is SparseConv2d)
         and bare(layer)
-        and layer.in_channels == channels == layer.out_channels
+        and (layer.in_channels, layer.out_channels) == channels
         and layer.groups == groups
         and layer.kernel_size == kernel
         and layer.stride == stride

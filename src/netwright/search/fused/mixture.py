@@ -27,7 +27,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional
 from torch.nn.modules import module as torch_module
 
-from netwright.search.fused.branches import MAX_POOL, MEAN_POOL, SEPARABLE, Branch, weight
+from netwright.search.fused.branches import HALVING, MAX_POOL, MEAN_POOL, PROJECTION, SEPARABLE, Branch, weight
 from netwright.search.fused.library import LANES, Kernels, kernels, parallel
 
 MOST_BRANCHES = 16
@@ -52,15 +52,15 @@ def plain() -> Iterator[None]:
         _enabled.reset(token)
 
 
-def serves(x: Tensor, weights: Tensor | None = None) -> Kernels | None:
-    """The kernels for an input and its mixing weights, None where they do not serve."""
+def serves(x: Tensor, weights: Tensor | None = None, out: int = 0) -> Kernels | None:
+    """The kernels for an input, its mixing weights and the channels out (0: those in), None where they do not serve."""
     if type(x) is not Tensor or (weights is not None and type(weights) not in (Tensor, nn.Parameter)):
         return None
     floats = x.dtype == torch.float32 and (weights is None or weights.dtype == torch.float32)
     here = x.device.type == "cpu" and x.layout == torch.strided and x.dim() == 4 and x.numel() > 0
     if not (_enabled.get() and floats and here) or x.shape[1] % LANES or _watched():
         return None
-    return kernels(x.shape[1]) if torch.get_num_threads() == 1 or parallel() else None
+    return kernels(math.gcd(x.shape[1], out)) if torch.get_num_threads() == 1 or parallel() else None
 
 
 def _watched() -> bool:
@@ -84,6 +84,7 @@ def mix(
     stride: int,
     weights: Tensor | None,
     candidates: Sequence[int],
+    out: int = 0,
 ) -> Tensor:
     """sum_i weights[candidates_i] branches_i(x), or the plain sum without weights; running statistics follow the batch.
 
@@ -94,8 +95,9 @@ def mix(
         stride: That of the branches.
         weights: Mixing weights.
         candidates: Position of each branch in ``weights``.
+        out: Channels out, where a single branch changes their number.
     """
-    call = _Call(library, branches, stride, candidates)
+    call = _Call(library, branches, stride, candidates, out or x.shape[1])
     return _Mixture.apply(x, weights, call.pack(), call)
 
 
@@ -111,7 +113,10 @@ class _Norm(NamedTuple):
 class _Call:
     """One forward pass, and what its backward pass needs besides tensors."""
 
-    def __init__(self, library: Kernels, branches: Sequence[Branch], stride: int, candidates: Sequence[int]) -> None:
+    def __init__(
+        self, library: Kernels, branches: Sequence[Branch], stride: int, candidates: Sequence[int], channels: int
+    ) -> None:
+        self.channels = channels
         self.library, self.branches, self.stride, self.candidates = library, branches, stride, candidates
         self.offsets: list[tuple[int, int, int, int]] = []
         self.norms: list[_Norm | None] = []
@@ -125,9 +130,8 @@ class _Call:
         for branch in self.branches:
             for unit in branch.units:
                 place = []
-                tensors: list[Tensor | None] = [None, None]
-                if unit.depthwise is not None:
-                    tensors = [weight(unit.depthwise), weight(unit.pointwise)]
+                convolutions = (unit.depthwise, unit.pointwise)
+                tensors: list[Tensor | None] = [None if layer is None else weight(layer) for layer in convolutions]
                 norm = unit.norm
                 tensors += [None, None] if norm is None else [norm.weight, norm.bias]
                 for tensor in tensors:
@@ -140,7 +144,7 @@ class _Call:
 
     def lay_out(self, x: Tensor, rows: int, columns: int) -> list[Tensor]:
         """Memory for what lies between input and output, and the numbers that describe the branches."""
-        batch, channels = x.shape[0], x.shape[1]
+        batch, channels = x.shape[0], self.channels
         size = batch * channels * rows * columns
         memory: list[Tensor] = []
         offsets = iter(self.offsets)
@@ -197,38 +201,46 @@ class _Call:
         """Calls a kernel; ``pointers`` are y, gy, gx and the gradients of ``packed`` and ``mixing``."""
         batch, height, width, channels = x.shape
         size = 0 if packed is None else packed.numel()
-        numbers = [batch, height, width, channels, self.stride, torch.get_num_threads(), len(self.branches), size]
+        numbers = [batch, height, width, channels, self.channels, self.stride, torch.get_num_threads()]
+        numbers += [len(self.branches), size]
         places = [0 if tensor is None else tensor.data_ptr() for tensor in (x, packed, mixing, *pointers)]
-        text = struct.pack("17q" + ("6q" + _UNIT * 2) * len(self.branches), *numbers, parallel(), *places, *self.plan)
+        text = struct.pack("18q" + ("6q" + _UNIT * 2) * len(self.branches), *numbers, parallel(), *places, *self.plan)
         if function(text):
             raise MemoryError("no memory for the scratch of a mixed operation")
 
     def replay(self, x: Tensor, mixing: Tensor | None, packed: Tensor | None, memory: Sequence[Tensor]) -> Tensor:
         """The same with operations of torch, for second derivatives."""
-        channels = x.shape[1]
+        inputs, channels = x.shape[1], self.channels
         rectified = functional.relu(x)
         norms, offsets = iter(self.norms), iter(self.offsets)
         total: Tensor | None = None
 
-        def part(start: int, *shape: int) -> Tensor | None:
+        def part(start: int, *shape: int) -> Any:
             return None if packed is None or start < 0 else packed[start : start + math.prod(shape)].view(shape)
 
         for branch, candidate in zip(self.branches, self.candidates, strict=True):
-            y, stride = x if branch.kind != SEPARABLE else rectified, self.stride
+            y, stride = rectified if branch.convolutions else x, self.stride
             if branch.kind == MAX_POOL:
                 y = functional.max_pool2d(y, 3, stride, 1)
             elif branch.kind == MEAN_POOL:
                 y = functional.avg_pool2d(y, 3, stride, 1, count_include_pad=False)
-            for number, unit in enumerate(branch.units):
+            for number in range(len(branch.units)):
                 depthwise, pointwise, gamma, beta = next(offsets)
-                if unit.depthwise is not None:
+                if branch.kind == SEPARABLE:
                     k, dilation = branch.kernel, branch.dilation
-                    taps, matrix = part(depthwise, channels, 1, k, k), part(pointwise, channels, channels, 1, 1)
-                    assert taps is not None
-                    assert matrix is not None
                     y = y if number == 0 else functional.relu(y)
+                    taps = part(depthwise, channels, 1, k, k)
                     y = functional.conv2d(y, taps, None, stride, dilation * (k // 2), dilation, channels)
-                    y, stride = functional.conv2d(y, matrix), 1
+                    y, stride = functional.conv2d(y, part(pointwise, channels, channels, 1, 1)), 1
+                elif branch.kind == PROJECTION:
+                    y = functional.conv2d(y, part(pointwise, channels, inputs, 1, 1))
+                elif branch.kind == HALVING:
+                    height, width = y.shape[-2:]
+                    shifted = functional.pad(y, (0, width % 2, 0, height % 2))[..., 1:, 1:]
+                    halves = [part(start, channels // 2, inputs, 1, 1) for start in (depthwise, pointwise)]
+                    y = torch.cat(
+                        [functional.conv2d(y, halves[0], None, 2), functional.conv2d(shifted, halves[1], None, 2)], 1
+                    )
                 place = next(norms)
                 if place is None:
                     continue
@@ -249,12 +261,12 @@ class _Call:
 class _Mixture(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, mixing: Tensor | None, packed: Tensor | None, call: _Call) -> Tensor:
-        batch, channels, height, width = x.shape
+        batch, _, height, width = x.shape
         rows, columns = -(-height // call.stride), -(-width // call.stride)
         inner = x.permute(0, 2, 3, 1).contiguous()
         flat = None if mixing is None else mixing.contiguous()
         memory = call.lay_out(x, rows, columns)
-        y = torch.empty((batch, channels, rows, columns), memory_format=torch.channels_last)
+        y = torch.empty((batch, call.channels, rows, columns), memory_format=torch.channels_last)
         call.run(call.library.forward, inner, packed, flat, y, None, None, None, None)
         ctx.save_for_backward(x, mixing, packed, *memory)
         ctx.call = call

@@ -78,12 +78,12 @@ class Rectified(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``body(relu(x))``; in training by the kernels of :mod:`netwright.search.fused` where they know the body."""
-        kernels = mixture.serves(x) if self.training else None
-        known = None if kernels is None else alone(self.body)
-        if kernels is None or known is None:
+        known = alone(self.body, x.shape[1]) if self.training and type(x) is Tensor and x.dim() == 4 else None
+        kernels = None if known is None else mixture.serves(x, out=known[2])
+        if known is None or kernels is None:
             return self.body(functional.relu(x))
-        branch, stride = known
-        return mixture.mix(kernels, x, [branch], stride, None, [0])
+        branch, stride, channels = known
+        return mixture.mix(kernels, x, [branch], stride, None, [0], channels)
 
 
 class Halving(nn.Module):
