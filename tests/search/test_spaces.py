@@ -19,9 +19,10 @@ def test_every_public_name_and_method_resolves():
     assert {method: search.method(method).__name__ for method in search.METHODS} == {
         "darts": "DARTS",
         "dass": "DASS",
+        "fbnet": "FBNet",
         "random": "RandomSearch",
     }
-    with pytest.raises(ValueError, match="search must be one of darts, dass, random, got 'rl'"):
+    with pytest.raises(ValueError, match="search must be one of darts, dass, fbnet, random, got 'rl'"):
         search.method("rl")
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = search.nothing

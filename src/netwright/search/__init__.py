@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 METHODS = {
     "darts": "netwright.search.darts:DARTS",
     "dass": "netwright.search.dass:DASS",
+    "fbnet": "netwright.search.fbnet:FBNet",
     "random": "netwright.search.random_search:RandomSearch",
 }
 """Searchers by the name that ``--search`` takes: "module:class"."""
@@ -26,6 +27,10 @@ _NAMES = {
     "DASS_90": "genotype",
     "DASS_95": "genotype",
     "DASS_99": "genotype",
+    "FBNET_A": "spaces.fbnet",
+    "FBNET_B": "spaces.fbnet",
+    "FBNET_C": "spaces.fbnet",
+    "fbnet_space": "spaces.fbnet",
     "draw": "drawing",
     "Choice": "supernet",
     "Gate": "supernet",
@@ -44,6 +49,10 @@ _NAMES = {
     "edge_strengths": "perturbation",
     "discretisation_accuracy": "perturbation",
     "MagnitudeSelector": "selection",
+    "SampleSelector": "sampling",
+    "inherited_accuracy": "sampling",
+    "sample_genotypes": "sampling",
+    "Phased": "phased",
     "FirstOrder": "bilevel",
     "SecondOrder": "bilevel",
     "Objective": "objective",
@@ -52,6 +61,9 @@ _NAMES = {
     "DARTS": "darts",
     "DASS": "dass",
     "DASSStages": "dass",
+    "FBNet": "fbnet",
+    "GumbelSoftmaxGate": "fbnet",
+    "TemperatureSchedule": "fbnet",
     "RandomSearch": "random_search",
     "uniform_genotypes": "random_search",
     "Stage": "stages",
@@ -60,14 +72,16 @@ _NAMES = {
     "SearchModule": "lightning",
     "SearchResult": "result",
 }
-_MODULES: tuple[str, ...] = ("bilevel", "darts", "dass", "drawing", "genotype", "lightning", "objective")
-_MODULES += ("perturbation", "random_search", "result", "searcher", "selection", "spaces", "stages", "supernet")
+_MODULES: tuple[str, ...] = ("bilevel", "darts", "dass", "drawing", "fbnet", "genotype", "lightning")
+_MODULES += ("objective", "perturbation", "phased", "random_search", "result", "sampling", "searcher", "selection")
+_MODULES += ("spaces", "stages", "supernet")
 
 if TYPE_CHECKING:
     from netwright.search.bilevel import FirstOrder, SecondOrder
     from netwright.search.darts import DARTS
     from netwright.search.dass import DASS, DASSStages
     from netwright.search.drawing import draw
+    from netwright.search.fbnet import FBNet, GumbelSoftmaxGate, TemperatureSchedule
     from netwright.search.genotype import (
         DARTS_V1,
         DARTS_V2,
@@ -87,13 +101,16 @@ if TYPE_CHECKING:
         edge_strengths,
         op_strengths,
     )
+    from netwright.search.phased import Phased
     from netwright.search.random_search import RandomSearch, uniform_genotypes
     from netwright.search.result import SearchResult
+    from netwright.search.sampling import SampleSelector, inherited_accuracy, sample_genotypes
     from netwright.search.searcher import EpochEnd, Searcher
     from netwright.search.selection import ArgmaxSelector, MagnitudeSelector, Selector
     from netwright.search.spaces import Space
     from netwright.search.spaces.chain import mbconv_space
     from netwright.search.spaces.choices import ChoiceSpace
+    from netwright.search.spaces.fbnet import FBNET_A, FBNET_B, FBNET_C, fbnet_space
     from netwright.search.spaces.network import Network
     from netwright.search.stages import Stage
     from netwright.search.supernet import Choice, FixedGate, Gate, MaskedGate, SoftmaxGate, Supernet
@@ -106,6 +123,9 @@ __all__ = [
     "DASS_90",
     "DASS_95",
     "DASS_99",
+    "FBNET_A",
+    "FBNET_B",
+    "FBNET_C",
     "METHODS",
     "ArgmaxSelector",
     "CellGenotype",
@@ -116,16 +136,20 @@ __all__ = [
     "CostPenalty",
     "DASSStages",
     "EpochEnd",
+    "FBNet",
     "FirstOrder",
     "FixedGate",
     "Gate",
     "Genotype",
+    "GumbelSoftmaxGate",
     "MagnitudeSelector",
     "MaskedGate",
     "Network",
     "Objective",
     "PerturbationSelector",
+    "Phased",
     "RandomSearch",
+    "SampleSelector",
     "SearchModule",
     "SearchResult",
     "Searcher",
@@ -136,12 +160,16 @@ __all__ = [
     "Stage",
     "Supernet",
     "TaskLoss",
+    "TemperatureSchedule",
     "discretisation_accuracy",
     "draw",
     "edge_strengths",
+    "fbnet_space",
+    "inherited_accuracy",
     "mbconv_space",
     "method",
     "op_strengths",
+    "sample_genotypes",
     "uniform_genotypes",
 ]
 
