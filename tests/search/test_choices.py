@@ -274,3 +274,35 @@ def test_an_unfit_step_leaves_weights_alone_without_an_optimiser():
     a_opt = torch.optim.Adam(supernet.arch_parameters(), lr=0.1)
     FirstOrder().step(supernet, TaskLoss(), None, a_opt, batch(), batch())
     assert all(torch.equal(a, b) for a, b in zip(before, supernet.weight_parameters(), strict=True))
+
+
+class Counting(Coin):
+    """Draws all its choices in one call."""
+
+    def __init__(self):
+        self.served = []
+
+    def draw_all(self, alphas, part, batch):
+        self.served.append(len(alphas))
+        return super().draw_all(alphas, part, batch)
+
+
+def test_a_gate_draws_for_all_choices_it_serves_at_once():
+    first, second = Counting(), Counting()
+    supernet = CHAIN.supernet(1, 3, gate=first).train()
+    supernet.set_gate(second, "layer_2")
+    supernet.redraw("weights", 2)
+    assert (first.served, second.served) == ([5], [1])
+    assert all(choice.drawn.shape == (1,) for _, choice in supernet.named_choices())
+
+
+def test_costs_of_candidates_are_summed_over_the_choices_that_share_them():
+    supernet = spaces.get("micro-darts-2-shared").supernet(1, 3, channels=2, cells=3)
+    table = {key: float(number) for number, key in enumerate(supernet.operations((1, 8, 8)), start=1)}
+    costs = supernet.candidate_costs(table, (1, 8, 8))
+    expected = sum(m.detach() @ torch.tensor(costs[key]) for key, m in supernet.mixing_weights().items())
+    assert supernet.expected_cost(table, (1, 8, 8)).item() == pytest.approx(expected.item(), rel=1e-5)
+    rows = supernet.candidate_costs(dict.fromkeys(table, 1.0), (1, 8, 8))
+    # Three cells share each edge; a skip connection costs only where it shrinks its input.
+    assert all(row == [0.0, float(key in ("normal_0_2", "normal_1_2", "normal_0_3", "normal_1_3")), 3.0, 3.0, 3.0]
+               for key, row in rows.items())  # fmt: skip

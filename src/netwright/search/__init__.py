@@ -14,6 +14,7 @@ METHODS = {
     "dass": "netwright.search.dass:DASS",
     "rarts": "netwright.search.rarts:RARTS",
     "sd-darts": "netwright.search.self_distill:SDDARTS",
+    "fbnet": "netwright.search.fbnet:FBNet",
     "random": "netwright.search.random_search:RandomSearch",
 }
 """Searchers by the name that ``--search`` takes: "module:class"."""
@@ -28,6 +29,10 @@ _NAMES = {
     "DASS_90": "genotype",
     "DASS_95": "genotype",
     "DASS_99": "genotype",
+    "FBNET_A": "spaces.fbnet",
+    "FBNET_B": "spaces.fbnet",
+    "FBNET_C": "spaces.fbnet",
+    "fbnet_space": "spaces.fbnet",
     "draw": "drawing",
     "Choice": "supernet",
     "Gate": "supernet",
@@ -46,6 +51,10 @@ _NAMES = {
     "edge_strengths": "perturbation",
     "discretisation_accuracy": "perturbation",
     "MagnitudeSelector": "selection",
+    "SampleSelector": "sampling",
+    "inherited_accuracy": "sampling",
+    "sample_genotypes": "sampling",
+    "Phased": "phased",
     "FirstOrder": "bilevel",
     "SecondOrder": "bilevel",
     "RelaxedSplit": "relaxed_split",
@@ -59,6 +68,9 @@ _NAMES = {
     "DASS": "dass",
     "DASSStages": "dass",
     "RARTS": "rarts",
+    "FBNet": "fbnet",
+    "GumbelSoftmaxGate": "fbnet",
+    "TemperatureSchedule": "fbnet",
     "RandomSearch": "random_search",
     "uniform_genotypes": "random_search",
     "SDDARTS": "self_distill",
@@ -76,15 +88,14 @@ _NAMES = {
     "SearchModule": "lightning",
     "SearchResult": "result",
 }
-_MODULES: tuple[str, ...] = ("bilevel", "darts", "dass", "drawing", "genotype", "latency", "lightning", "objective")
-_MODULES += ("perturbation", "random_search", "rarts", "relaxed_split", "result", "searcher", "selection")
-_MODULES += ("self_distill", "sharpness", "single_level", "spaces", "stages", "supernet", "width")
+_MODULES = tuple(sorted({path.split(".")[0] for path in _NAMES.values()}))
 
 if TYPE_CHECKING:
     from netwright.search.bilevel import FirstOrder, SecondOrder
     from netwright.search.darts import DARTS
     from netwright.search.dass import DASS, DASSStages
     from netwright.search.drawing import draw
+    from netwright.search.fbnet import FBNet, GumbelSoftmaxGate, TemperatureSchedule
     from netwright.search.genotype import (
         DARTS_V1,
         DARTS_V2,
@@ -104,10 +115,12 @@ if TYPE_CHECKING:
         edge_strengths,
         op_strengths,
     )
+    from netwright.search.phased import Phased
     from netwright.search.random_search import RandomSearch, uniform_genotypes
     from netwright.search.rarts import RARTS
     from netwright.search.relaxed_split import RelaxedSplit
     from netwright.search.result import SearchResult
+    from netwright.search.sampling import SampleSelector, inherited_accuracy, sample_genotypes
     from netwright.search.searcher import EpochEnd, Searcher
     from netwright.search.selection import ArgmaxSelector, MagnitudeSelector, Selector
     from netwright.search.self_distill import SDDARTS, SelfDistillation, SnapshotTeachers
@@ -123,6 +136,7 @@ if TYPE_CHECKING:
     from netwright.search.spaces import Space
     from netwright.search.spaces.chain import mbconv_space
     from netwright.search.spaces.choices import ChoiceSpace
+    from netwright.search.spaces.fbnet import FBNET_A, FBNET_B, FBNET_C, fbnet_space
     from netwright.search.spaces.network import Network
     from netwright.search.stages import Stage
     from netwright.search.supernet import Choice, FixedGate, Gate, MaskedGate, SoftmaxGate, Supernet
@@ -136,6 +150,9 @@ __all__ = [
     "DASS_90",
     "DASS_95",
     "DASS_99",
+    "FBNET_A",
+    "FBNET_B",
+    "FBNET_C",
     "METHODS",
     "RARTS",
     "SDDARTS",
@@ -148,17 +165,21 @@ __all__ = [
     "CostPenalty",
     "DASSStages",
     "EpochEnd",
+    "FBNet",
     "FirstOrder",
     "FixedGate",
     "Gate",
     "Genotype",
+    "GumbelSoftmaxGate",
     "MagnitudeSelector",
     "MaskedGate",
     "Network",
     "Objective",
     "PerturbationSelector",
+    "Phased",
     "RandomSearch",
     "RelaxedSplit",
+    "SampleSelector",
     "SearchModule",
     "SearchResult",
     "Searcher",
@@ -173,6 +194,7 @@ __all__ = [
     "Stage",
     "Supernet",
     "TaskLoss",
+    "TemperatureSchedule",
     "WidthSearch",
     "alpha_hessian_eig",
     "discretisation_accuracy",
@@ -180,11 +202,14 @@ __all__ = [
     "discretised",
     "draw",
     "edge_strengths",
+    "fbnet_space",
+    "inherited_accuracy",
     "loss_and_accuracy",
     "mbconv_space",
     "method",
     "op_strengths",
     "rho_sharpness",
+    "sample_genotypes",
     "uniform_genotypes",
 ]
 

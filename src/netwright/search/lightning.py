@@ -71,7 +71,13 @@ class SearchModule(lightning.LightningModule):
 
     def on_train_start(self) -> None:
         """Starts the search or goes on with it."""
-        self.searcher.prepare(seed=self.seed, steps_per_epoch=int(self.trainer.num_training_batches))
+        pairs: Any = self.trainer.train_dataloader
+        batches = int(self.trainer.num_training_batches)
+        if pairs.phased and batches < len(pairs):
+            raise ValueError(
+                f"limit_train_batches must not cut an epoch of phases, got {batches} of {len(pairs)} batches"
+            )
+        self.searcher.prepare(seed=self.seed, steps_per_epoch=min(batches, len(pairs.train)))
         self.trainer.should_stop = self.searcher.finished
 
     def training_step(self, batch: tuple[Any, Any], batch_idx: int) -> None:

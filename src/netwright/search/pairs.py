@@ -19,6 +19,9 @@ class Pairs:
     The validation batches start again from a new order when there are fewer of them. Each epoch is set on loaders that
     have ``set_epoch``. The validation batch is ``None`` in a stage that has no use for it.
 
+    A step whose ``phased`` is true gets all training batches first and then every validation batch once, each with
+    ``None`` for the other; the length is then that of an epoch with both phases.
+
     Raises:
         ValueError: If a loader is missing, empty or of unknown length.
     """
@@ -26,7 +29,9 @@ class Pairs:
     def __init__(self, train: Any, val: Any, searcher: Searcher):
         self.train, self.val, self.searcher = train, val, searcher
         wanted = {"train": train}
-        if any(stage.alpha_step for stage in searcher.stages):
+        alternating = any(stage.alpha_step for stage in searcher.stages)
+        self.phased = alternating and getattr(searcher.method, "phased", False)
+        if alternating:
             wanted["val"] = val
         for name, loader in wanted.items():
             try:
@@ -37,15 +42,19 @@ class Pairs:
                 raise ValueError(f"{name} must hold at least 1 batch, got {length}")
 
     def __len__(self) -> int:
-        return len(self.train)
+        return len(self.train) + (len(self.val) if self.phased else 0)
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         # The epoch is read when the first pair is asked for: Lightning makes the iterator before it knows.
         epoch = self.searcher.epoch
         _set_epoch(self.train, epoch)
-        if not self.searcher.stage.alpha_step:
+        if self.phased or not self.searcher.stage.alpha_step:
             for train_batch in self.train:
                 yield train_batch, None
+            if self.searcher.stage.alpha_step:
+                _set_epoch(self.val, epoch)
+                for val_batch in self.val:
+                    yield None, val_batch
             return
         yield from zip(self.train, self._validation(epoch), strict=False)
 

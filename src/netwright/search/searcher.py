@@ -205,6 +205,10 @@ class Searcher:
     def prepare(self, *, seed: int, steps_per_epoch: int) -> None:
         """Starts the search, or goes on with it in a new sitting.
 
+        Args:
+            seed: Seed of all that is random in the search itself.
+            steps_per_epoch: Training batches of an epoch.
+
         Raises:
             ValueError: If the search was started with another seed, or ``steps_per_epoch`` is below 1.
         """
@@ -256,6 +260,10 @@ class Searcher:
     def restore_stage(self, stage: Stage) -> None:
         """Called when a state inside ``stage`` is loaded: what :meth:`begin_stage` does, without touching values."""
 
+    def epoch_figures(self, genotype: Genotype) -> dict[str, float]:
+        """What a method adds to the figures of an epoch at its end; ``genotype`` is what alpha says then."""
+        return {}
+
     def step(
         self,
         train_batch: Any,
@@ -266,7 +274,8 @@ class Searcher:
         """One step of the present stage on a training and a validation batch; returns its figures.
 
         Args:
-            train_batch, val_batch: ``(inputs, labels, ...)``; moved to the supernet's device.
+            train_batch, val_batch: ``(inputs, labels, ...)``; moved to the supernet's device. A step in phases takes
+                one of them, and None for the other.
             optimizers: Stand-ins for ``(w_opt, a_opt)``, as Lightning wraps them.
 
         Raises:
@@ -283,7 +292,7 @@ class Searcher:
         self.objective.on_step(self.supernet, self.progress)
         device = next(iter(self.supernet.parameters())).device
         train_batch, val_batch = to_device(train_batch, device), to_device(val_batch, device)
-        if isinstance(x := train_batch[0], Tensor) and x.ndim == 4:
+        if isinstance(x := (val_batch if train_batch is None else train_batch)[0], Tensor) and x.ndim == 4:
             self._shape = list(x.shape[1:])
         try:
             # Dropout and sampling gates draw from the global generator: a stream for each step makes them resumable.
@@ -300,8 +309,9 @@ class Searcher:
         except FloatingPointError as error:
             place = f"stage {stage.name!r}, epoch {self.epoch + 1}, step {self._step + 1}"
             raise FloatingPointError(f"{error} ({place})") from error
-        left = (stage.epochs - self._stage_epoch) * self._steps_per_epoch - self._step
-        self._progress += (1 - self._progress) / max(1, left)
+        if train_batch is not None:
+            left = (stage.epochs - self._stage_epoch) * self._steps_per_epoch - self._step
+            self._progress += (1 - self._progress) / max(1, left)
         self._step += 1
         for name, value in {**figures, "lr": lr}.items():
             self._sums[name] += value
@@ -324,7 +334,7 @@ class Searcher:
                     f"no step of epoch {self.epoch + 1} (stage {stage!r}) had a finite {name.split('_')[0]} gradient; "
                     "a smaller learning rate may help"
                 )
-        figures |= {"stage": float(self._stage), "skip_share": genotype.skip_share}
+        figures |= {"stage": float(self._stage), "skip_share": genotype.skip_share, **self.epoch_figures(genotype)}
         self._figures.append(figures)
         self._alphas.append(self._alpha())
         self._sums.clear()
@@ -354,7 +364,7 @@ class Searcher:
             FloatingPointError: If a loss, a gradient or an architecture parameter is not finite.
         """
         pairs = Pairs(train, val, self)
-        self.prepare(seed=seed, steps_per_epoch=len(pairs))
+        self.prepare(seed=seed, steps_per_epoch=len(train))
         with task("search", total=self.epochs) as bar:
             while not self.finished:
                 for train_batch, val_batch in pairs:

@@ -10,7 +10,7 @@ each node keeps the two strongest edges, and each kept edge its strongest operat
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -36,8 +36,23 @@ class Selector(Protocol):
         ...
 
 
-def _weights(supernet: Supernet) -> dict[str, tuple[tuple[str, ...], Tensor]]:
-    """Names of the candidates and finite mixing weights, by key."""
+Weights = Mapping[str, tuple[tuple[str, ...], Tensor]]
+
+
+class Rule(Selector, Protocol):
+    """A selector that needs the mixing weights alone; the one that a space names is of this kind."""
+
+    def read(self, space: Any, weights: Weights) -> Genotype:
+        """The genotype of a space that names and mixing weights of the candidates, by key, say."""
+        ...
+
+
+def mixing(supernet: Supernet) -> dict[str, tuple[tuple[str, ...], Tensor]]:
+    """Names of the candidates and finite mixing weights, by key.
+
+    Raises:
+        FloatingPointError: If an alpha or a weight is not finite.
+    """
     supernet.arch_parameters()
     found = {}
     choices = supernet.keyed_choices()
@@ -76,8 +91,10 @@ class MagnitudeSelector:
         seed: int = 0,
     ) -> Genotype:
         """The genotype; the data and the seed are not needed."""
-        weights = _weights(supernet)
-        space = supernet.space
+        return self.read(supernet.space, mixing(supernet))
+
+    def read(self, space: Any, weights: Weights) -> Genotype:
+        """The genotype that mixing weights say."""
         if not hasattr(space, "incoming"):
             raise ValueError(
                 f"MagnitudeSelector must have a space of cells, whose nodes drop edges; {space.name!r} keeps every "
@@ -114,10 +131,14 @@ class ArgmaxSelector:
         seed: int = 0,
     ) -> Genotype:
         """The genotype; the data and the seed are not needed."""
-        if hasattr(supernet.space, "incoming"):
+        return self.read(supernet.space, mixing(supernet))
+
+    def read(self, space: Any, weights: Weights) -> Genotype:
+        """The genotype that mixing weights say."""
+        if hasattr(space, "incoming"):
             raise ValueError(
-                f"ArgmaxSelector must have a space that keeps every choice; nodes of {supernet.space.name!r} drop "
+                f"ArgmaxSelector must have a space that keeps every choice; nodes of {space.name!r} drop "
                 "edges: use MagnitudeSelector"
             )
-        decisions = {key: names[int((m == m.max()).nonzero()[0])] for key, (names, m) in _weights(supernet).items()}
-        return supernet.space.genotype(decisions)
+        genotype: Genotype = space.genotype({k: n[int((m == m.max()).nonzero()[0])] for k, (n, m) in weights.items()})
+        return genotype

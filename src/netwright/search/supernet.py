@@ -65,6 +65,10 @@ class Gate(ABC):
         """
         return None
 
+    def draw_all(self, alphas: Sequence[Float[Tensor, " candidates"]], part: str, batch: int) -> list[Tensor | None]:
+        """:meth:`draw` for every key that the gate serves, in their order; a rule may draw them all at once."""
+        return [self.draw(alpha, part, batch) for alpha in alphas]
+
     @abstractmethod
     def weights(
         self, alpha: Float[Tensor, " candidates"], training: bool, drawn: Tensor | None = None
@@ -338,7 +342,7 @@ class Supernet(nn.Module):
     def keyed_choices(self) -> dict[str, Choice]:
         """The first choice of every key, in the order of the module tree."""
         choices: dict[str, Choice] = {}
-        for _, choice in self.named_choices():
+        for choice in self._choices or (choice for _, choice in self.named_choices()):
             choices.setdefault(choice.key, choice)
         return choices
 
@@ -370,10 +374,13 @@ class Supernet(nn.Module):
             part: What the pass is for: ``"weights"``, ``"alpha"`` or ``"both"``.
             batch: Inputs of the pass.
         """
+        served: dict[Gate, list[str]] = {}
+        for key, choice in self.keyed_choices().items():
+            served.setdefault(choice.gate, []).append(key)
         drawn: dict[str, Tensor | None] = {}
+        for gate, keys in served.items():
+            drawn |= zip(keys, gate.draw_all([self.arch[key].detach() for key in keys], part, batch), strict=True)
         for choice in self._choices:
-            if choice.key not in drawn:
-                drawn[choice.key] = choice.gate.draw(self.arch[choice.key].detach(), part, batch)
             choice.drawn = drawn[choice.key]
 
     def mixing_weights(self, *, drawn: bool = False) -> dict[str, Tensor]:
@@ -442,11 +449,28 @@ class Supernet(nn.Module):
             KeyError: If the table misses an operation.
             ValueError: If no shape is given before the first ``forward``.
         """
+        weights = self.mixing_weights(drawn=self.training)
+        costs = self.candidate_costs(table, shape)
+        flat = torch.cat([weights[key] for key in costs])
+        return flat @ flat.new_tensor([cost for row in costs.values() for cost in row])
+
+    def candidate_costs(
+        self, table: Mapping[OperationKey, float], shape: tuple[int, int, int] | None = None
+    ) -> dict[str, list[float]]:
+        """The cost of every candidate by key, summed over the choices that share it: the t of :meth:`expected_cost`.
+
+        Args:
+            table: Cost (in any unit) of an operation by its key, as :meth:`operations` lists them.
+            shape: (C, H, W) of the network's input; by default that of the last ``forward``.
+
+        Raises:
+            KeyError: If the table misses an operation.
+            ValueError: If no shape is given before the first ``forward``.
+        """
         size = shape or self.input_shape
         if size is None:
             raise ValueError("shape must be given before the first forward pass, got None")
-        weights = self.mixing_weights(drawn=self.training)
-        costs = {key: [0.0] * len(m) for key, m in weights.items()}
+        costs = {key: [0.0] * len(choice) for key, choice in self.keyed_choices().items()}
         shapes = self._shapes(tuple(size))
         for name, choice in self.named_choices():
             keys = _keys(choice, *shapes[name])
@@ -454,7 +478,7 @@ class Supernet(nn.Module):
                 raise KeyError(f"the table has no cost for {missing}")
             for i, key in enumerate(keys):
                 costs[choice.key][i] += 0.0 if key is None else float(table[key])
-        return torch.stack([m @ m.new_tensor(costs[key]) for key, m in weights.items()]).sum()
+        return costs
 
     def derive(self, selector: Selector | None = None) -> Genotype:
         """The genotype that ``selector`` (the space's own by default) reads off."""

@@ -7,6 +7,8 @@
 ``micro-darts-shared``    3 nodes and one cell type: the reduction cell is the normal cell with stride 2
 ``micro-darts-2-shared``  2 nodes and one cell type: small enough to tabulate
 ``micro-chain``           six layers that choose an inverted residual block of kernel 3 or 5 and expansion 2 or 4
+``fbnet``                 Wu et al., arXiv:1812.03443: 22 layers, nine blocks
+``fbnet-1504``            the same with the narrower head of FBNet-A
 ========================  ========================================================================================
 
 A network of one's own becomes a space by :class:`~netwright.search.spaces.choices.ChoiceSpace`.
@@ -25,11 +27,12 @@ from netwright.console import nearest
 from netwright.search.genotype import CellGenotype, CellsGenotype, Genotype
 from netwright.search.spaces.chain import MICRO_CHAIN
 from netwright.search.spaces.choices import ChoiceSpace
+from netwright.search.spaces.fbnet import FBNET, FBNET_SMALL_HEAD
 
 if TYPE_CHECKING:
     import torch
 
-    from netwright.search.selection import Selector
+    from netwright.search.selection import Rule
     from netwright.search.spaces.cells import CellSupernet
     from netwright.search.spaces.network import Network, Stem
     from netwright.search.supernet import Gate
@@ -222,7 +225,7 @@ class Space:
                     decisions[edge_key(cell, predecessor, state)] = self.choosable[index]
         return self.genotype(decisions)
 
-    def selector(self) -> Selector:
+    def selector(self) -> Rule:
         """The rule that derives a genotype when no other is given."""
         from netwright.search.selection import MagnitudeSelector
 
@@ -378,4 +381,5 @@ register(Space("darts-pt", tuple(name for name in DARTS_PRIMITIVES if name != "n
 for _name, _primitives in FAILURES.items():
     register(Space(f"darts-{_name}", _primitives, nodes=4, channels=16, cells=8))
     register(Space(f"micro-darts-{_name}", _primitives, nodes=3, channels=8, cells=3, reductions="middle"))
-register(MICRO_CHAIN)
+for _space in (MICRO_CHAIN, FBNET, FBNET_SMALL_HEAD):
+    register(_space)

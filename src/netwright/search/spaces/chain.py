@@ -97,6 +97,8 @@ class Chain:
         bn_eps: Epsilon of the batch norms.
         keep_expansion: Whether a block of expansion 1 keeps its first 1x1 convolution.
         dropout: Before the classifier, in [0, 1).
+        skip_projection: Whether a layer that changes width or resolution may be left out too, for a 1x1 convolution
+            with a batch norm.
 
     Raises:
         ValueError: If a number is out of range, or a block's name is none.
@@ -113,6 +115,7 @@ class Chain:
     bn_eps: float = 1e-5
     keep_expansion: bool = False
     dropout: float = 0.0
+    skip_projection: bool = False
 
     def __post_init__(self) -> None:
         if self.stem < 1 or not self.stages:
@@ -192,8 +195,13 @@ class Chain:
                 candidates: dict[str, Any] = {
                     name: lambda n=name, i=width, o=c_out, s=step: mbconv(n, i, o, s) for name in self.blocks
                 }
-                if self.skip and step == 1 and c_out == width and (index or self.skip_first):
-                    candidates[SKIP] = nn.Identity
+                if self.skip and (index or self.skip_first):
+                    if step == 1 and c_out == width:
+                        candidates[SKIP] = nn.Identity
+                    elif self.skip_projection:
+                        candidates[SKIP] = lambda i=width, o=c_out, s=step: nn.Sequential(
+                            nn.Conv2d(i, o, 1, s, bias=False), norm(o)
+                        )
                 layers.append(choose(f"layer_{number}", candidates, stride=step, kind=self._kind))
             width = c_out
         if self.head is not None:

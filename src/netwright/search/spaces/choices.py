@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from netwright.search.selection import Selector
+    from netwright.search.selection import Rule
     from netwright.search.supernet import Gate, Supernet
 
 
@@ -155,7 +155,7 @@ class ChoiceSpace:
             drawn[key] = names[int(torch.randint(len(names), (), generator=generator))]
         return self.genotype(drawn)
 
-    def selector(self) -> Selector:
+    def selector(self) -> Rule:
         """The rule that derives a genotype when no other is given: the largest weight of every choice."""
         from netwright.search.selection import ArgmaxSelector
 
