@@ -162,7 +162,7 @@ class Searcher:
         alpha = self.a_opt.param_groups[0]
         return {
             "searcher": type(self).__name__,
-            "method": {"name": type(self.method).__name__, **vars(self.method)},
+            "method": _settings(self.method),
             "objective": [type(term).__name__ for term in self.objective.terms],
             "stages": [dataclasses.asdict(stage) for stage in self.stages],
             "momentum": self.w_opt.param_groups[0]["momentum"],
@@ -455,6 +455,15 @@ class Searcher:
         self.objective.load_state_dict(state["objective"])
         if callable(load := getattr(self.method, "load_state_dict", None)):
             load(state["method"])
+
+
+def _settings(method: Step) -> dict[str, Any]:
+    """Name and public attributes of a step, and of the step inside it; what it remembers is private."""
+    public = {name: value for name, value in vars(method).items() if not name.startswith("_")}
+    return {
+        "name": type(method).__name__,
+        **{name: _settings(value) if callable(getattr(value, "step", None)) else value for name, value in public.items()},
+    }
 
 
 def _message(ended: EpochEnd) -> str:
