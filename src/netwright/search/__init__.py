@@ -46,6 +46,7 @@ _NAMES = {
     "MagnitudeSelector": "selection",
     "FirstOrder": "bilevel",
     "SecondOrder": "bilevel",
+    "ExpectedLatency": "latency",
     "Objective": "objective",
     "TaskLoss": "objective",
     "CostPenalty": "objective",
