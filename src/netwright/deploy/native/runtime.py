@@ -35,6 +35,7 @@ class Network:
         threads: Threads of every call, at least 1.
         machine: The processor whose kernels are written; the one at hand by default.
         chooser: Decides how each convolution is run.
+        strips: Whether layers run in strips where the cost model says that it pays.
 
     Attributes:
         inputs: Shapes of its inputs, as the graph holds them.
@@ -49,11 +50,17 @@ class Network:
     """
 
     def __init__(
-        self, graph: Graph, threads: int = 1, *, machine: Machine | None = None, chooser: Chooser = choose
+        self,
+        graph: Graph,
+        threads: int = 1,
+        *,
+        machine: Machine | None = None,
+        chooser: Chooser = choose,
+        strips: bool = True,
     ) -> None:
         self.machine = this_machine() if machine is None else machine
         self.threads = threads
-        compiled = compile_graph(_printable(graph), self.machine, threads, chooser)
+        compiled = compile_graph(_printable(graph), self.machine, threads, chooser, strips=strips)
         if 4 * compiled.arena_floats > LARGEST_ARENA:
             raise ValueError(f"activations must lie within 2 GiB, got {4 * compiled.arena_floats} bytes")
         self.inputs, self.outputs, self.steps = compiled.inputs, compiled.outputs, compiled.steps
