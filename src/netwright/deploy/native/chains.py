@@ -22,7 +22,7 @@ from netwright.deploy.native.strips import Layer, Reach, Strips, together
 
 SHARE = 0.5  # of the second-level cache that the values of a step, or the rows of a chain, may fill
 LONGEST = 16  # layers of a chain
-BEYOND = 4.0  # cycles of a cache line that is read or written beyond the second-level cache, more than within
+BEYOND = 3.0  # cycles of a cache line that is read or written beyond the second-level cache, more than within
 CALL = 150.0  # cycles of each part of a layer, beside its work
 MOVED = 2.5  # cycles of a cache line that is moved within the cache
 
@@ -112,7 +112,7 @@ class Chains:
         return True
 
     def _cut(self, begin: int, end: int) -> Strips | None:
-        """The largest bands whose rows stay within the second-level cache; None if there are none, or no more than one."""
+        """The largest bands whose rows stay in the second-level cache; None if there are none, or only one."""
         chain = tuple(layer for layer in self.layers[begin:end] if layer is not None)
         y = self.shapes[chain[-1].output]
         step = together(y.w)
@@ -152,13 +152,12 @@ class Chains:
     def _saved(self, begin: int, end: int, strips: Strips) -> float:
         """Cycles that a chain takes less than its steps one by one."""
         order, inside = self.steps.order[begin:end], set(strips.between)
-        room, alone, lines = SHARE * self.machine.l2_bytes / 4, 0.0, 0.0
+        room, lines = SHARE * self.machine.l2_bytes / 4, 0.0
         for node, layer in zip(order, strips.chain, strict=True):
             touched = {node.output, *(reach.value for reach in layer.reads)}
             floats = {value: self.shapes[value].c * self.shapes[value].pixels for value in touched}
             if sum(floats.values()) > room:
                 lines += sum(floats[value] for value in touched & inside) / LINE
-            alone += self._cycles(node, None)
         share = max(strips.shares(), key=lambda pieces: sum(last - first for _, first, last in pieces))
         _, first, last = max(share, key=lambda piece: piece[2] - piece[1])
         rows, moved, parts = [0] * len(order), 0, strips.parts(first, last)
@@ -167,11 +166,13 @@ class Chains:
             for slide in part.slides:
                 geo = self.shapes[slide.value]
                 moved += geo.c * (1 + slide.rows * geo.w // LINE)
-        chained = MOVED * moved + CALL * len(parts)
+        more = MOVED * moved + CALL * len(parts)
+        output = self.shapes[strips.output]
         for node, count, most in zip(order, rows, strips.most(), strict=True):
-            chained += self._cycles(node, most) * count / self.shapes[node.output].h
-        chained *= sum(b - a for _, a, b in share) / (last - first)
-        return (alone + BEYOND * lines) / self.threads - chained
+            y = self.shapes[node.output]
+            alone = self._cycles(node, None) / y.n * (last - first) / output.h
+            more += max(0.0, self._cycles(node, most) * count / y.h - alone)
+        return BEYOND * lines / self.threads - more * sum(b - a for _, a, b in share) / (last - first)
 
     def _cycles(self, node: Node, rows: int | None) -> float:
         """Of a step that stays in the second-level cache; with ``rows``, of one image by so many rows at a time."""
@@ -188,7 +189,7 @@ class Chains:
                 x = replace(x, c=self.shapes[read[0]].c)
             return times * cost(op, x, y, self.machine, choice)
         if isinstance(op, Conv):
-            kept = np.count_nonzero(op.weight) * y.pixels
+            kept = float(np.count_nonzero(op.weight) * y.pixels)
             before = self.steps.expansions.get(node.output)
             if before is not None:
                 assert isinstance(before.op, Conv)
@@ -196,6 +197,6 @@ class Chains:
                 if rows is not None:
                     reach = ((rows - 1) * op.stride[0] + op.weight.shape[2]) / (rows * op.stride[0])
                 kept += reach * np.count_nonzero(before.op.weight) * x.pixels
-            return float(kept) / DEPTHWISE_RATE
+            return kept / DEPTHWISE_RATE
         window = op.kernel[0] * op.kernel[1] if isinstance(op, Pool) else 2
         return window * y.c * y.pixels / self.machine.unit

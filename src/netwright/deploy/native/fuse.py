@@ -1,9 +1,9 @@
-"""Which nodes of a graph run as one step: a 1x1 convolution with the depthwise one behind it, a gate with the 1x1 behind.
+"""Which nodes of a graph run as one step: a 1x1 convolution with the depthwise one behind it, or the gate before.
 
-In planes a depthwise convolution reads one channel of the 1x1 convolution before it: what lies between need not be written
-to memory. The gate of squeeze-and-excitation multiplies each channel by a number; a 1x1 convolution that alone reads the
-product copies its input times these numbers, block by block, and the product is never written as a whole. Weights stay
-what they are.
+In planes a depthwise convolution reads one channel of the 1x1 convolution before it: what lies between need not be
+written to memory. The gate of squeeze-and-excitation multiplies each channel by a number; a 1x1 convolution that alone
+reads the product copies its input times these numbers, band by band, and the product is never written as a whole.
+Weights stay what they are.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Strips: consecutive layers computed over bands of rows, so that what lies between them stays in the second-level cache.
+"""Strips: layers in a row computed band by band, so that what lies between them stays in the second-level cache.
 
 Of the last layer one band of rows is computed after the other; every layer before it computes those of its rows that
 the band needs and that are not there yet. A value in between holds only the rows that are still to be read:
@@ -6,14 +6,15 @@ the band needs and that are not there yet. A value in between holds only the row
     rows [low, end) of a value:   low = the first row that any reader's next row reads
                                   end = the row behind the last that the band reads, or that was computed before
 
-When the room for them is full, rows from ``low`` on move to its beginning. No row is computed twice, but for those of an
-expansion, which a depthwise convolution never keeps, and those that two threads need: each thread has bands of its own.
+When the room for them is full, rows from ``low`` on move to its beginning. No row is computed twice, but for those of
+an expansion, which a depthwise convolution never keeps, and those that two threads need: each has bands of its own.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from netwright.deploy.native.layout import LINE, Geometry, apart, even_shares
@@ -104,7 +105,6 @@ class Strips:
         chain: The layers in their order.
         shapes: Geometries of all values.
         rows: Rows of the last layer in a band.
-        images: Images of all values.
         threads: Each has an equal share of the rows of all images.
     """
 
@@ -128,7 +128,7 @@ class Strips:
         geo, found = self.shapes[self.output], []
         for first, last in even_shares(geo.n * geo.h, self.threads):
             cuts = [first, *(row for row in range(first + 1, last) if row % geo.h == 0), last]
-            pairs = [(a, b) for a, b in zip(cuts, cuts[1:], strict=False) if a < b]
+            pairs = [(a, b) for a, b in itertools.pairwise(cuts) if a < b]
             found.append([(a // geo.h, a % geo.h, (b - 1) % geo.h + 1) for a, b in pairs])
         return found
 
