@@ -104,7 +104,9 @@ class Chains:
         return {value: place for place, node in enumerate(self.steps.order) for value in self.steps.reads(node)}
 
     def _closed(self, begin: int, end: int) -> bool:
-        """Whether what lies between the steps is read there and nowhere else."""
+        """Whether what lies between the steps is read there and nowhere else, and the last one can end a chain."""
+        if self.threads > 1 and isinstance(self.steps.order[end - 1].op, (Activate, Add, Mul, Affine)):
+            return False  # it writes whole vectors over the end of its last row, into what another thread computes
         for node in self.steps.order[begin : end - 1]:
             value = node.output
             if value in self.whole or value in self.graph.outputs or self.last_reader.get(value, end) >= end:

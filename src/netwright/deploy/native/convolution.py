@@ -199,10 +199,9 @@ def _copies(layer: Convolved, plan: Lowering, program: Program, filling: _Fillin
     if layer.scale:
         at = (filling.image * x.h + filling.first - layer.x.first) * x.w
         factor = f"{layer.scale.at} + {first * layer.scale.geo.plane + filling.image}, {layer.scale.geo.plane}"
-        blocks_copied = -(-filling.rows * x.w // program.unit)
         return (
             f"nw_lower_scaled({target}, {source} + {at}, {x.plane}, {last - first}, {factor}, {plan.plane}, "
-            f"{blocks_copied});"
+            f"{filling.rows * x.w});"
         )
     if _is_flat(layer, plan):
         return _flat(layer, plan, program, filling, target, source, last - first)
