@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from networks import eager, random_rows
 from strips_everywhere import force
 from torch import nn
 
+from netwright import storage
 from netwright.deploy.graph import capture, optimise
-from netwright.deploy.native import fuse
+from netwright.deploy.native import fuse, tune
 from netwright.deploy.native.build import COMPILERS
+from netwright.deploy.native.choose import choose
 from netwright.deploy.native.emit import compile_graph
 from netwright.deploy.native.layout import geometry
 from netwright.deploy.native.machine import Machine, this_machine
@@ -144,7 +147,8 @@ def test_a_small_cache_means_strips_and_a_smaller_arena_and_a_large_one_none():
     graph = optimise(capture(module, x))
     small, large = (dataclasses.replace(this_machine(), l2_bytes=size) for size in (1 << 18, 1 << 28))
     network, peer = Network(graph, machine=small), Network(graph, machine=small, strips=False)
-    assert in_strips(network) and not in_strips(peer)
+    assert in_strips(network)
+    assert not in_strips(peer)
     assert network.arena_bytes < 0.75 * peer.arena_bytes
     assert same(call(network, x), call(peer, x))
     assert not in_strips(Network(graph, machine=large))
@@ -250,3 +254,22 @@ def test_gated_networks(name, monkeypatch):
     assert same([found], call(peer, x))
     (exact,) = eager(module, x)
     assert np.abs(found - exact.numpy()).max() <= 1e-5 * exact.abs().max()
+
+
+@compiled
+def test_the_tuner_can_turn_strips_off_and_keeps_what_it_found(monkeypatch, tmp_path):
+    monkeypatch.setenv("NETWRIGHT_CACHE", str(tmp_path))
+    monkeypatch.setattr(storage, "_cache", [])
+    module, x = small_network()
+    graph = optimise(capture(module, x))
+    machine = dataclasses.replace(this_machine(), l2_bytes=1 << 18)
+    clock = iter([0, 1, 0, 3] * tune.REPEATS)  # strips take one second, the layers one by one three
+    monkeypatch.setattr(tune, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
+    assert tune.strips_pay(graph, 1, machine, choose)
+    assert tune.strips_pay(graph, 1, machine, choose)  # the clock has stopped: it was not measured again
+    (kept,) = (tmp_path / "tuning").iterdir()
+    kept.unlink()
+    clock = iter([0, 3, 0, 1] * tune.REPEATS)
+    assert not tune.strips_pay(graph, 1, machine, choose)
+    assert not tune.strips_pay(graph, 1, machine, choose)
+    assert tune.strips_pay(graph, 1, dataclasses.replace(machine, l2_bytes=1 << 28), choose)  # there are none

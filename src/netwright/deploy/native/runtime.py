@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -86,6 +87,11 @@ class Network:
     def nbytes(self) -> int:
         """Bytes of its tables."""
         return self._tables.nbytes
+
+    @property
+    def key(self) -> str:
+        """What its compiled object is known by: of what the code is, the compiler and the processor."""
+        return Path(self._code.path).stem
 
     @property
     def arena_bytes(self) -> int:
