@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from netwright.search.spaces.network import Stem
     from netwright.search.supernet import Supernet
 
-# Shares of the epochs that a searcher's stages get: DASS trains dense, learns masks, and fine-tunes.
-STAGE_SHARES = {"dass": (0.4, 0.2, 0.4)}
+# Shares of the epochs that a searcher's stages get: DASS trains dense, learns masks, and fine-tunes; FBNet warms up.
+STAGE_SHARES = {"dass": (0.4, 0.2, 0.4), "fbnet": (0.2, 0.8)}
+FBNET_COOLING = 0.045 * 80  # the published fall of the temperature, over however many epochs there are
 
 # The published rates (0.025, 3e-4, no momentum) are for 50 epochs a stage; a design has a few hundred steps.
 WEIGHT_LR, ALPHA_LR = 0.1, 3e-3
@@ -47,6 +48,11 @@ def make_searcher(options: Options, supernet: Supernet, epochs: list[int]) -> Se
         pretrain, pruning, finetune = epochs
         stages = DASSStages(pretrain, pruning, finetune, lr=WEIGHT_LR, momentum=0.9)
         return DASS(supernet, density=1 - options.sparsity, stages=stages, unrolled=False, alpha_lr=ALPHA_LR)
+    if options.search == "fbnet":
+        from netwright.search.fbnet import FBNet, TemperatureSchedule
+
+        temperature = TemperatureSchedule(rate=FBNET_COOLING / max(1, epochs[1]))
+        return FBNet(supernet, warmup_epochs=epochs[0], epochs=sum(epochs), lr=WEIGHT_LR, temperature=temperature)
     searcher: Searcher = method(options.search)(supernet, epochs=sum(epochs), lr=WEIGHT_LR, alpha_lr=ALPHA_LR)
     return searcher
 

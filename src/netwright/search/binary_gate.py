@@ -6,7 +6,7 @@ arXiv:1812.00332, equations 2 to 4.
     p = softmax(alpha),   g one-hot with P(g = e_i) = p_i,   y = sum_i g_i o_i(x) = o_k(x)
     dL/dalpha_i ~ sum_j (dL/dg_j) p_j (delta_ij - p_i),      dL/dg_j = sum(o_j(x) * dL/dy)
 
-or, with d_j = dL/dg_j, ``grad = p * (d - p . d)``, whose sum is zero. A pass for the weights draws one candidate. A pass
+or, with d_j = dL/dg_j, ``grad = p * (d - p . d)``, whose sum is zero. A pass for the weights draws one candidate. One
 for the architecture also needs the outputs of others: of all, or of one more, when candidates are drawn in pairs and p
 is the softmax over the pair.
 """
