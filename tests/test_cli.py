@@ -17,7 +17,20 @@ from typer.testing import CliRunner
 import netwright
 from netwright import cli, storage
 
-VERBS = ("check", "design", "evaluate", "predict", "bench", "export", "report", "doctor", "papers", "reproduce", "cite")
+VERBS = (
+    "check",
+    "design",
+    "evaluate",
+    "predict",
+    "bench",
+    "export",
+    "latency-table",
+    "report",
+    "doctor",
+    "papers",
+    "reproduce",
+    "cite",
+)
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 # What no user should ever have to read, and what must not be imported to answer a call for help.
 HEAVY = ("torch", "lightning", "matplotlib", "numpy", "sklearn", "onnxruntime")
@@ -626,3 +639,37 @@ def test_every_verb_has_json_quiet_and_debug():
     for verb in VERBS:
         text = invoke(verb, "--help").stdout
         assert all(option in text for option in ("--json", "--quiet", "--debug")), verb
+
+
+def test_a_latency_table_is_written_once(tmp_path):
+    path = tmp_path / "table.json"
+    arguments = ["latency-table", "micro-chain", "--shape", "1,8,8", "--repeats", "2", "--out", str(path)]
+    found = invoke(*arguments, "--json")
+    assert found.exit_code == 0, found.stderr
+    table = json.loads(found.stdout)
+    assert json.loads(path.read_text()) == table
+    assert (table["threads"], table["batch"], table["runtime"]) == (1, 1, "torch")
+    assert "constant" in [entry["key"] for entry in table["milliseconds"]]
+    again = invoke(*arguments)
+    assert again.exit_code == 2
+    assert "there already" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["micro-chian"], "did you mean micro-chain?"),
+        (["micro-chain", "--shape", "8,8"], "shape must be C,H,W, got '8,8'"),
+        (["micro-chain", "--shape", "0,8,8"], "numbers >= 1, got '0,8,8'"),
+        (["micro-chain", "--classes", "0"], "classes must be >= 1, got 0"),
+        (["micro-chain", "--channels", "1"], "channels must be >= 2, got 1"),
+        (["micro-chain", "--runtime", "onnx"], "runtime must be 'torch' or 'native', got 'onnx'"),
+        (["micro-chain", "--sparsity", "1"], "sparsity must lie in [0, 1), got 1.0"),
+        (["micro-chain", "--repeats", "0"], "repeats must be >= 1, got 0"),
+    ],
+)
+def test_a_latency_table_refuses_what_it_cannot_do(arguments, message, tmp_path):
+    found = invoke("latency-table", *arguments, "--out", str(tmp_path / "table.json"))
+    assert found.exit_code == 2
+    assert message in found.stderr
+    assert not (tmp_path / "table.json").exists()

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from netwright import __version__
-from netwright.cli import deploying, designing, reproducing
+from netwright.cli import deploying, designing, reproducing, searching
 
 app = typer.Typer(
     name="netwright",
@@ -47,6 +47,7 @@ for verb in (
     designing.predict,
     deploying.bench,
     deploying.export,
+    searching.latency_table,
     designing.report,
     designing.doctor,
     reproducing.papers,
