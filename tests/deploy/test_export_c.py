@@ -34,6 +34,7 @@ from c_package import (
     eager,
     pointer,
 )
+from strips_everywhere import force
 from torch import Tensor, nn
 
 from netwright import storage
@@ -147,6 +148,19 @@ def test_random_networks_keep_to_their_memory(driver, tmp_path, seed: int) -> No
     module, x = networks.random_network(seed)
     folder = tmp_path / "c"
     export(module, folder, example_input=x)
+    compiler = compilers()[seed % len(compilers())]
+    vectors = list(VECTORS.values())[seed % 2]
+    flags = (*STRICT, "-O1", *vectors, *SANITIZE, f"-I{folder}")
+    drive(build(compiler, tmp_path / "driver", [folder / "model.c", driver], flags), folder, module, x, tmp_path)
+
+
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 12))])
+def test_strips_keep_to_their_memory(driver, tmp_path, monkeypatch, seed: int) -> None:
+    force(monkeypatch, 1 + seed % 4)
+    module, x = networks.random_rows(seed)
+    folder = tmp_path / "c"
+    export(module, folder, example_input=x, machine=Machine((8, 16, 4)[seed % 3], l2_bytes=(1 << 20, 4096)[seed % 2]))
+    assert "in strips of" in (folder / "model.c").read_text()
     compiler = compilers()[seed % len(compilers())]
     vectors = list(VECTORS.values())[seed % 2]
     flags = (*STRICT, "-O1", *vectors, *SANITIZE, f"-I{folder}")

@@ -32,8 +32,8 @@ def _needs_a_compiler():
     compiler()
 
 
-def graph_of(seed):
-    module, x = random_network(seed)
+def graph_of(seed, draw=random_network):
+    module, x = draw(seed)
     return optimise(capture(module, (x,))), x.contiguous(), eager(module, x)
 
 
@@ -158,13 +158,19 @@ def walled(floats, behind):
 
 PAGES = """
 import numpy as np
+import pytest
 from netwright.deploy.native import choose, runtime
+from networks import random_rows
+from strips_everywhere import force
 from test_runtime import assert_right, graph_of, pruned_graph, walled
 
 choose.SHARED_CYCLES = choose.SHARED_PIXELS = 0
+patch = pytest.MonkeyPatch()
 for behind in (True, False):
     runtime.aligned = lambda floats: walled(floats, behind)
-    for made in (pruned_graph(), graph_of(1), graph_of(2)):
+    for place, made in enumerate((pruned_graph(), graph_of(1), graph_of(2), graph_of(4, random_rows))):
+        if place == 3:
+            force(patch, 3)
         graph, x, wanted = made
         network = runtime.Network(graph, 2)
         given = walled(x.numel(), behind)
@@ -172,6 +178,8 @@ for behind in (True, False):
         outputs = [walled(int(np.prod(shape)), behind) for shape in network.outputs]
         network([given.ctypes.data], [y.ctypes.data for y in outputs])
         assert_right([y.reshape(shape) for y, shape in zip(outputs, network.outputs)], wanted)
+    assert any("strips" in what for _, what, _ in network.steps)
+    patch.undo()
 print("whole")
 """
 
@@ -179,7 +187,7 @@ print("whole")
 def run_script(text, *arguments, timeout=300):
     """In a process of its own, which may crash."""
     here = Path(__file__).parent
-    paths = [str(here), str(here.parents[1] / "support")]
+    paths = [str(here), str(here.parents[1] / "support"), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "-c", text, *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
