@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 METHODS = {
     "darts": "netwright.search.darts:DARTS",
     "dass": "netwright.search.dass:DASS",
+    "proxylessnas": "netwright.search.proxyless:ProxylessNAS",
     "random": "netwright.search.random_search:RandomSearch",
 }
 """Searchers by the name that ``--search`` takes: "module:class"."""
@@ -53,6 +54,13 @@ _NAMES = {
     "DARTS": "darts",
     "DASS": "dass",
     "DASSStages": "dass",
+    "Alternating": "alternating",
+    "BinaryGate": "binary_gate",
+    "ProxylessNAS": "proxyless",
+    "ProxylessCPU": "spaces.proxyless",
+    "ProxylessGPU": "spaces.proxyless",
+    "ProxylessMobile": "spaces.proxyless",
+    "ProxylessMobile14": "spaces.proxyless",
     "RandomSearch": "random_search",
     "uniform_genotypes": "random_search",
     "Stage": "stages",
@@ -62,10 +70,13 @@ _NAMES = {
     "SearchResult": "result",
 }
 _MODULES: tuple[str, ...] = ("bilevel", "darts", "dass", "drawing", "genotype", "lightning", "objective")
+_MODULES += ("alternating", "binary_gate", "proxyless")
 _MODULES += ("perturbation", "random_search", "result", "searcher", "selection", "spaces", "stages", "supernet")
 
 if TYPE_CHECKING:
+    from netwright.search.alternating import Alternating
     from netwright.search.bilevel import FirstOrder, SecondOrder
+    from netwright.search.binary_gate import BinaryGate
     from netwright.search.darts import DARTS
     from netwright.search.dass import DASS, DASSStages
     from netwright.search.drawing import draw
@@ -88,6 +99,7 @@ if TYPE_CHECKING:
         edge_strengths,
         op_strengths,
     )
+    from netwright.search.proxyless import ProxylessNAS
     from netwright.search.random_search import RandomSearch, uniform_genotypes
     from netwright.search.result import SearchResult
     from netwright.search.searcher import EpochEnd, Searcher
@@ -96,6 +108,7 @@ if TYPE_CHECKING:
     from netwright.search.spaces.chain import mbconv_space
     from netwright.search.spaces.choices import ChoiceSpace
     from netwright.search.spaces.network import Network
+    from netwright.search.spaces.proxyless import ProxylessCPU, ProxylessGPU, ProxylessMobile, ProxylessMobile14
     from netwright.search.stages import Stage
     from netwright.search.supernet import Choice, FixedGate, Gate, MaskedGate, SoftmaxGate, Supernet
 
@@ -108,7 +121,9 @@ __all__ = [
     "DASS_95",
     "DASS_99",
     "METHODS",
+    "Alternating",
     "ArgmaxSelector",
+    "BinaryGate",
     "CellGenotype",
     "CellsGenotype",
     "Choice",
@@ -126,6 +141,11 @@ __all__ = [
     "Network",
     "Objective",
     "PerturbationSelector",
+    "ProxylessCPU",
+    "ProxylessGPU",
+    "ProxylessMobile",
+    "ProxylessMobile14",
+    "ProxylessNAS",
     "RandomSearch",
     "SearchModule",
     "SearchResult",

@@ -462,7 +462,10 @@ def _settings(method: Step) -> dict[str, Any]:
     public = {name: value for name, value in vars(method).items() if not name.startswith("_")}
     return {
         "name": type(method).__name__,
-        **{name: _settings(value) if callable(getattr(value, "step", None)) else value for name, value in public.items()},
+        **{
+            name: _settings(value) if callable(getattr(value, "step", None)) else value
+            for name, value in public.items()
+        },
     }
 
 

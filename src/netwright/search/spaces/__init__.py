@@ -7,6 +7,8 @@
 ``micro-darts-shared``    3 nodes and one cell type: the reduction cell is the normal cell with stride 2
 ``micro-darts-2-shared``  2 nodes and one cell type: small enough to tabulate
 ``micro-chain``           six layers that choose an inverted residual block of kernel 3 or 5 and expansion 2 or 4
+``proxylessnas``          Cai et al., arXiv:1812.00332: 21 layers of kernel 3, 5 or 7 and expansion 3 or 6; with ``-cpu``,
+                          ``-gpu``, ``-mobile`` and ``-mobile14`` the widths of the published networks
 ========================  ========================================================================================
 
 A network of one's own becomes a space by :class:`~netwright.search.spaces.choices.ChoiceSpace`.
@@ -25,6 +27,7 @@ from netwright.console import nearest
 from netwright.search.genotype import CellGenotype, CellsGenotype, Genotype
 from netwright.search.spaces.chain import MICRO_CHAIN
 from netwright.search.spaces.choices import ChoiceSpace
+from netwright.search.spaces.proxyless import SPACES as PROXYLESS_SPACES
 
 if TYPE_CHECKING:
     import torch
@@ -379,3 +382,5 @@ for _name, _primitives in FAILURES.items():
     register(Space(f"darts-{_name}", _primitives, nodes=4, channels=16, cells=8))
     register(Space(f"micro-darts-{_name}", _primitives, nodes=3, channels=8, cells=3, reductions="middle"))
 register(MICRO_CHAIN)
+for _chain in PROXYLESS_SPACES:
+    register(_chain)
