@@ -11,7 +11,7 @@ from torchvision import models
 
 from netwright import cost
 from netwright.console import UserError
-from netwright.cost import LatencyTable, alternate, compare_times, count, turn
+from netwright.cost import LatencyTable, alternate, compare_times, count, saved_bytes, turn
 from netwright.nn.mbconv import mobilenet_v2_32
 from netwright.nn.resnet import resnet18_cifar
 from netwright.nn.sparse import FixedMask, TopKMask, sparsify, to_dense
@@ -364,3 +364,14 @@ def test_arguments_are_checked():
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_saved_bytes_are_the_activations_of_a_network():
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 5, 1), nn.Flatten(), nn.Linear(320, 2)
+    )
+    x = torch.rand(2, 3, 8, 8)
+    image, hidden, features = 2 * 3 * 64 * 4, 2 * 4 * 64 * 4, 2 * 320 * 4
+    assert saved_bytes(lambda: network(x)) == image + hidden + features  # what ReLU saves the next layer saves too
+    with torch.no_grad():
+        assert saved_bytes(lambda: network(x)) == 0

@@ -1,10 +1,11 @@
-"""What a network costs: parameters, multiply-adds and time, with one definition for every part of netwright.
+"""What a network costs: parameters, multiply-adds, memory and time, with one definition for every part of netwright.
 
 Multiply-adds (MACs) are those of convolutions and matrix products; what papers call "FLOPs" is usually this
 number. A convolution has k_h k_w (C_in / groups) C_out H_out W_out of them.
 """
 
 from netwright.cost.counting import Cost, LayerCost, count
+from netwright.cost.memory import saved_bytes
 from netwright.cost.timing import (
     Comparison,
     LatencyTable,
@@ -26,6 +27,7 @@ __all__ = [
     "compare_times",
     "count",
     "cpu_name",
+    "saved_bytes",
     "threads",
     "turn",
 ]

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from netwright.search.spaces.network import Stem
     from netwright.search.supernet import Supernet
 
-# Shares of the epochs that a searcher's stages get: DASS trains dense, learns masks, and fine-tunes; FBNet warms up.
-STAGE_SHARES = {"dass": (0.4, 0.2, 0.4), "fbnet": (0.2, 0.8)}
+# Shares of the epochs that a searcher's stages get: DASS trains dense, learns masks, and fine-tunes; others warm up.
+STAGE_SHARES = {"dass": (0.4, 0.2, 0.4), "fbnet": (0.2, 0.8), "proxylessnas": (0.3, 0.7)}
 FBNET_COOLING = 0.045 * 80  # the published fall of the temperature, over however many epochs there are
 
 # The published rates (0.025, 3e-4, no momentum) are for 50 epochs a stage; a design has a few hundred steps.
@@ -53,6 +53,13 @@ def make_searcher(options: Options, supernet: Supernet, epochs: list[int]) -> Se
 
         temperature = TemperatureSchedule(rate=FBNET_COOLING / max(1, epochs[1]))
         return FBNet(supernet, warmup_epochs=epochs[0], epochs=sum(epochs), lr=WEIGHT_LR, temperature=temperature)
+    if options.search == "proxylessnas":
+        from netwright.search.proxyless import ProxylessNAS
+
+        return ProxylessNAS(
+            supernet, warmup_epochs=epochs[0], epochs=epochs[1], settle_epochs=0,
+            lr=WEIGHT_LR, warmup_lr=WEIGHT_LR, alpha_lr=ALPHA_LR,
+        )  # fmt: skip
     searcher: Searcher = method(options.search)(supernet, epochs=sum(epochs), lr=WEIGHT_LR, alpha_lr=ALPHA_LR)
     return searcher
 

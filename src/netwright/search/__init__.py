@@ -15,6 +15,7 @@ METHODS = {
     "rarts": "netwright.search.rarts:RARTS",
     "sd-darts": "netwright.search.self_distill:SDDARTS",
     "fbnet": "netwright.search.fbnet:FBNet",
+    "proxylessnas": "netwright.search.proxyless:ProxylessNAS",
     "random": "netwright.search.random_search:RandomSearch",
 }
 """Searchers by the name that ``--search`` takes: "module:class"."""
@@ -71,6 +72,13 @@ _NAMES = {
     "FBNet": "fbnet",
     "GumbelSoftmaxGate": "fbnet",
     "TemperatureSchedule": "fbnet",
+    "Alternating": "alternating",
+    "BinaryGate": "binary_gate",
+    "ProxylessNAS": "proxyless",
+    "ProxylessCPU": "spaces.proxyless",
+    "ProxylessGPU": "spaces.proxyless",
+    "ProxylessMobile": "spaces.proxyless",
+    "ProxylessMobile14": "spaces.proxyless",
     "RandomSearch": "random_search",
     "uniform_genotypes": "random_search",
     "SDDARTS": "self_distill",
@@ -91,7 +99,9 @@ _NAMES = {
 _MODULES = tuple(sorted({path.split(".")[0] for path in _NAMES.values()}))
 
 if TYPE_CHECKING:
+    from netwright.search.alternating import Alternating
     from netwright.search.bilevel import FirstOrder, SecondOrder
+    from netwright.search.binary_gate import BinaryGate
     from netwright.search.darts import DARTS
     from netwright.search.dass import DASS, DASSStages
     from netwright.search.drawing import draw
@@ -116,6 +126,7 @@ if TYPE_CHECKING:
         op_strengths,
     )
     from netwright.search.phased import Phased
+    from netwright.search.proxyless import ProxylessNAS
     from netwright.search.random_search import RandomSearch, uniform_genotypes
     from netwright.search.rarts import RARTS
     from netwright.search.relaxed_split import RelaxedSplit
@@ -138,6 +149,7 @@ if TYPE_CHECKING:
     from netwright.search.spaces.choices import ChoiceSpace
     from netwright.search.spaces.fbnet import FBNET_A, FBNET_B, FBNET_C, fbnet_space
     from netwright.search.spaces.network import Network
+    from netwright.search.spaces.proxyless import ProxylessCPU, ProxylessGPU, ProxylessMobile, ProxylessMobile14
     from netwright.search.stages import Stage
     from netwright.search.supernet import Choice, FixedGate, Gate, MaskedGate, SoftmaxGate, Supernet
     from netwright.search.width import WidthSearch
@@ -156,7 +168,9 @@ __all__ = [
     "METHODS",
     "RARTS",
     "SDDARTS",
+    "Alternating",
     "ArgmaxSelector",
+    "BinaryGate",
     "CellGenotype",
     "CellsGenotype",
     "Choice",
@@ -177,6 +191,11 @@ __all__ = [
     "Objective",
     "PerturbationSelector",
     "Phased",
+    "ProxylessCPU",
+    "ProxylessGPU",
+    "ProxylessMobile",
+    "ProxylessMobile14",
+    "ProxylessNAS",
     "RandomSearch",
     "RelaxedSplit",
     "SampleSelector",

@@ -131,7 +131,7 @@ class Reinforce(FirstOrder):
         accuracy = (supernet(batch[0]).argmax(-1) == batch[1]).float().mean()
         if self._cost is None:
             return accuracy
-        cost = float(self._cost(supernet))
+        cost = float(self._cost(supernet).detach())
         if not cost > 0:
             raise ValueError(f"the cost of a path must be > 0, got {cost:g}")
         return accuracy * (cast(float, self.ref) / cost) ** self.power
@@ -282,7 +282,7 @@ class ProxylessNAS(Searcher):
             if cast(BinaryGate, choice.gate).mode == "two" and len(choice) < 2:
                 raise ValueError(f"choice {key!r} must have at least 2 candidates in mode 'two', got {len(choice)}")
         self.algo, self.settle_epochs = algo, settle_epochs
-        self._cost, self._priced = cost if algo == "reinforce" else None, False
+        self._reward_cost, self._priced = cost if algo == "reinforce" else None, False
 
     def config(self) -> dict[str, Any]:
         """The settings, as plain values."""
@@ -321,6 +321,6 @@ class ProxylessNAS(Searcher):
         for term in self.objective.terms:
             if isinstance(term, CostPenalty):
                 term.term(one, Evaluation(self.supernet, batch, one, "both"))
-        if self._cost is not None:
-            self._cost(self.supernet)
+        if self._reward_cost is not None:
+            self._reward_cost(self.supernet)
         self._priced = True

@@ -9,6 +9,8 @@
 ``micro-chain``           six layers that choose an inverted residual block of kernel 3 or 5 and expansion 2 or 4
 ``fbnet``                 Wu et al., arXiv:1812.03443: 22 layers, nine blocks
 ``fbnet-1504``            the same with the narrower head of FBNet-A
+``proxylessnas``          Cai et al., arXiv:1812.00332: 21 layers of kernel 3, 5 or 7 and expansion 3 or 6; with
+                          ``-cpu``, ``-gpu``, ``-mobile`` and ``-mobile14`` the widths of the published networks
 ========================  ========================================================================================
 
 A network of one's own becomes a space by :class:`~netwright.search.spaces.choices.ChoiceSpace`.
@@ -28,6 +30,7 @@ from netwright.search.genotype import CellGenotype, CellsGenotype, Genotype
 from netwright.search.spaces.chain import MICRO_CHAIN
 from netwright.search.spaces.choices import ChoiceSpace
 from netwright.search.spaces.fbnet import FBNET, FBNET_SMALL_HEAD
+from netwright.search.spaces.proxyless import SPACES as PROXYLESS_SPACES
 
 if TYPE_CHECKING:
     import torch
@@ -382,4 +385,6 @@ for _name, _primitives in FAILURES.items():
     register(Space(f"darts-{_name}", _primitives, nodes=4, channels=16, cells=8))
     register(Space(f"micro-darts-{_name}", _primitives, nodes=3, channels=8, cells=3, reductions="middle"))
 for _space in (MICRO_CHAIN, FBNET, FBNET_SMALL_HEAD):
+    register(_space)
+for _space in PROXYLESS_SPACES:
     register(_space)
