@@ -13,7 +13,7 @@ import torch
 from netwright.deploy.native.build import BuildError, build
 from netwright.deploy.native.machine import this_machine
 
-FILES = ("kernels.c.in", "mixture.c.in")
+FILES = ("kernels.c.in", "plan.c.in", "forward.c.in", "backward.c.in")
 LANES = 8
 
 
