@@ -265,7 +265,7 @@ def test_gates_are_replaced_by_key():
     assert sum(choice.key == "normal_0_2" for _, choice in supernet.named_choices()) == 3
 
     class Half(Gate):
-        def weights(self, alpha, training):
+        def weights(self, alpha, training, drawn=None):
             return torch.full_like(alpha, 0.5)
 
     supernet.set_gate(Half())
