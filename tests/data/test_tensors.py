@@ -253,6 +253,23 @@ def test_drop_last(drop_last, lengths):
     assert len(batches) == len(lengths)
 
 
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("augment", [None, AUGMENT, lambda x, generator: x.flip(3)])
+@pytest.mark.parametrize("kind", [lambda data: data, MapStyle])
+def test_indices_on_request_are_those_of_the_examples(world, augment, kind):
+    data = numbered(20, channels=3)
+    for rank in range(world):
+        options = {"augment": augment, "rank": rank, "world": world, "workers": 0}
+        plain, indexed = (Batches(kind(data), 8, indexed=wanted, **options) for wanted in (False, True))
+        for epoch in range(2):
+            plain.set_epoch(epoch)
+            indexed.set_epoch(epoch)
+            for (x, y), (x_too, y_too, index) in zip(plain, indexed, strict=True):
+                assert torch.equal(x, x_too)
+                assert torch.equal(y, y_too)
+                assert torch.equal(index, y)  # the label of an example is its number
+
+
 def test_a_data_set_smaller_than_the_batch_is_one_batch_a_pass():
     batches = Batches(numbered(5), 64, steps=3)
     assert [sorted(y.tolist()) for _, y in batches] == [[0, 1, 2, 3, 4]] * 3

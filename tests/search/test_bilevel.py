@@ -355,3 +355,18 @@ def test_a_gradient_that_overflows_makes_no_update_and_is_counted():
     assert figures["weight_skipped"] == 1.0
     assert "weight_grad_norm" not in figures
     assert all(torch.equal(p, b) for p, b in zip(supernet.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("clip", [None, 5.0])
+def test_a_large_gradient_whose_squares_overflow_is_a_gradient(clip):
+    parameter = nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+
+    def objective(net, batch, part):
+        return (parameter * torch.tensor([3e25, 4e25])).sum()
+
+    figures = FirstOrder().step(nn.Module(), objective, optimizer, None, None, None, clip=clip)
+    assert figures["weight_skipped"] == 0.0
+    assert figures["weight_grad_norm"] == pytest.approx(5e25)
+    wanted = [-3.0, -4.0] if clip else [-3e25, -4e25]
+    assert parameter.tolist() == pytest.approx(wanted)

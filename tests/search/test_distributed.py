@@ -14,16 +14,18 @@ from netwright.search import spaces
 from netwright.search.bilevel import average
 from netwright.search.darts import DARTS
 from netwright.search.dass import DASS, DASSStages
+from netwright.search.rarts import RARTS
+from netwright.search.self_distill import SDDARTS, SelfDistillation, SnapshotTeachers
 from netwright.seeding import stream
 
 
-def loaders(rank=0, world=1):
+def loaders(rank=0, world=1, steps=1):
     generator = stream(0, "images")
     x, y = torch.rand(16, 1, 8, 8, generator=generator), torch.randint(3, (16,), generator=generator)
     share = {"rank": rank, "world": world}
     return (
-        Batches(TensorImages(x, y), 8, steps=1, **share),
-        Batches(TensorImages(x.flip(0), y.flip(0)), 8, name="validation", steps=1, **share),
+        Batches(TensorImages(x, y), 8, steps=steps, indexed=steps > 1, **share),
+        Batches(TensorImages(x.flip(0), y.flip(0)), 8, name="validation", steps=steps, indexed=steps > 1, **share),
     )
 
 
@@ -32,13 +34,27 @@ def searcher(kind):
     supernet = synchronise(supernet)
     if kind == "dass":
         return DASS(supernet, 0.2, DASSStages(1, 1, 1))
+    if kind.startswith("rarts"):
+        return RARTS(supernet, epochs=1, alpha_lr=0.01, fused=kind == "rarts")
+    if kind in ("state", "cache"):
+        teachers = SnapshotTeachers(k=2, store=kind)
+        return SDDARTS(supernet, SelfDistillation(lam=3.0, ramp=0.0, teachers=teachers), epochs=3, alpha_lr=0.01)
     return DARTS(supernet, order=int(kind[-1]), epochs=1, alpha_lr=0.01)
 
 
 def state(kind, rank=0, world=1):
     found = searcher(kind)
-    found.search(*loaders(rank, world), seed=0)
-    return dict(found.supernet.state_dict()) | {"train_loss": torch.tensor(found.result().epochs[0]["train_loss"])}
+    found.search(*loaders(rank, world, 2 if kind in ("state", "cache") else 1), seed=0)
+    second = {f"y.{name}": y for name, y in getattr(found.method, "second", {}).items()}
+    return (
+        dict(found.supernet.state_dict())
+        | detached(second)
+        | {"train_loss": torch.tensor(found.result().epochs[0]["train_loss"])}
+    )
+
+
+def detached(tensors):
+    return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
 def missing_gradients(rank, world):
@@ -59,7 +75,7 @@ def module(kind):
     return SearchModule(searcher(kind), *loaders(), seed=0)
 
 
-KINDS = ("darts1", "darts2", "dass")
+KINDS = ("darts1", "darts2", "dass", "rarts", "rarts-exact", "state", "cache")
 
 
 def work(rank, world, folder):

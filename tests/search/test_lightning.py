@@ -7,6 +7,8 @@ from netwright.search import spaces
 from netwright.search.darts import DARTS
 from netwright.search.dass import DASS, DASSStages
 from netwright.search.lightning import SearchModule
+from netwright.search.rarts import RARTS
+from netwright.search.self_distill import SDDARTS
 from netwright.seeding import stream
 
 
@@ -20,6 +22,10 @@ def make(kind):
     supernet = spaces.get("micro-darts-2-shared").supernet(1, 3, channels=2, seed=0)
     if kind == "dass":
         return DASS(supernet, 0.1, DASSStages(1, 1, 1))
+    if kind == "rarts":
+        return RARTS(supernet, epochs=3)
+    if kind == "sd-darts":
+        return SDDARTS(supernet, epochs=3)
     return DARTS(supernet, order=2, epochs=3)
 
 
@@ -40,7 +46,7 @@ def equal(a, b):
     return a == b
 
 
-@pytest.mark.parametrize("kind", ["darts", "dass"])
+@pytest.mark.parametrize("kind", ["darts", "dass", "rarts", "sd-darts"])
 def test_lightning_gives_the_bits_of_search(kind):
     plain = make(kind)
     expected = plain.search(*loaders(), seed=0)
@@ -57,7 +63,7 @@ def test_lightning_gives_the_bits_of_search(kind):
     assert float(fitted.callback_metrics["train_loss"]) == pytest.approx(expected.epochs[-1]["train_loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["darts", "dass"])
+@pytest.mark.parametrize("kind", ["darts", "dass", "rarts", "sd-darts"])
 def test_a_checkpoint_of_any_epoch_goes_on_to_the_same_bits(kind, tmp_path):
     plain = make(kind)
     plain.search(*loaders(), seed=0)

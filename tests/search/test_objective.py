@@ -6,6 +6,8 @@ from torch import nn
 
 from netwright.search import spaces
 from netwright.search.objective import CostPenalty, Objective, TaskLoss
+from netwright.search.searcher import Searcher
+from netwright.search.stages import Stage
 
 BATCH = torch.tensor([[0.3, -1.0, 2.0], [1.0, 0.5, 0.0]]), torch.tensor([2, 1])
 
@@ -122,6 +124,37 @@ def test_memory_of_terms_is_saved():
     one.on_step(nn.Identity(), 0.5)
     other.load_state_dict(one.state_dict())
     assert other.terms[1].steps == 1
+
+
+def test_terms_hear_of_stages_steps_and_epochs():
+    class Listener(Objective):
+        def __init__(self):
+            self.heard = []
+
+        def term(self, total, seen):
+            return total
+
+        def on_stage(self, supernet):
+            self.heard.append("stage")
+
+        def on_step(self, supernet, progress):
+            self.heard.append(progress)
+
+        def on_epoch(self, supernet):
+            self.heard.append("epoch")
+
+    listener = Listener()
+    supernet = spaces.get("micro-darts-2-shared").supernet(1, 3, channels=2, seed=0)
+    batch = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
+    stages = [Stage("one", epochs=1), Stage("other", epochs=1, alpha_step=False)]
+    searcher = Searcher(supernet, objective=TaskLoss() + listener, stages=stages)
+    searcher.search([batch, batch], [batch], seed=0)
+    assert listener.heard == ["stage", 0.0, 0.25, "epoch", "stage", 0.5, 0.75, "epoch"]
+    state, resumed = searcher.state_dict(), Listener()
+    searcher = Searcher(supernet, objective=resumed, stages=stages)
+    searcher.load_state_dict({**state, "objective": {}})
+    searcher.prepare(seed=0, steps_per_epoch=2)
+    assert resumed.heard == []  # the stage had begun before
 
 
 @pytest.mark.parametrize(

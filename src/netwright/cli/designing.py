@@ -64,7 +64,7 @@ def design(
     sparsity: Annotated[float | None, typer.Option(help="Share of weights that are zero, in [0, 1).  [0.95]")] = None,
     time_budget: Annotated[str | None, typer.Option(help="Wall time, like 90s, 10m or 1h30m.")] = None,
     accuracy: Annotated[float | None, typer.Option(help="Goal for the test accuracy; exit 1 when missed.")] = None,
-    search: Annotated[str | None, typer.Option(help="dass, darts or random.  [dass]")] = None,
+    search: Annotated[str | None, typer.Option(help="dass, darts, sd-darts or random.  [dass]")] = None,
     space: Annotated[str | None, typer.Option(help="Search space.  [micro-darts]")] = None,
     pruning: Annotated[str | None, typer.Option(help="magnitude or hydra.  [magnitude]")] = None,
     baseline: Annotated[str | None, typer.Option(help="Network to compare with.  [mobilenet_v2]")] = None,

@@ -1,4 +1,4 @@
-"""Making trained networks smaller: pruning to an exact ratio, on any module and in any training loop.
+"""Making trained networks smaller: pruning to an exact ratio, on any module and in any training loop; narrower layers.
 
 Names are resolved when they are first used, so that importing this package loads nothing heavy. ``METHODS``
 tells where each method is, by the name that people type.
@@ -17,10 +17,13 @@ METHODS = {
 }
 
 _NAMES = {
+    "ChannelGate": "channels",
     "GradualPruning": "callbacks",
     "HydraPruner": "hydra",
     "KeepSparse": "callbacks",
+    "ProximalSGD": "channels",
     "Sparsity": "prune",
+    "add_gates": "channels",
     "begin_finetune": "hydra",
     "begin_scores": "hydra",
     "cubic_sparsity": "prune",
@@ -29,14 +32,25 @@ _NAMES = {
     "lamp_scores": "exact",
     "magnitude": "prune",
     "place_masks": "prune",
+    "prune_channels": "channels",
     "remove": "prune",
+    "soft_threshold": "channels",
     "sparsity": "prune",
+    "threshold_for": "channels",
     "update": "prune",
 }
-_MODULES = ("callbacks", "exact", "hydra", "prune")
+_MODULES = ("callbacks", "channels", "exact", "hydra", "prune")
 
 if TYPE_CHECKING:
     from netwright.compress.callbacks import GradualPruning, KeepSparse
+    from netwright.compress.channels import (
+        ChannelGate,
+        ProximalSGD,
+        add_gates,
+        prune_channels,
+        soft_threshold,
+        threshold_for,
+    )
     from netwright.compress.exact import lamp_scores
     from netwright.compress.hydra import HydraPruner, begin_finetune, begin_scores
     from netwright.compress.prune import (
@@ -53,10 +67,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "METHODS",
+    "ChannelGate",
     "GradualPruning",
     "HydraPruner",
     "KeepSparse",
+    "ProximalSGD",
     "Sparsity",
+    "add_gates",
     "begin_finetune",
     "begin_scores",
     "cubic_sparsity",
@@ -65,8 +82,11 @@ __all__ = [
     "lamp_scores",
     "magnitude",
     "place_masks",
+    "prune_channels",
     "remove",
+    "soft_threshold",
     "sparsity",
+    "threshold_for",
     "update",
 ]
 

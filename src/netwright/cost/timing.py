@@ -80,6 +80,8 @@ class LatencyTable(Result, Mapping[Key, float]):
         batch: Inputs at once.
         dtype: Type of the inputs.
         torch_version: Version of torch.
+        runtime: What ran the operations.
+        sparsity: Share of zeros in the weights while they were measured, in [0, 1).
 
     Example:
         >>> times = LatencyTable.measure({("relu", 8): (nn.ReLU(), (8, 4, 4))}, repeats=3)
@@ -96,6 +98,8 @@ class LatencyTable(Result, Mapping[Key, float]):
     batch: int
     dtype: str
     torch_version: str
+    runtime: str = "torch"
+    sparsity: float = 0.0
 
     @classmethod
     def measure(
@@ -166,7 +170,9 @@ class LatencyTable(Result, Mapping[Key, float]):
 
     def __str__(self) -> str:
         rows = [[_label(key), round(ms, 4)] for key, ms in self.milliseconds.items()]
-        return f"{self.cpu}, threads {self.threads}, batch {self.batch}\n{table(rows, ['operation', 'ms'])}"
+        where = f"{self.cpu}, threads {self.threads}, batch {self.batch}, {self.runtime}"
+        zeros = f", {100 * self.sparsity:g} % zeros" if self.sparsity else ""
+        return f"{where}{zeros}\n{table(rows, ['operation', 'ms'])}"
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the table as JSON."""
@@ -182,7 +188,9 @@ class LatencyTable(Result, Mapping[Key, float]):
         data = storage.read_json(path)
         try:
             times = {_key(entry["key"]): float(entry["ms"]) for entry in data["milliseconds"]}
-            conditions = {name: kind(data[name]) for name, kind in _CONDITIONS.items()}
+            conditions = {
+                name: kind(data[name]) for name, kind in _CONDITIONS.items() if name in data or name in _NEEDED
+            }
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"not a latency table: {error!r}", where=path, cure="measure it again") from error
         if not all(math.isfinite(ms) and ms >= 0 for ms in times.values()):
@@ -203,7 +211,10 @@ _CONDITIONS: dict[str, Callable[[Any], Any]] = {
     "batch": int,
     "dtype": str,
     "torch_version": str,
+    "runtime": str,
+    "sparsity": float,
 }
+_NEEDED = ("cpu", "threads", "batch", "dtype", "torch_version")
 _fixed_threads = threads
 
 

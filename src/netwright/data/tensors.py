@@ -203,6 +203,8 @@ class Batches:
             shares of a smaller last batch may differ by one example.
         world: Number of processes.
         name: Name of the random stream.
+        indexed: Whether each batch ends with the indices of its examples, as (x, labels, indices): for whatever
+            remembers something of each example.
         workers: Worker processes; by default none for :class:`TensorImages`, else one a core, at most 8.
 
     Raises:
@@ -233,6 +235,7 @@ class Batches:
         rank: int = 0,
         world: int = 1,
         name: str = "order",
+        indexed: bool = False,
         workers: int | None = None,
     ):
         self.dataset = dataset
@@ -248,7 +251,7 @@ class Batches:
         if workers is not None and workers < 0:
             raise ValueError(f"workers must be >= 0, got {workers}")
         self.seed, self.shuffle, self.name, self.rank, self.world = seed, shuffle, name, rank, world
-        self.augment, self.normalise, self.epoch = augment, normalise, 0
+        self.augment, self.normalise, self.indexed, self.epoch = augment, normalise, indexed, 0
         self.batch_size = min(batch_size, count if not shuffle else max(world, count // world * world))
         if shuffle and count < self.batch_size:
             raise ValueError(f"dataset must hold at least 1 example for each of {world} ranks, got {count}")
@@ -283,11 +286,11 @@ class Batches:
             self._order = (number, torch.arange(count) if order is None else order)
         return self._order[1][place * self.batch_size : (place + 1) * self.batch_size]
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         first = self.epoch * self.steps
         return self._read(list(range(first, first + self.steps)))
 
-    def _read(self, steps: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    def _read(self, steps: list[int]) -> Iterator[tuple[Tensor, ...]]:
         if isinstance(self.dataset, TensorImages):
             for step in steps:
                 chosen = self._loaded(step)
@@ -314,8 +317,9 @@ class Batches:
         chosen = self.indices(step)
         return chosen[slice(*self._share(len(chosen)))] if self._alone() else chosen
 
-    def _finish(self, step: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        count = len(self.indices(step))
+    def _finish(self, step: int, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        chosen = self.indices(step)
+        count = len(chosen)
         share = self._share(count)
         if self.augment is not None:
             generator = stream(self.seed, "augment", self.name, step)
@@ -326,7 +330,8 @@ class Batches:
             else:
                 images = self.augment(images, generator)[slice(*share)]
                 labels = labels[slice(*share)]
-        return (images if self.normalise is None else self.normalise(images)), labels
+        normalised = images if self.normalise is None else self.normalise(images)
+        return (normalised, labels, chosen[slice(*share)]) if self.indexed else (normalised, labels)
 
 
 def _collate(examples: list[Any]) -> tuple[Tensor, Tensor]:

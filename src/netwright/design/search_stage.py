@@ -15,7 +15,7 @@ from netwright.data.tensors import Batches
 from netwright.design.distributed import agree, barrier, is_main, world_size
 from netwright.design.options import Options
 from netwright.design.plan import augmentation
-from netwright.search import spaces
+from netwright.search import method, spaces
 from netwright.search.genotype import Genotype
 from netwright.seeding import derive, stream
 
@@ -47,9 +47,8 @@ def make_searcher(options: Options, supernet: Supernet, epochs: list[int]) -> Se
         pretrain, pruning, finetune = epochs
         stages = DASSStages(pretrain, pruning, finetune, lr=WEIGHT_LR, momentum=0.9)
         return DASS(supernet, density=1 - options.sparsity, stages=stages, unrolled=False, alpha_lr=ALPHA_LR)
-    from netwright.search.darts import DARTS
-
-    return DARTS(supernet, order=1, epochs=sum(epochs), lr=WEIGHT_LR, alpha_lr=ALPHA_LR)
+    searcher: Searcher = method(options.search)(supernet, epochs=sum(epochs), lr=WEIGHT_LR, alpha_lr=ALPHA_LR)
+    return searcher
 
 
 def run_search(stage: Stage) -> Genotype:

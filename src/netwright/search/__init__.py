@@ -13,6 +13,8 @@ METHODS = {
     "darts": "netwright.search.darts:DARTS",
     "dass": "netwright.search.dass:DASS",
     "fbnet": "netwright.search.fbnet:FBNet",
+    "rarts": "netwright.search.rarts:RARTS",
+    "sd-darts": "netwright.search.self_distill:SDDARTS",
     "random": "netwright.search.random_search:RandomSearch",
 }
 """Searchers by the name that ``--search`` takes: "module:class"."""
@@ -55,6 +57,10 @@ _NAMES = {
     "Phased": "phased",
     "FirstOrder": "bilevel",
     "SecondOrder": "bilevel",
+    "RelaxedSplit": "relaxed_split",
+    "WidthSearch": "width",
+    "SingleLevel": "single_level",
+    "ExpectedLatency": "latency",
     "Objective": "objective",
     "TaskLoss": "objective",
     "CostPenalty": "objective",
@@ -64,17 +70,28 @@ _NAMES = {
     "FBNet": "fbnet",
     "GumbelSoftmaxGate": "fbnet",
     "TemperatureSchedule": "fbnet",
+    "RARTS": "rarts",
     "RandomSearch": "random_search",
     "uniform_genotypes": "random_search",
+    "SDDARTS": "self_distill",
+    "SelfDistillation": "self_distill",
+    "SnapshotTeachers": "self_distill",
+    "SharpnessAware": "sharpness",
+    "alpha_hessian_eig": "sharpness",
+    "discretisation_gap": "sharpness",
+    "discretised": "sharpness",
+    "loss_and_accuracy": "sharpness",
+    "rho_sharpness": "sharpness",
     "Stage": "stages",
     "EpochEnd": "searcher",
     "Searcher": "searcher",
     "SearchModule": "lightning",
     "SearchResult": "result",
 }
-_MODULES: tuple[str, ...] = ("bilevel", "darts", "dass", "drawing", "fbnet", "genotype", "lightning")
-_MODULES += ("objective", "perturbation", "phased", "random_search", "result", "sampling", "searcher", "selection")
-_MODULES += ("spaces", "stages", "supernet")
+_MODULES: tuple[str, ...] = ("bilevel", "darts", "dass", "drawing", "fbnet", "genotype", "latency", "lightning")
+_MODULES += ("objective", "perturbation", "phased", "random_search", "rarts", "relaxed_split", "result", "sampling")
+_MODULES += ("searcher", "selection", "self_distill", "sharpness", "single_level", "spaces", "stages", "supernet")
+_MODULES += ("width",)
 
 if TYPE_CHECKING:
     from netwright.search.bilevel import FirstOrder, SecondOrder
@@ -103,10 +120,22 @@ if TYPE_CHECKING:
     )
     from netwright.search.phased import Phased
     from netwright.search.random_search import RandomSearch, uniform_genotypes
+    from netwright.search.rarts import RARTS
+    from netwright.search.relaxed_split import RelaxedSplit
     from netwright.search.result import SearchResult
     from netwright.search.sampling import SampleSelector, inherited_accuracy, sample_genotypes
     from netwright.search.searcher import EpochEnd, Searcher
     from netwright.search.selection import ArgmaxSelector, MagnitudeSelector, Selector
+    from netwright.search.self_distill import SDDARTS, SelfDistillation, SnapshotTeachers
+    from netwright.search.sharpness import (
+        SharpnessAware,
+        alpha_hessian_eig,
+        discretisation_gap,
+        discretised,
+        loss_and_accuracy,
+        rho_sharpness,
+    )
+    from netwright.search.single_level import SingleLevel
     from netwright.search.spaces import Space
     from netwright.search.spaces.chain import mbconv_space
     from netwright.search.spaces.choices import ChoiceSpace
@@ -114,6 +143,7 @@ if TYPE_CHECKING:
     from netwright.search.spaces.network import Network
     from netwright.search.stages import Stage
     from netwright.search.supernet import Choice, FixedGate, Gate, MaskedGate, SoftmaxGate, Supernet
+    from netwright.search.width import WidthSearch
 
 __all__ = [
     "DARTS",
@@ -127,6 +157,8 @@ __all__ = [
     "FBNET_B",
     "FBNET_C",
     "METHODS",
+    "RARTS",
+    "SDDARTS",
     "ArgmaxSelector",
     "CellGenotype",
     "CellsGenotype",
@@ -149,26 +181,37 @@ __all__ = [
     "PerturbationSelector",
     "Phased",
     "RandomSearch",
+    "RelaxedSplit",
     "SampleSelector",
     "SearchModule",
     "SearchResult",
     "Searcher",
     "SecondOrder",
     "Selector",
+    "SelfDistillation",
+    "SharpnessAware",
+    "SingleLevel",
+    "SnapshotTeachers",
     "SoftmaxGate",
     "Space",
     "Stage",
     "Supernet",
     "TaskLoss",
     "TemperatureSchedule",
+    "WidthSearch",
+    "alpha_hessian_eig",
     "discretisation_accuracy",
+    "discretisation_gap",
+    "discretised",
     "draw",
     "edge_strengths",
     "fbnet_space",
     "inherited_accuracy",
+    "loss_and_accuracy",
     "mbconv_space",
     "method",
     "op_strengths",
+    "rho_sharpness",
     "sample_genotypes",
     "uniform_genotypes",
 ]

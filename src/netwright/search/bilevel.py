@@ -97,13 +97,25 @@ def average(
     return means, [float(part) for part in parts[len(grads) : -1]]
 
 
-def _finite(value: float, name: str) -> float:
+def finite(value: float, name: str) -> float:
+    """The value itself.
+
+    Raises:
+        FloatingPointError: If it is infinite or no number.
+    """
     if not -float("inf") < value < float("inf"):
         raise FloatingPointError(f"{name} must be finite, got {value}; a smaller learning rate may help")
     return value
 
 
-def _disjoint(w_opt: torch.optim.Optimizer | None, a_opt: torch.optim.Optimizer | None, supernet: nn.Module) -> None:
+def check_disjoint(
+    w_opt: torch.optim.Optimizer | None, a_opt: torch.optim.Optimizer | None, supernet: nn.Module
+) -> None:
+    """Refuses an optimiser of the weights that holds an architecture parameter.
+
+    Raises:
+        ValueError: If it does.
+    """
     if w_opt is None:
         return
     architecture = {id(p) for group in a_opt.param_groups for p in group["params"]} if a_opt is not None else set()
@@ -155,22 +167,22 @@ class FirstOrder:
             FloatingPointError: If a loss is not finite; what was to be updated is then unchanged. A gradient that is
                 not finite while the loss is makes no update; ``weight_skipped`` or ``alpha_skipped`` is then 1.
         """
-        _disjoint(w_opt, a_opt, supernet)
+        check_disjoint(w_opt, a_opt, supernet)
         figures: dict[str, float] = {}
         if a_opt is not None:
             alphas = trained(a_opt)
             grads, loss = self.architecture_gradient(supernet, objective, w_opt, alphas, train_batch, val_batch)
             if all(g is None for g in grads):
                 raise ValueError("the validation loss must depend on the architecture parameters, got no gradient")
-            figures["val_loss"] = _finite(loss, "validation loss")
-            figures |= _apply(a_opt, alphas, grads, None, "alpha")
-            _finite(float(global_norm([a.detach() for a in alphas])), "the norm of the architecture parameters")
+            figures["val_loss"] = finite(loss, "validation loss")
+            figures |= apply_gradients(a_opt, alphas, grads, None, "alpha")
+            finite(float(global_norm([a.detach() for a in alphas])), "the norm of the architecture parameters")
         if w_opt is not None:
             weights = trained(w_opt)
             local = objective(supernet, train_batch, part="weights")
             grads, (loss,) = average(gradients(local, weights), [local], like=weights)
-            figures["train_loss"] = _finite(loss, "training loss")
-            figures |= _apply(w_opt, weights, grads, clip, "weight")
+            figures["train_loss"] = finite(loss, "training loss")
+            figures |= apply_gradients(w_opt, weights, grads, clip, "weight")
         return figures
 
     def architecture_gradient(
@@ -203,11 +215,20 @@ class FirstOrder:
         return grads, mean
 
 
-def _apply(
-    optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], grads: Gradients, clip: float | None, name: str
+def apply_gradients(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], grads: Gradients, clip: float | None, name: str
 ) -> dict[str, float]:
+    """One step of an optimiser with the gradients given, which are clipped in place to a global norm of ``clip``.
+
+    Returns:
+        ``{name}_grad_norm``, before clipping, and ``{name}_skipped``: 1 where a gradient was not finite and no update
+        was made, else 0.
+    """
     present = [g for g in grads if g is not None]
     norm = float(global_norm(present))
+    if math.isinf(norm) and math.isfinite(largest := max(float(g.abs().max()) for g in present)):
+        # Squares overflow long before entries do: such a gradient is large, not broken.
+        norm = largest * float(global_norm(torch._foreach_div(present, largest)))
     if not math.isfinite(norm):
         # Under heavy masks a chain of batch norms over nearly dead channels can overflow in the backward pass while the
         # loss is sound. As in training with half precision, that step is left out; the searcher counts them.
@@ -289,7 +310,7 @@ class SecondOrder(FirstOrder):
             ]
             # With one xi for all weights xi v / ||xi v|| is v / ||v||: the same probes, and lengths per group besides.
             ahead = list(torch._foreach_mul(ahead, lengths))
-            norm = _finite(float(global_norm(ahead)), "gradient norm one step ahead")
+            norm = finite(float(global_norm(ahead)), "gradient norm one step ahead")
             if norm == 0.0:
                 return grads[: len(alphas)], mean
             probe = torch._foreach_mul(ahead, self.eps / norm)

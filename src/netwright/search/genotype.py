@@ -15,7 +15,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from netwright.console import UserError
 from netwright.storage import read_json, write_json
@@ -25,6 +25,20 @@ if TYPE_CHECKING:
 
 Edge = tuple[str, int]
 _WITHOUT_CONVOLUTION = ("max_pool", "avg_pool", "skip", "none", "noise")
+
+
+class Chosen(NamedTuple):
+    """What a module of a derived network is there for; the network's ``chosen`` attribute of that module.
+
+    Attributes:
+        name: The operation or candidate.
+        stride: Its spatial stride.
+        kind: Operations of one kind, name and shape cost the same.
+    """
+
+    name: str
+    stride: int
+    kind: str
 
 
 @dataclass(frozen=True)

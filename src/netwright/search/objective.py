@@ -67,12 +67,23 @@ class Evaluation:
         """The second entry of the batch."""
         return self.batch[1]
 
+    def concerns(self, apply_to: Part) -> bool:
+        """Whether a term that applies to one part, or to both, has a say here; in one loss for both, each has.
+
+        Example:
+            >>> import torch
+            >>> seen = Evaluation(nn.Identity(), None, torch.zeros(1, 2), part="weights")
+            >>> seen.concerns("weights"), seen.concerns("both"), seen.concerns("alpha")
+            (True, True, False)
+        """
+        return "both" in (apply_to, self.part) or apply_to == self.part
+
 
 class Objective:
     """A sum of terms over one forward pass; a term overrides :meth:`term`.
 
-    An objective with memory (teachers, a schedule) also overrides :meth:`on_step` and the two ``state_dict`` methods;
-    whatever it keeps must be plain values and tensors.
+    An objective with memory (teachers, a schedule) also overrides what it needs of :meth:`on_stage`, :meth:`on_step`
+    and :meth:`on_epoch`, and the two ``state_dict`` methods; whatever it keeps must be plain values and tensors.
 
     Example:
         >>> class Half(Objective):
@@ -116,8 +127,14 @@ class Objective:
         """The loss after this term, given that of the terms before it."""
         raise NotImplementedError(f"{type(self).__name__} must define term(total, seen)")
 
+    def on_stage(self, supernet: nn.Module) -> None:
+        """Called when a stage begins, before its first step: the same parameters may mean another function now."""
+
     def on_step(self, supernet: nn.Module, progress: float) -> None:
         """Called before every search step with the share of the search that is done, in [0, 1)."""
+
+    def on_epoch(self, supernet: nn.Module) -> None:
+        """Called after the last step of every epoch."""
 
     def state_dict(self) -> dict[str, Any]:
         """Memory as plain values and tensors; most terms have none."""
@@ -135,9 +152,17 @@ class _Sum(Objective):
     def terms(self) -> tuple[Objective, ...]:
         return self._terms
 
+    def on_stage(self, supernet: nn.Module) -> None:
+        for term in self._terms:
+            term.on_stage(supernet)
+
     def on_step(self, supernet: nn.Module, progress: float) -> None:
         for term in self._terms:
             term.on_step(supernet, progress)
+
+    def on_epoch(self, supernet: nn.Module) -> None:
+        for term in self._terms:
+            term.on_epoch(supernet)
 
     def state_dict(self) -> dict[str, Any]:
         return {str(i): state for i, term in enumerate(self._terms) if (state := term.state_dict())}
@@ -236,7 +261,7 @@ class CostPenalty(Objective):
 
     def term(self, total: Tensor, seen: Evaluation) -> Tensor:
         """The loss with the penalty of the supernet's expected cost."""
-        if "both" not in (self.apply_to, seen.part) and seen.part != self.apply_to:
+        if not seen.concerns(self.apply_to):
             return total
         supernet: Any = seen.supernet
         return self.penalised(total, self.cost(supernet) if callable(self.cost) else supernet.expected_cost(self.cost))

@@ -118,7 +118,9 @@ class Searcher:
         self.objective: Objective = objective or TaskLoss()
         self.method: Step = method or FirstOrder()
         self.w_opt = torch.optim.SGD(weights, lr=self.stages[0].lr, momentum=momentum)
-        self.a_opt = torch.optim.Adam(alphas, lr=alpha_lr, betas=alpha_betas, weight_decay=alpha_weight_decay)
+        self.a_opt: torch.optim.Optimizer = torch.optim.Adam(
+            alphas, lr=alpha_lr, betas=alpha_betas, weight_decay=alpha_weight_decay
+        )
         self.epoch = 0
         self.seed: int | None = None
         self._stage = self._stage_epoch = self._step = self._steps_per_epoch = 0
@@ -162,13 +164,13 @@ class Searcher:
         alpha = self.a_opt.param_groups[0]
         return {
             "searcher": type(self).__name__,
-            "method": {"name": type(self.method).__name__, **vars(self.method)},
+            "method": {"name": type(self.method).__name__, **_settings(self.method)},
             "objective": [type(term).__name__ for term in self.objective.terms],
             "stages": [dataclasses.asdict(stage) for stage in self.stages],
             "momentum": self.w_opt.param_groups[0]["momentum"],
             "clip": self.clip,
             "alpha_lr": alpha["lr"],
-            "alpha_betas": list(alpha["betas"]),
+            "alpha_betas": list(alpha.get("betas", ())),
             "alpha_weight_decay": alpha["weight_decay"],
             "steps_per_epoch": self._steps_per_epoch,
         }
@@ -242,6 +244,7 @@ class Searcher:
         self.w_opt.state.clear()
         self._open()
         self.begin_stage(self.stage)
+        self.objective.on_stage(self.supernet)
 
     def _open(self) -> None:
         for group in self.w_opt.param_groups:
@@ -325,8 +328,8 @@ class Searcher:
             raise RuntimeError("an epoch must have at least 1 step, got 0")
         genotype, stage = self.supernet.derive(), self.stage.name
         figures = {name: total / self._counts[name] for name, total in self._sums.items()}
-        for name in ("weight_skipped", "alpha_skipped"):
-            if figures.get(name, 0.0) == 1.0:
+        for name, share in figures.items():
+            if name.endswith("_skipped") and share == 1.0:
                 raise FloatingPointError(
                     f"no step of epoch {self.epoch + 1} (stage {stage!r}) had a finite {name.split('_')[0]} gradient; "
                     "a smaller learning rate may help"
@@ -339,6 +342,7 @@ class Searcher:
         self._step = 0
         self.epoch += 1
         self._stage_epoch += 1
+        self.objective.on_epoch(self.supernet)
         now = time.perf_counter()
         self._seconds, self._since = self._seconds + now - self._since, now
         self._advance()
@@ -465,6 +469,11 @@ class Searcher:
         self.objective.load_state_dict(state["objective"])
         if callable(load := getattr(self.method, "load_state_dict", None)):
             load(state["method"])
+
+
+def _settings(method: Step) -> dict[str, Any]:
+    """The public attributes of a step; what it remembers between steps is private."""
+    return {name: value for name, value in vars(method).items() if not name.startswith("_")}
 
 
 def _message(ended: EpochEnd) -> str:

@@ -24,6 +24,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from netwright.search.fused import mixture
+from netwright.search.fused.branches import Branch, bare, read
+from netwright.search.fused.library import Kernels
 from netwright.search.spaces.operations import Rectified, Zero
 from netwright.seeding import stream
 
@@ -228,33 +231,57 @@ class Choice(nn.Module):
     ) -> Float[Tensor, "batch c_out height_out width_out"]:
         """sum_i weights_i o_i(x) over the ``running`` candidates (all of them by default).
 
-        The zero operation costs nothing, and the ReLU that several candidates begin with is applied once.
+        The zero operation costs nothing, operations that the kernels of :mod:`netwright.search.fused` know run in one
+        piece, and for the others the ReLU that several begin with is applied once.
         """
         if weights.shape[-1] != len(self):
             raise ValueError(f"choice {self.key!r} has {len(self)} candidates, got {weights.shape[-1]} weights")
-        each = weights.unbind(-1)
-        if weights.ndim == 2:
-            each = tuple(weight.view(-1, 1, 1, 1) for weight in each)
-        total: Tensor | None = None
+        chosen = [
+            (i, operation)
+            for i, operation in enumerate(self.candidates.values())
+            if not isinstance(operation, Zero) and (running is None or running[i])
+        ]
+        kernels = mixture.serves(x, weights) if weights.ndim == 1 else None
+        total, left = (None, chosen) if kernels is None else self._fused(kernels, x, weights, chosen)
+        each = weights.unbind(-1) if weights.ndim == 1 else [w.view(-1, 1, 1, 1) for w in weights.unbind(-1)]
+        # a reduction by itself is faster in one piece with its ReLU, which it is in training
+        share = kernels is None or not self.training
         rectified: Tensor | None = None
-        for i, (weight, (name, operation)) in enumerate(zip(each, self.candidates.items(), strict=True)):
-            if isinstance(operation, Zero) or (running is not None and not running[i]):
-                continue
-            if isinstance(operation, Rectified):
+        for i, operation in left:
+            if share and isinstance(operation, Rectified) and bare(operation):
                 rectified = functional.relu(x) if rectified is None else rectified
                 y = operation.body(rectified)
             else:
                 y = operation(x)
             if total is None:
-                total = weight * y
+                total = each[i] * y
             elif y.shape != total.shape:
                 raise ValueError(
-                    f"choice {self.key!r}: candidate {name!r} gives shape {tuple(y.shape)}, "
+                    f"choice {self.key!r}: candidate {self.names[i]!r} gives shape {tuple(y.shape)}, "
                     f"those before it {tuple(total.shape)}; all candidates must agree"
                 )
             else:
-                total.add_(weight * y)
+                total.add_(each[i] * y)
         return Zero(self.stride)(x) if total is None else total
+
+    def _fused(
+        self, kernels: Kernels, x: Tensor, weights: Tensor, chosen: list[tuple[int, nn.Module]]
+    ) -> tuple[Tensor | None, list[tuple[int, nn.Module]]]:
+        """The weighted sum of the operations that the kernels know, and the operations that they do not."""
+        branches: list[Branch] = []
+        known: list[int] = []
+        left: list[tuple[int, nn.Module]] = []
+        for i, operation in chosen:
+            if isinstance(operation, Rectified) and bare(operation):
+                branch = read(operation.body, x.shape[1], self.stride, rectified=True)
+            else:
+                branch = read(operation, x.shape[1], self.stride)
+            if branch is None or len(branches) == mixture.MOST_BRANCHES:
+                left.append((i, operation))
+            else:
+                branches.append(branch)
+                known.append(i)
+        return (mixture.mix(kernels, x, branches, self.stride, weights, known) if branches else None), left
 
     def extra_repr(self) -> str:
         """The key, the gate and the stride."""

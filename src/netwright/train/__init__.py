@@ -9,13 +9,14 @@ _NAMES = {
     "Classifier": "netwright.train.fit",
     "CosineProgress": "netwright.train.schedules",
     "Deadline": "netwright.train.schedules",
+    "distillation_loss": "netwright.train.distillation",
     "evaluate": "netwright.train.fit",
     "fit": "netwright.train.fit",
 }
 
 METHODS = {"plain": "netwright.train.fit:Classifier"}
 
-__all__ = ["METHODS", "Classifier", "CosineProgress", "Deadline", "evaluate", "fit"]
+__all__ = ["METHODS", "Classifier", "CosineProgress", "Deadline", "distillation_loss", "evaluate", "fit"]
 
 
 def __getattr__(name: str) -> Any:

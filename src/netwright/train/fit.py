@@ -377,12 +377,12 @@ def fit(
 
 
 @torch.inference_mode()
-def evaluate(network: nn.Module, data: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def evaluate(network: nn.Module, data: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor]:
     """Class probabilities and labels of a whole data set, in order.
 
     Args:
         network: Maps a batch to logits; evaluated in ``eval()`` and left as it was.
-        data: Batches (x, labels).
+        data: Batches (x, labels, ...).
 
     Returns:
         Probabilities (examples, classes) float32 and labels (examples,) int64, on the CPU.
@@ -397,7 +397,7 @@ def evaluate(network: nn.Module, data: Iterable[tuple[Tensor, Tensor]]) -> tuple
     network.eval()
     probs, labels = [], []
     try:
-        for x, y in data:
+        for x, y, *_ in data:
             probs.append(network(channels_last(x.to(device))).float().softmax(1).cpu())
             labels.append(y.cpu())
     finally:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from netwright.console import nearest
-from netwright.search.genotype import ChoiceGenotype, Genotype
+from netwright.search.genotype import ChoiceGenotype, Chosen, Genotype
 
 if TYPE_CHECKING:
     import torch
@@ -207,8 +207,12 @@ class ChoiceSpace:
 
         chosen = self.decisions(genotype)
 
-        def choose(key: str, candidates: Mapping[str, Callable[[], nn.Module]], **_: Any) -> nn.Module:
-            return candidates[chosen[key]]()
+        def choose(
+            key: str, candidates: Mapping[str, Callable[[], nn.Module]], *, stride: int = 1, kind: str | None = None
+        ) -> nn.Module:
+            made: Any = candidates[chosen[key]]()
+            made.chosen = Chosen(chosen[key], stride, key if kind is None else kind)
+            return made
 
         with nullcontext() if seed is None else seeded(seed, "init"):
             return self.network(choose, in_channels, num_classes, **_given(options))

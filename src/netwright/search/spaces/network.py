@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from netwright.search.genotype import CellGenotype, CellsGenotype
+from netwright.search.genotype import CellGenotype, CellsGenotype, Chosen
 from netwright.search.spaces.operations import FactorizedReduce, channels_last, operation, relu_conv_bn
 from netwright.seeding import seeded
 
@@ -158,10 +158,12 @@ class Cell(nn.Module):
         super().__init__()
         self.genotype = genotype
         self.inputs = Inputs(place, affine=True)
-        self.operations = nn.ModuleList(
-            operation(name, place.channels, 2 if place.reduction and predecessor < 2 else 1)
-            for name, predecessor in genotype.ops
-        )
+        self.operations = nn.ModuleList()
+        for name, predecessor in genotype.ops:
+            stride = 2 if place.reduction and predecessor < 2 else 1
+            made: Any = operation(name, place.channels, stride)
+            made.chosen = Chosen(name, stride, "")
+            self.operations.append(made)
 
     def forward(self, s0: Tensor, s1: Tensor, drop: float = 0.0) -> Tensor:
         """The output, each operation but the identity dropped per sample with probability ``drop`` in training."""

@@ -1,0 +1,326 @@
+"""Latency of architectures from tables: measured on the machine at hand, operation by operation, inside networks.
+
+A table prices every operation that a space may choose, and what no choice changes (stem, sums, classifier) by a
+constant; the latency of an architecture is their sum,
+
+    LAT(g) = c + sum_{o in g} t_o,    E[LAT] = c + sum_l sum_i m_li t_li,
+
+as in Cai et al., "ProxylessNAS", ICLR 2019, arXiv:1812.00332, and Wu et al., "FBNet", CVPR 2019, arXiv:1812.03443.
+Operations are not timed alone: networks of the space that hold them all are run, and the time of each operation is read
+inside them, where its input is in cache and its neighbours are fused as they will be. Two runtimes: PyTorch, and the
+sparse runtime (:mod:`netwright.deploy`) with a random pattern of zeros, for a search for what is fast when sparse.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from netwright.console import task
+from netwright.cost.timing import LatencyTable, cpu_name, threads, turn
+from netwright.search.genotype import Chosen
+from netwright.seeding import derive, stream
+
+if TYPE_CHECKING:
+    from netwright.deploy import SparseModel
+    from netwright.search.genotype import Genotype
+    from netwright.search.spaces import AnySpace
+    from netwright.search.supernet import OperationKey
+
+Runtime = Literal["torch", "native"]
+Shape = tuple[int, int, int]
+CONSTANT = "constant"
+MOST_NETWORKS = 60
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How latencies are measured.
+
+    Attributes:
+        runtime: ``torch`` runs the network as it is, ``native`` compiles it for the sparse runtime.
+        sparsity: Share of zeros, in [0, 1), drawn at random in all convolutions and linear layers but depthwise ones.
+        threads: Threads of the runtime.
+        batch: Inputs at once.
+        repeats: Timed calls of each network.
+        options: Handed to ``space.build``: ``channels``, ``cells``, ``stem``.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    runtime: Runtime = "torch"
+    sparsity: float = 0.0
+    threads: int = 1
+    batch: int = 1
+    repeats: int = 30
+    options: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.runtime not in ("torch", "native"):
+            raise ValueError(f"runtime must be 'torch' or 'native', got {self.runtime!r}")
+        if not 0 <= self.sparsity < 1:
+            raise ValueError(f"sparsity must lie in [0, 1), got {self.sparsity}")
+        for name in ("threads", "batch", "repeats"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+
+    def network(self, space: AnySpace, genotype: Genotype, shape: Shape, num_classes: int, seed: int = 0) -> nn.Module:
+        """The network of a genotype, with its zeros, in evaluation mode and channels last."""
+        network: nn.Module = space.build(genotype, shape[0], num_classes, seed=seed, **(self.options or {}))
+        draws = stream(seed, "latency", "zeros")
+        for module in network.modules():
+            dense = isinstance(module, nn.Conv2d) and not 1 < module.groups == module.in_channels
+            if self.sparsity and (dense or isinstance(module, nn.Linear)):
+                weight = cast(Tensor, module.weight).data
+                keep = torch.rand(weight.shape, generator=draws) >= self.sparsity
+                keep.view(-1)[0] = True
+                weight *= keep
+        return network.eval().to(memory_format=torch.channels_last)
+
+    def input(self, shape: Shape) -> Tensor:
+        """Random images."""
+        return torch.rand(self.batch, *shape, generator=stream(0, "latency", "input"))
+
+
+def operations_of(network: nn.Module, shape: Shape) -> dict[str, OperationKey | None]:
+    """Key in cost tables of every chosen operation of a derived network, by module path; None where it costs nothing.
+
+    Args:
+        network: What ``space.build`` gave.
+        shape: (C, H, W) of the input.
+
+    Example:
+        >>> from netwright.search import spaces
+        >>> space = spaces.get("micro-chain")
+        >>> genotype = space.genotype(dict.fromkeys(space.choices(), "k3_e2") | {"layer_1": "skip"})
+        >>> operations_of(space.build(genotype, 1, 10), (1, 16, 16))["1"]
+        ('k3_e2', 8, 12, 16, 16, 1, 'mbconv ReLU')
+    """
+    found: dict[str, OperationKey | None] = {}
+    handles = []
+    for path, module in network.named_modules():
+        if isinstance(chosen := getattr(module, "chosen", None), Chosen):
+            handles.append(module.register_forward_hook(_watch(found, path, chosen)))
+    training = network.training
+    try:
+        with torch.inference_mode():
+            network.eval()(torch.zeros(1, *shape))
+    finally:
+        network.train(training)
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _watch(found: dict[str, OperationKey | None], path: str, chosen: Chosen) -> Any:
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        _, c_in, height, width = inputs[0].shape
+        free = isinstance(module, nn.Identity)
+        found[path] = None if free else (chosen.name, c_in, output.shape[1], height, width, chosen.stride, chosen.kind)
+
+    return hook
+
+
+def measure(space: AnySpace, shape: Shape, num_classes: int = 10, setup: Setup | None = None) -> LatencyTable:
+    """Times every operation of a space inside networks of it.
+
+    Args:
+        space: A cell space or a space of choices.
+        shape: (C, H, W) of one input.
+        num_classes: Number of classes.
+        setup: Runtime, zeros, threads, batch; PyTorch on one thread, one image at a time, by default.
+
+    Returns:
+        Milliseconds by operation key, and by ``"constant"`` what no choice changes.
+
+    Raises:
+        ValueError: If an operation of the space occurs in none of the networks tried.
+    """
+    setup = setup or Setup()
+    supernet = space.supernet(shape[0], num_classes, **(setup.options or {}))
+    wanted = set(supernet.operations(shape))
+    times: defaultdict[OperationKey, list[float]] = defaultdict(list)
+    rest: list[float] = []
+    with task("latencies", total=len(wanted)) as bar, threads(setup.threads):
+        for number, genotype in enumerate(_covering(space)):
+            network = setup.network(space, genotype, shape, num_classes, seed=number)
+            keys = operations_of(network, shape)
+            if not times or any(key is not None and key not in times for key in keys.values()):
+                whole, parts = _timed(network, list(keys), shape, setup)
+                for path, milliseconds in parts.items():
+                    if (key := keys[path]) is not None:
+                        times[key].append(milliseconds)
+                rest.append(whole - sum(milliseconds for path, milliseconds in parts.items() if keys[path] is not None))
+                bar.update(len(wanted & set(times)))
+            if wanted <= set(times):
+                break
+    if missing := sorted(map(str, wanted - set(times))):
+        raise ValueError(f"no network of {space.name!r} held {', '.join(missing)}")
+    found: dict[Any, float] = {key: float(np.median(each)) for key, each in times.items()}
+    found[CONSTANT] = max(0.0, float(np.median(rest)))
+    return LatencyTable(
+        found, cpu_name(), setup.threads, setup.batch, "float32", torch.__version__, setup.runtime, setup.sparsity
+    )
+
+
+def _covering(space: AnySpace) -> Iterator[Genotype]:
+    """Genotypes that together hold every operation at every place, few of them first."""
+    if (choices := getattr(space, "choices", None)) is not None:
+        known = choices()
+        for number in range(max(map(len, known.values()))):
+            yield space.genotype(
+                {key: names[(number + i) % len(names)] for i, (key, names) in enumerate(known.items())}
+            )
+    draws = stream(0, "latency", "genotypes")
+    for _ in range(MOST_NETWORKS):
+        yield space.random(draws)
+
+
+def _timed(network: nn.Module, paths: list[str], shape: Shape, setup: Setup) -> tuple[float, dict[str, float]]:
+    """Milliseconds of a whole call, and of the operation at every path inside it."""
+    x = setup.input(shape)
+    if setup.runtime == "native":
+        return _timed_native(network, paths, x, setup)
+    spent: defaultdict[str, list[float]] = defaultdict(list)
+    with torch.inference_mode():
+        whole = turn(lambda: network(x), calls=setup.repeats, untimed=3)
+        with _clocked(network, paths, spent):
+            for _ in range(setup.repeats):
+                network(x)
+    return 1e3 * float(np.median(whole)), {path: 1e3 * float(np.median(times)) for path, times in spent.items()}
+
+
+@contextmanager
+def _clocked(network: nn.Module, paths: Iterable[str], spent: defaultdict[str, list[float]]) -> Iterator[None]:
+    """Notes the seconds of every call of the modules at these paths."""
+    handles, since = [], {}
+
+    def before(path: str) -> Any:
+        def hook(*_: Any) -> None:
+            since[path] = time.perf_counter()
+
+        return hook
+
+    def after(path: str) -> Any:
+        def hook(*_: Any) -> None:
+            spent[path].append(time.perf_counter() - since[path])
+
+        return hook
+
+    for path in paths:
+        module = network.get_submodule(path)
+        handles += [module.register_forward_pre_hook(before(path)), module.register_forward_hook(after(path))]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _timed_native(network: nn.Module, paths: list[str], x: Tensor, setup: Setup) -> tuple[float, dict[str, float]]:
+    from netwright import deploy
+
+    compiled = deploy.compile(network, x, threads=setup.threads)
+    whole = 1e3 * float(np.median(_calls(compiled, x, setup.repeats)))
+    profile = compiled.profile(x, repeats=setup.repeats)
+    # Steps are timed one by one: what the clock adds to each is what their sum exceeds the whole call by. A profile
+    # gives shortest times, so the steps are stretched to the median call.
+    clock = max(0.0, profile.step_microseconds - profile.call_microseconds) / len(profile.steps)
+    stretch = whole / profile.call_microseconds
+    parts = dict.fromkeys(paths, 0.0)
+    for step in profile.steps:
+        for path in paths:
+            if step.path == path or step.path.startswith(f"{path}."):
+                parts[path] += stretch * max(0.0, step.microseconds - clock)
+    return whole, parts
+
+
+def _calls(compiled: SparseModel, x: Tensor, repeats: int) -> list[float]:
+    """Seconds of calls."""
+    given = x.numpy()
+    out = compiled(given)
+    return turn(lambda: compiled(given, out=out), calls=repeats, untimed=5)
+
+
+def predict(space: AnySpace, genotype: Genotype, table: Mapping[Any, float], shape: Shape, **options: Any) -> float:
+    """Milliseconds of an architecture by a table: the constant and the sum of its operations.
+
+    Args:
+        space: The space of the genotype.
+        genotype: The architecture.
+        table: What :func:`measure` gave for the same space, shape and options.
+        shape: (C, H, W) of one input.
+        **options: Handed to ``space.build``.
+
+    Raises:
+        KeyError: If the table misses an operation.
+    """
+    keys = operations_of(space.build(genotype, shape[0], 2, **options), shape).values()
+    return float(table[CONSTANT]) + sum(float(table[key]) for key in keys if key is not None)
+
+
+def measured(
+    space: AnySpace, genotype: Genotype, shape: Shape, num_classes: int = 10, setup: Setup | None = None, seed: int = 0
+) -> float:
+    """Milliseconds of an architecture by the clock: the median of whole calls.
+
+    Args:
+        space: The space of the genotype.
+        genotype: The architecture.
+        shape: (C, H, W) of one input.
+        num_classes: Number of classes.
+        setup: As for :func:`measure`.
+        seed: Of the pattern of zeros.
+    """
+    setup = setup or Setup()
+    network: Any = setup.network(space, genotype, shape, num_classes, seed=derive(seed, "measured"))
+    x = setup.input(shape)
+    with threads(setup.threads), torch.inference_mode():
+        if setup.runtime == "native":
+            from netwright import deploy
+
+            calls = _calls(deploy.compile(network, x, threads=setup.threads), x, setup.repeats)
+            return 1e3 * float(np.median(calls))
+        return 1e3 * float(np.median(turn(lambda: network(x), calls=setup.repeats, untimed=5)))
+
+
+class ExpectedLatency:
+    """Expected latency of a supernet, differentiable: the ``cost`` of a penalty
+    (:class:`~netwright.search.objective.CostPenalty`).
+
+    Args:
+        table: What :func:`measure` gave.
+        unit: Milliseconds in one unit of the result: 1.0 gives milliseconds, 1e-3 microseconds, which penalties with a
+            logarithm need for small networks.
+
+    Raises:
+        ValueError: If ``unit`` is not positive, or a latency is negative.
+
+    Example:
+        >>> from netwright.search import spaces
+        >>> supernet = spaces.get("micro-chain").supernet(1, 10)
+        >>> table = dict.fromkeys(supernet.operations((1, 16, 16)), 0.5) | {"constant": 1.0}
+        >>> _ = supernet(torch.zeros(1, 1, 16, 16))
+        >>> round(ExpectedLatency(table)(supernet).item(), 2)     # three of six layers may be skipped
+        3.7
+    """
+
+    def __init__(self, table: Mapping[Any, float], unit: float = 1.0):
+        if not unit > 0:
+            raise ValueError(f"unit must be > 0, got {unit}")
+        if bad := [key for key, ms in table.items() if not ms >= 0]:
+            raise ValueError(f"latencies must be >= 0, got {table[bad[0]]} for {bad[0]}")
+        self.table, self.unit = table, unit
+
+    def __call__(self, supernet: Any) -> Tensor:
+        """The expectation for inputs of the last shape."""
+        return (supernet.expected_cost(self.table) + float(self.table.get(CONSTANT, 0.0))) / self.unit
