@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 METHODS = {
     "darts": "netwright.search.darts:DARTS",
     "dass": "netwright.search.dass:DASS",
-    "fbnet": "netwright.search.fbnet:FBNet",
     "rarts": "netwright.search.rarts:RARTS",
     "sd-darts": "netwright.search.self_distill:SDDARTS",
+    "fbnet": "netwright.search.fbnet:FBNet",
     "random": "netwright.search.random_search:RandomSearch",
 }
 """Searchers by the name that ``--search`` takes: "module:class"."""
@@ -67,10 +67,10 @@ _NAMES = {
     "DARTS": "darts",
     "DASS": "dass",
     "DASSStages": "dass",
+    "RARTS": "rarts",
     "FBNet": "fbnet",
     "GumbelSoftmaxGate": "fbnet",
     "TemperatureSchedule": "fbnet",
-    "RARTS": "rarts",
     "RandomSearch": "random_search",
     "uniform_genotypes": "random_search",
     "SDDARTS": "self_distill",
@@ -88,10 +88,7 @@ _NAMES = {
     "SearchModule": "lightning",
     "SearchResult": "result",
 }
-_MODULES: tuple[str, ...] = ("bilevel", "darts", "dass", "drawing", "fbnet", "genotype", "latency", "lightning")
-_MODULES += ("objective", "perturbation", "phased", "random_search", "rarts", "relaxed_split", "result", "sampling")
-_MODULES += ("searcher", "selection", "self_distill", "sharpness", "single_level", "spaces", "stages", "supernet")
-_MODULES += ("width",)
+_MODULES = tuple(sorted({path.split(".")[0] for path in _NAMES.values()}))
 
 if TYPE_CHECKING:
     from netwright.search.bilevel import FirstOrder, SecondOrder
