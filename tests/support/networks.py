@@ -309,9 +309,13 @@ def random_network(seed: int) -> tuple[nn.Module, Tensor]:
         >>> x.ndim
         4
     """
+    return _well_conditioned(str(seed), _draw)
+
+
+def _well_conditioned(name: str, draw: Callable[[str], tuple[nn.Module, Tensor]]) -> tuple[nn.Module, Tensor]:
     attempt = 0
     while True:
-        module, example = _draw(f"{seed} {attempt}")
+        module, example = draw(f"{name} {attempt}")
         with torch.no_grad():
             exact, single = copy.deepcopy(module).double()(example.double()), module(example)
         scale = exact.abs().max()
@@ -335,6 +339,48 @@ def _draw(name: str) -> tuple[nn.Module, Tensor]:
             blocks.append(block)
     network = nn.Sequential(*blocks, _head(draw, shape))
     return fill(network, seed).eval(), example
+
+
+def _inverted(draw: random.Random, shape: Shape) -> nn.Module:
+    """An inverted residual block, its gate (if any) before the last 1x1 convolution."""
+    channels, inner, stride, kernel = shape[1], draw.randint(4, 20), draw.choice([1, 1, 2]), draw.choice([3, 5])
+    act = draw.choice([nn.ReLU6, nn.Hardswish])
+    body = nn.Sequential(
+        nn.Conv2d(channels, inner, 1), nn.BatchNorm2d(inner), act(),
+        nn.Conv2d(inner, inner, kernel, stride, kernel // 2, groups=inner), nn.BatchNorm2d(inner), act(),
+        _gate(draw, (shape[0], inner, *shape[2:])) if draw.random() < 0.3 else nn.Identity(),
+        nn.Conv2d(inner, channels, 1), nn.BatchNorm2d(channels),
+    )  # fmt: skip
+    return body if stride > 1 else Residual(body, nn.Identity(), draw.random() < 0.5)
+
+
+def _row_by_row(draw: random.Random, shape: Shape) -> nn.Module:
+    channels = nn.Parameter(torch.rand(1, shape[1], 1, 1))
+    return nn.Sequential(nn.ReLU(), draw.choice([nn.BatchNorm2d(shape[1]), Call(lambda x: x * x.sigmoid() + channels)]))
+
+
+ROW_BLOCKS: tuple[Block, ...] = (_conv_block, _pool, _residual, _residual, _inverted, _inverted, _row_by_row)
+
+
+def random_rows(seed: int) -> tuple[nn.Module, Tensor]:
+    """A network, all of whose layers but gates can compute some rows of their output; as :func:`random_network`."""
+    return _well_conditioned(f"rows {seed}", _draw_rows)
+
+
+def _draw_rows(name: str) -> tuple[nn.Module, Tensor]:
+    draw = random.Random(name)
+    shape: Shape = (draw.choice([1, 1, 2, 3]), draw.randint(2, 6), draw.randint(9, 26), draw.randint(9, 34))
+    seed = draw.randrange(2**32)
+    example = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    blocks: list[nn.Module] = []
+    for _ in range(draw.randint(3, 6)):
+        block = draw.choice(ROW_BLOCKS)(draw, shape).eval()
+        with torch.no_grad():
+            after = tuple(block(torch.zeros(shape)).shape)
+        if after[3] >= 8 and after[2] >= 3 and after[1] <= 24:
+            shape = after
+            blocks.append(block)
+    return fill(nn.Sequential(*blocks), seed).eval(), example
 
 
 def eager(module: nn.Module, *inputs: Tensor) -> list[Tensor]:

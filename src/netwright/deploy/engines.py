@@ -17,11 +17,10 @@ from netwright.deploy.graph import Graph, Segments
 from netwright.deploy.graph.reference import arranged
 from netwright.deploy.graph.segments import Run
 from netwright.deploy.native.build import BuildError
-from netwright.deploy.native.choose import choose
 from netwright.deploy.native.emit import layers
 from netwright.deploy.native.machine import this_machine
 from netwright.deploy.native.runtime import Network
-from netwright.deploy.native.tune import tuned
+from netwright.deploy.native.tune import strips_pay, tuned
 from netwright.deploy.work import layer_macs, weight_bytes
 
 Backend = Literal["native", "torch"]
@@ -85,8 +84,12 @@ class NativeEngine:
 
     def __init__(self, graph: Graph, threads: int, tune: bool) -> None:
         machine = this_machine()
-        chooser = tuned(layers(graph), machine) if tune else choose
-        self._keep(Network(graph, threads, machine=machine, chooser=chooser))
+        if tune:
+            chooser = tuned(layers(graph), machine)
+            strips = strips_pay(graph, threads, machine, chooser)
+            self._keep(Network(graph, threads, machine=machine, chooser=chooser, strips=strips))
+        else:
+            self._keep(Network(graph, threads, machine=machine))
 
     def _keep(self, network: Network) -> None:
         self._network, self.nbytes, self.arena_bytes = network, network.nbytes, network.arena_bytes

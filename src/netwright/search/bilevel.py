@@ -266,7 +266,8 @@ class SecondOrder(FirstOrder):
         eps: Distance of the two probes, before division by the norm of ``v``.
 
     Raises:
-        ValueError: If ``xi`` is negative or ``eps`` is not positive.
+        ValueError: If ``xi`` is negative or ``eps`` is not positive; in :meth:`step` if a gate runs other candidates in
+            every pass, so that a difference of losses is no derivative.
 
     Example:
         >>> a, w = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.tensor(-2.0))
@@ -297,6 +298,7 @@ class SecondOrder(FirstOrder):
     ) -> tuple[Gradients, float]:
         if w_opt is None:
             return super()._gradient(supernet, objective, w_opt, alphas, train_batch, val_batch)
+        _same_passes(supernet)
         weights = trained(w_opt)
         lengths, direction = self._inner_step(w_opt, weights, objective(supernet, train_batch, part="weights"))
         saved = [p.detach().clone() for p in weights]
@@ -346,6 +348,15 @@ class SecondOrder(FirstOrder):
                 buffer = w_opt.state.get(parameter, {}).get("momentum_buffer")
                 direction.append(move if buffer is None else move.add(buffer, alpha=group["momentum"]))
         return lengths, direction
+
+
+def _same_passes(supernet: nn.Module) -> None:
+    for name, choice in getattr(supernet, "named_choices", tuple)():
+        if not choice.gate.second_order:
+            raise ValueError(
+                f"second order must compare losses of the same operations, got {type(choice.gate).__name__} on {name}, "
+                "which draws others for every pass: the difference of two such losses is no derivative; use FirstOrder"
+            )
 
 
 def _minus(a: Tensor | None, b: Tensor | None) -> Tensor | None:

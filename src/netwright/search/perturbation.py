@@ -89,18 +89,15 @@ class Discretised:
 
 
 class _Scaled(Gate):
-    """Another gate's weights times factors; what has no weight does not run."""
+    """The weights that another gate expects, times factors; what has no weight does not run."""
 
-    def __init__(self, inner: Gate, factors: Tensor, renormalise: bool) -> None:
+    def __init__(self, inner: Gate, factors: Tensor, renormalise: bool = False) -> None:
         self.inner, self.factors, self.renormalise = inner, factors, renormalise
         kept = inner.mask or (True,) * len(factors)
         self.mask = tuple(runs and bool(factor) for runs, factor in zip(kept, factors.tolist(), strict=True))
 
-    def draw(self, alpha: Tensor, part: str, batch: int) -> Tensor | None:
-        return self.inner.draw(alpha, part, batch)
-
     def weights(self, alpha: Tensor, training: bool, drawn: Tensor | None = None) -> Tensor:
-        scaled = self.inner.weights(alpha, training, drawn) * self.factors
+        scaled = self.inner.expectation(alpha) * self.factors
         return (
             scaled / scaled.sum(-1, keepdim=True).clamp_min(torch.finfo(scaled.dtype).tiny)
             if self.renormalise
@@ -118,13 +115,14 @@ def _measure(
 ) -> tuple[Float[Tensor, " variants"], Float[Tensor, " variants"]]:
     """Accuracy (a share) and loss (nats) of the supernet with the mixing weights of some keys scaled in several ways.
 
-    All variants see the same batches, in training mode: batch norms use the batch and change nothing. What lies before
-    the first scaled choice is computed once where the supernet has ``prefix`` and ``resume``.
+    All variants see the same batches, in training mode: batch norms use the batch and change nothing. A gate that draws
+    mixes by what it expects. What lies before the first scaled choice is computed once where the supernet has
+    ``prefix`` and ``resume``.
     """
     if validation is None:
         raise ValueError("validation must be batches (inputs, labels), got None")
-    chosen = [choice for _, choice in supernet.named_choices() if choice.key in variants]
-    before = {choice: choice.gate for choice in chosen}
+    before = {choice: choice.gate for _, choice in supernet.named_choices()}
+    chosen = [choice for choice in before if choice.key in variants]
     modes = {module: module.training for module in supernet.modules()}
     device = next(supernet.parameters()).device
     number = len(next(iter(variants.values()))) if variants else 1
@@ -132,6 +130,7 @@ def _measure(
     loss = torch.zeros(number, dtype=torch.float64)
     seen = 0
 
+    rest = {c: _Scaled(gate, torch.ones(len(c), device=device)) for c, gate in before.items()}
     scales = {key: factors.to(device) for key, factors in variants.items()}
     gates = [{c: _Scaled(before[c], scales[c.key][row], renormalise) for c in chosen} for row in range(number)]
     shared: Any = supernet if isinstance(supernet, Resumable) else None
@@ -140,6 +139,7 @@ def _measure(
         stack.enter_context(frozen_statistics(supernet))
         stack.enter_context(torch.no_grad())
         supernet.train()
+        _restore(rest, {})
         for place, batch in enumerate(itertools.islice(validation, max_batches)):
             x, labels = to_device(batch, device)[:2]
             with seeded(0, "perturbation", place):

@@ -82,4 +82,4 @@ def expected_macs(supernet: Supernet, shape: tuple[int, int, int]) -> float:
 
     table = {key: float(count(op, size).macs) for key, (op, size) in supernet.operations(shape).items()}
     with torch.no_grad():
-        return float(supernet.expected_cost(table, shape))
+        return float(supernet.expected_cost(table, shape, drawn=False))

@@ -164,7 +164,7 @@ class Searcher:
         alpha = self.a_opt.param_groups[0]
         return {
             "searcher": type(self).__name__,
-            "method": {"name": type(self.method).__name__, **_settings(self.method)},
+            "method": _settings(self.method),
             "objective": [type(term).__name__ for term in self.objective.terms],
             "stages": [dataclasses.asdict(stage) for stage in self.stages],
             "momentum": self.w_opt.param_groups[0]["momentum"],
@@ -472,8 +472,15 @@ class Searcher:
 
 
 def _settings(method: Step) -> dict[str, Any]:
-    """The public attributes of a step; what it remembers between steps is private."""
-    return {name: value for name, value in vars(method).items() if not name.startswith("_")}
+    """Name and public attributes of a step, and of the step inside it; what it remembers is private."""
+    public = {name: value for name, value in vars(method).items() if not name.startswith("_")}
+    return {
+        "name": type(method).__name__,
+        **{
+            name: _settings(value) if callable(getattr(value, "step", None)) else value
+            for name, value in public.items()
+        },
+    }
 
 
 def _message(ended: EpochEnd) -> str:

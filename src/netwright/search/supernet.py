@@ -51,9 +51,12 @@ class Gate(ABC):
 
     Attributes:
         mask: One truth value a candidate, whether it runs; None runs all.
+        second_order: Whether losses of several passes may be subtracted, as
+            :class:`~netwright.search.bilevel.SecondOrder` does: not where each pass runs other candidates.
     """
 
     mask: tuple[bool, ...] | None = None
+    second_order = True
 
     def draw(self, alpha: Float[Tensor, " candidates"], part: str, batch: int) -> Tensor | None:
         """What chance decides in one pass, from torch's global generator; nothing, by default.
@@ -127,6 +130,7 @@ class MaskedGate(Gate):
     def __init__(self, inner: Gate, mask: Sequence[bool]) -> None:
         self.inner = inner
         self.mask = tuple(bool(kept) for kept in mask)
+        self.second_order = inner.second_order
 
     def draw(self, alpha: Tensor, part: str, batch: int) -> Tensor | None:
         """The inner gate's draw."""
@@ -434,22 +438,26 @@ class Supernet(nn.Module):
         }
 
     def expected_cost(
-        self, table: Mapping[OperationKey, float], shape: tuple[int, int, int] | None = None
+        self,
+        table: Mapping[OperationKey, float],
+        shape: tuple[int, int, int] | None = None,
+        *,
+        drawn: bool | None = None,
     ) -> Float[Tensor, ""]:
         """E[cost] = sum over choices l and candidates i of m_li t_li; the gradient flows through m alone.
 
-        In training m is what the gates drew for the last pass.
         Costs outside the choices (stem, preprocessing, classifier) are a constant that the caller adds.
 
         Args:
             table: Cost (in any unit) of an operation by its key, as :meth:`operations` lists them.
             shape: (C, H, W) of the network's input; by default that of the last ``forward``.
+            drawn: Whether m is what the gates drew for the last pass; by default it is in training.
 
         Raises:
             KeyError: If the table misses an operation.
             ValueError: If no shape is given before the first ``forward``.
         """
-        weights = self.mixing_weights(drawn=self.training)
+        weights = self.mixing_weights(drawn=self.training if drawn is None else drawn)
         costs = self.candidate_costs(table, shape)
         flat = torch.cat([weights[key] for key in costs])
         return flat @ flat.new_tensor([cost for row in costs.values() for cost in row])
@@ -487,7 +495,8 @@ class Supernet(nn.Module):
     def _shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[tuple[int, int, int], int]]:
         """Input (C, H, W) and output channels of every choice for a network input of ``shape``.
 
-        Remembered by shape, as long as the choices and their candidates stay the same objects.
+        Every candidate runs, whatever the gates would run, so that their shapes are compared. Remembered by shape, as
+        long as the choices and their candidates stay the same objects.
         """
         choices = tuple((name, choice, *choice.candidates.values()) for name, choice in self.named_choices())
         if choices != self._known_choices:
@@ -505,14 +514,18 @@ class Supernet(nn.Module):
 
         handles = [choice.register_forward_hook(watch(name)) for name, choice in self.named_choices()]
         modes = {module: module.training for module in self.modules()}
+        gates = {choice: choice.gate for _, choice in self.named_choices()}
         latest = self.input_shape
         try:
+            self.set_gate(SoftmaxGate())
             with torch.no_grad():
                 self.eval()(next(self.parameters()).new_zeros(1, *shape))
         finally:
             self.input_shape = latest
             for module, training in modes.items():
                 module.training = training
+            for choice, gate in gates.items():
+                choice.gate = gate
             for handle in handles:
                 handle.remove()
         self._known_shapes[shape] = found

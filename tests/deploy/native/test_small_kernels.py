@@ -125,13 +125,13 @@ def test_pools(run, shape, name, ceil):
     x = draw(*shape)
     torch_padding = padding[:2]
     target = Planes((*shape[:2], *size))
-    run(f"max_{name}", Planes(x), target, padding[0], padding[1])
+    run(f"max_{name}", Planes(x), target, 0, target.geo.h, 0, 16, padding[0], padding[1])
     same_bits(target.read(), F.max_pool2d(torch.from_numpy(x), kernel, stride, torch_padding, dilation, ceil).numpy())
     if dilation != (1, 1):
         return
     for kind, divisor in itertools.product(("avg", "pad"), (0, 5)):
         target = Planes((*shape[:2], *size), more=1)
-        run(f"{kind}_{name}", Planes(x), target, *padding, divisor)
+        run(f"{kind}_{name}", Planes(x), target, 0, target.geo.h, 0, 16, *padding, divisor)
         wanted = F.avg_pool2d(double(x), kernel, stride, torch_padding, ceil, kind == "pad", divisor or None)
         close(target.read(), wanted)
 
@@ -144,7 +144,7 @@ def test_max_pooling_lets_nan_win_and_pads_with_minus_infinity(run):
         kernel, stride, padding, dilation = POOLS[name]
         wanted = F.max_pool2d(torch.from_numpy(x), kernel, stride, padding[:2], dilation)
         target = Planes(tuple(wanted.shape))
-        run(f"max_{name}", Planes(x), target, padding[0], padding[1])
+        run(f"max_{name}", Planes(x), target, 0, target.geo.h, 0, 16, padding[0], padding[1])
         same_bits(target.read(), wanted.numpy())
 
 

@@ -25,6 +25,7 @@ MIN_ROW = 5  # non-zeros that a row keeps in every chunk
 ALIGNED, UNALIGNED = (0.62, 1.3), (1.05, 1.8)
 COPY_BLOCK, COPY_ROW = 3.5, 3.0  # cycles of a block and of a row that is copied
 SHARED_CYCLES, SHARED_PIXELS, SHARED_WORK = 5e4, 2048, 25  # from where threads share a step
+DEPTHWISE_RATE = 12.0  # multiply-adds a cycle
 ENTRY, ROW, STORE, PARTIAL = 0.7, 5.0, 2.5, 1.2  # of a non-zero, a row, a block stored, a block of a partial sum
 
 
@@ -89,7 +90,7 @@ def candidates(op: Conv, source: Geometry, target: Geometry, machine: Machine, *
     direct = is_direct(op, source, target)
     kinds: tuple[Kind, ...] = ("direct",) if direct else ("taps", "shifted") if dense else ("taps", "shifted", "phased")
     for kind in kinds:
-        band = _band(op, source, target, machine, kind)
+        band = band_of(op, source, target, machine, kind)
         if dense:
             yield Choice(True, kind, 3, 1, band)
             continue
@@ -99,7 +100,7 @@ def candidates(op: Conv, source: Geometry, target: Geometry, machine: Machine, *
                 yield Choice(False, kind, most, chunks, band)
 
 
-def _band(op: Conv, source: Geometry, target: Geometry, machine: Machine, kind: Kind) -> int | None:
+def band_of(op: Conv, source: Geometry, target: Geometry, machine: Machine, kind: Kind) -> int | None:
     """Rows of a band whose copies fill at most half of the second-level cache."""
     if kind == "direct":
         return None

@@ -89,7 +89,7 @@ def geometry(shape: Shape) -> Geometry:
     pixels = n * h * w
     if pixels == 1:
         return Geometry(n, c, h, w, 1)
-    return Geometry(n, c, h, w, _apart(pixels))
+    return Geometry(n, c, h, w, apart(pixels))
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def lower(op: Conv, source: Geometry, target: Geometry, *, kind: Kind, unit: int
         copies = tuple(reach[tap] for tap in kernel)
         taps = {tap: (number, 0) for number, tap in enumerate(kernel)}
         pixels = rows * target.w
-        plane = _apart(pixels)
+        plane = apart(pixels)
         vectors = -(-pixels // unit)
         return Lowering(kind, copies, (sy, sx), rows, target.w, target.w, plane, taps, rows, bands, vectors, 0, unit)
     per_row = -(-target.w // unit)
@@ -208,7 +208,7 @@ def lower(op: Conv, source: Geometry, target: Geometry, *, kind: Kind, unit: int
     pitch = round_up(per_row * unit + more_columns, unit)
     width = min(pitch, target.w + more_columns)
     height = rows + more_rows
-    plane = _apart(height * pitch)
+    plane = apart(height * pitch)
     taps = {tap: (copies.index(copy), row * pitch + column) for tap, (copy, row, column) in place.items()}
     return Lowering(
         kind, copies, (sy, sx), height, pitch, width, plane, taps, rows, bands, rows * per_row, per_row, unit
@@ -219,8 +219,13 @@ def _phases(reach: dict[tuple[int, int], tuple[int, int]], axis: int, stride: in
     return {place[axis] % stride for place in reach.values()}
 
 
-def _apart(floats: int) -> int:
-    """The distance of planes of ``floats``: spare room and odd numbers of lines, as in :func:`geometry`."""
+def apart(floats: int) -> int:
+    """The distance of planes of ``floats``: spare room and odd numbers of lines, as in :func:`geometry`.
+
+    Example:
+        >>> apart(1024), apart(16)
+        (1040, 32)
+    """
     lines = round_up(floats + LINE - 1, LINE) // LINE
     return LINE * (lines if lines <= 24 else lines | 1)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 
 import numpy as np
@@ -46,15 +46,37 @@ def number(value: float) -> str:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a value is.
+    """Where a value is, or those rows of an image of it that there are.
 
     Attributes:
         at: C expression of its first float.
-        geo: How its floats lie.
+        geo: How its floats lie; its height counts all rows, whether they are there or not.
+        first: The row that lies first.
+        end: The row behind the last; None if all are there, and all images.
     """
 
     at: str
     geo: Geometry
+    first: int = 0
+    end: int | None = None
+
+    @property
+    def below(self) -> int:
+        """The row behind the last one that is there."""
+        return self.geo.h if self.end is None else self.end
+
+    def row(self, row: int) -> str:
+        """C expression of the first float of a row of the first image.
+
+        Example:
+            >>> Place("(m + 64)", Geometry(1, 8, 56, 10, 160), first=20, end=30).row(24)
+            '(m + 64) + 40'
+        """
+        return f"{self.at} + {(row - self.first) * self.geo.w}"
+
+    def image(self, number: int) -> Place:
+        """One image of a value that is whole."""
+        return Place(f"{self.at} + {number * self.geo.h * self.geo.w}", replace(self.geo, n=1))
 
 
 def bias_of(op: Conv | Linear) -> np.ndarray:
@@ -112,6 +134,7 @@ class Program:
     steps: list[Step] = field(default_factory=list)
     _kernels: dict[str, str] = field(default_factory=dict)
     _tables: list[bytes] = field(default_factory=list)
+    _shapes: dict[bytes, str] = field(default_factory=dict)
 
     def kernel(self, file: str, base: str, **macros: object) -> str:
         """The name of the function that a kernel file gives under these macros; written out once.
@@ -147,6 +170,13 @@ class Program:
         """Keeps an array; the C expression of a pointer to its first element."""
         kinds = {"float32": "float", "int32": "int32_t", "uint16": "uint16_t"}
         return f"((const {kinds[data.dtype.name]} *)(const void *){self.table(data)})"
+
+    def places(self, numbers: Sequence[int] | np.ndarray) -> str:
+        """Keeps int32 numbers that depend on shapes alone, once for all who ask; C expression as of :meth:`array`."""
+        data = np.asarray(numbers, np.int32).ravel()
+        if (key := data.tobytes()) not in self._shapes:
+            self._shapes[key] = self.array(data)
+        return self._shapes[key]
 
     def tables(self) -> bytes:
         """All tables behind a directory of int64 byte offsets, each at a multiple of 64 bytes."""

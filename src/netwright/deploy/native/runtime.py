@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -35,6 +36,7 @@ class Network:
         threads: Threads of every call, at least 1.
         machine: The processor whose kernels are written; the one at hand by default.
         chooser: Decides how each convolution is run.
+        strips: Whether layers run in strips where the cost model says that it pays.
 
     Attributes:
         inputs: Shapes of its inputs, as the graph holds them.
@@ -49,11 +51,17 @@ class Network:
     """
 
     def __init__(
-        self, graph: Graph, threads: int = 1, *, machine: Machine | None = None, chooser: Chooser = choose
+        self,
+        graph: Graph,
+        threads: int = 1,
+        *,
+        machine: Machine | None = None,
+        chooser: Chooser = choose,
+        strips: bool = True,
     ) -> None:
         self.machine = this_machine() if machine is None else machine
         self.threads = threads
-        compiled = compile_graph(_printable(graph), self.machine, threads, chooser)
+        compiled = compile_graph(_printable(graph), self.machine, threads, chooser, strips=strips)
         if 4 * compiled.arena_floats > LARGEST_ARENA:
             raise ValueError(f"activations must lie within 2 GiB, got {4 * compiled.arena_floats} bytes")
         self.inputs, self.outputs, self.steps = compiled.inputs, compiled.outputs, compiled.steps
@@ -79,6 +87,11 @@ class Network:
     def nbytes(self) -> int:
         """Bytes of its tables."""
         return self._tables.nbytes
+
+    @property
+    def key(self) -> str:
+        """What its compiled object is known by: of what the code is, the compiler and the processor."""
+        return Path(self._code.path).stem
 
     @property
     def arena_bytes(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from netwright.deploy.native.emit import Layout
 
 FEW_FLOATS = 4096  # below, a second thread costs more than it saves
+RowWise = Activate | Add | Mul | Affine | Pool
 
 
 def exchange(place: Place, array: str, program: Program, *, entering: bool) -> str:
@@ -94,29 +96,72 @@ def _by_channels(
 def _elementwise(
     op: Activate | Add | Mul | Affine, y: Place, inputs: list[Place], program: Program
 ) -> tuple[list[str], bool]:
+    name, arrays = _elementwise_kernel(op, y, inputs, program)
+    return _by_channels(name, inputs, y, program, per_channel=arrays)
+
+
+def _elementwise_kernel(
+    op: Activate | Add | Mul | Affine, y: Place, inputs: list[Place], program: Program
+) -> tuple[str, list[str]]:
+    """The kernel, and arrays with a number for each channel."""
     kind = {"ADD": int(isinstance(op, Add)), "MUL": int(isinstance(op, Mul))}
     if isinstance(op, Affine):
         name = program.kernel("channelwise.c.in", "affine", AFFINE=1, ACT=op.act, **kind)
-        arrays = [program.array(part.astype(np.float32)) for part in (op.scale, op.shift)]
-        return _by_channels(name, inputs, y, program, per_channel=arrays)
+        return name, [program.array(part.astype(np.float32)) for part in (op.scale, op.shift)]
     if len(inputs) == 2 and (inputs[1].geo.h, inputs[1].geo.w) != (y.geo.h, y.geo.w):
-        name = program.kernel("channelwise.c.in", f"{op.name}_channels", AFFINE=0, ACT=op.act, **kind)
-    else:
-        name = program.kernel("elementwise.c.in", op.name, ACT=op.act, **kind)
-    return _by_channels(name, inputs, y, program)
+        return program.kernel("channelwise.c.in", f"{op.name}_channels", AFFINE=0, ACT=op.act, **kind), []
+    return program.kernel("elementwise.c.in", op.name, ACT=op.act, **kind), []
 
 
 def _pool(op: Pool, y: Place, inputs: list[Place], program: Program) -> tuple[list[str], bool]:
-    (kh, kw), (sy, sx), (dy, dx) = op.kernel, op.stride, op.dilation
-    top, left, bottom, right = op.padding
     x = inputs[0].geo
-    if (kh, kw) == (x.h, x.w) and (y.geo.h, y.geo.w) == (1, 1) and not any(op.padding) and op.divisor is None:
+    if op.kernel == (x.h, x.w) and (y.geo.h, y.geo.w) == (1, 1) and not any(op.padding) and op.divisor is None:
         name = program.kernel("adaptive.c.in", "adaptive", MAX=int(op.kind == "max"))
         return _by_channels(name, inputs, y, program)
+    name, more = _pool_kernel(op, program)
+    return _by_channels(name, inputs, y, program, f", 0, {y.geo.h}, 0, NW_VL{more}")
+
+
+def _pool_kernel(op: Pool, program: Program) -> tuple[str, str]:
+    """The kernel, and its last arguments."""
+    (kh, kw), (sy, sx), (dy, dx) = op.kernel, op.stride, op.dilation
+    top, left, bottom, right = op.padding
     window = {"KH": kh, "KW": kw, "SY": sy, "SX": sx, "DY": dy, "DX": dx}
     name = program.kernel("pool.c.in", "pool", MAX=int(op.kind == "max"), INCLUDE_PAD=int(op.include_pad), **window)
-    more = f", {top}, {left}" + ("" if op.kind == "max" else f", {bottom}, {right}, {op.divisor or 0}")
-    return _by_channels(name, inputs, y, program, more)
+    return name, f", {top}, {left}" + ("" if op.kind == "max" else f", {bottom}, {right}, {op.divisor or 0}")
+
+
+class Strip:
+    """A pool or an elementwise operation that is run on some rows of an image at a time, its tables written once.
+
+    Args:
+        op: The operation.
+        inputs: Places of the geometries of all those that :meth:`rows` is called with.
+        y: Likewise.
+        program: Where the tables go.
+    """
+
+    def __init__(self, op: RowWise, inputs: list[Place], y: Place, program: Program) -> None:
+        self.op = op
+        if isinstance(op, Pool):
+            self.name, self.more = _pool_kernel(op, program)
+        else:
+            self.name, arrays = _elementwise_kernel(op, y, inputs, program)
+            self.more = "".join(f", {array}" for array in arrays)
+
+    def rows(self, inputs: list[Place], y: Place, first: int, last: int, *, final: bool) -> list[str]:
+        """The statements that compute rows ``first`` to ``last - 1``; as :meth:`.convolution.Strip.rows`."""
+        places, more = [*inputs, y], self.more
+        if isinstance(self.op, Pool):
+            begins, heights = [inputs[0].at, y.row(first)], [place.geo.h for place in places]
+            more = f", {first}, {last}, {inputs[0].first}, {'NW_VL' if final else 0}{more}"
+        else:
+            whole = [(place.geo.h, place.geo.w) == (y.geo.h, y.geo.w) for place in places]
+            begins = [place.row(first) if rows else place.at for place, rows in zip(places, whole, strict=True)]
+            heights = [last - first if rows else 1 for rows in whole]
+        geos = [replace(place.geo, h=height) for place, height in zip(places, heights, strict=True)]
+        lines = [f"static const nw_geo g{i} = {_geo(geo)};" for i, geo in enumerate(geos)]
+        return [*lines, f"{self.name}({', '.join(begins)}, {', '.join(f'&g{i}' for i in range(len(geos)))}{more});"]
 
 
 def _concat(node: Node, layout: Layout, y: Place, inputs: list[Place], program: Program) -> list[str]:

@@ -1,5 +1,6 @@
 """Kernel choice by measurement: the cost model's best candidates of every layer, timed side by side on this machine.
 
+Whether layers run in strips is measured for the network as a whole, in which one layer's values displace another's.
 What is found is kept in the cache by shape, density in steps of 2 %, and processor, so a second network of the same
 shapes costs nothing.
 """
@@ -10,21 +11,22 @@ import ctypes
 import dataclasses
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from netwright import __version__, storage
-from netwright.deploy.graph.ir import Conv
+from netwright.deploy.graph.ir import Conv, Graph
 from netwright.deploy.native import convolution
 from netwright.deploy.native.build import build
 from netwright.deploy.native.choose import DENSE_FROM, Choice, candidates, choose, cost
 from netwright.deploy.native.convolution import Convolved
+from netwright.deploy.native.emit import Chooser
 from netwright.deploy.native.layout import HEAD, Geometry
 from netwright.deploy.native.machine import Machine
 from netwright.deploy.native.memory import aligned
 from netwright.deploy.native.program import Place, Program, source
+from netwright.deploy.native.runtime import Network
 
 MOST_CANDIDATES = 8
 WORSE = 2.0  # a candidate whose estimate is this many times the best is not tried
@@ -34,7 +36,7 @@ DENSITY_STEP = 0.02
 Layer = tuple[Conv, Geometry, Geometry]
 
 
-def tuned(layers: list[Layer], machine: Machine) -> Callable[[Conv, Geometry, Geometry, Machine], Choice]:
+def tuned(layers: list[Layer], machine: Machine) -> Chooser:
     """A chooser that has measured ``layers``, and asks the cost model about any other.
 
     Args:
@@ -59,6 +61,40 @@ def tuned(layers: list[Layer], machine: Machine) -> Callable[[Conv, Geometry, Ge
         return choose(op, x, y, on) if choice is None else choice
 
     return chooser
+
+
+def strips_pay(graph: Graph, threads: int, machine: Machine, chooser: Chooser) -> bool:
+    """Whether a network is faster with the strips that the cost model proposes, if it proposes any.
+
+    Args:
+        graph: The network.
+        threads: Threads of a call.
+        machine: The processor at hand.
+        chooser: Decides how its convolutions are run.
+    """
+    strips = Network(graph, threads, machine=machine, chooser=chooser)
+    if not any("in strips" in what for _, what, _ in strips.steps):
+        return True
+    path = storage.cache_folder("tuning") / f"{storage.digest('strips', strips.key, threads)}.json"
+    try:
+        return bool(json.loads(path.read_text())["strips"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    rivals = [strips, Network(graph, threads, machine=machine, chooser=chooser, strips=False)]
+    source = np.random.default_rng(0)
+    inputs = [source.standard_normal(shape, np.float32) for shape in strips.inputs]
+    outputs = [np.empty(shape, np.float32) for shape in strips.outputs]
+    addresses = [x.ctypes.data for x in inputs], [y.ctypes.data for y in outputs]
+    times = [float("inf")] * len(rivals)
+    for _ in range(REPEATS):
+        for place, network in enumerate(rivals):
+            network(*addresses)  # what the other one left in the caches is no part of it
+            start = time.perf_counter()
+            network(*addresses)
+            times[place] = min(times[place], time.perf_counter() - start)
+    found = times[0] <= times[1]
+    storage.write_json(path, {"strips": found})
+    return found
 
 
 def _key(op: Conv, x: Geometry, y: Geometry, machine: Machine) -> str:
