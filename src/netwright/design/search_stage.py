@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from netwright.search.spaces.network import Stem
     from netwright.search.supernet import Supernet
 
-# Shares of the epochs that a searcher's stages get: DASS trains dense, learns masks, and fine-tunes.
-STAGE_SHARES = {"dass": (0.4, 0.2, 0.4)}
+# Shares of the epochs that a searcher's stages get: DASS trains dense, learns masks, and fine-tunes; FBNet trains
+# weights alone in a ninth of its epochs.
+STAGE_SHARES = {"dass": (0.4, 0.2, 0.4), "fbnet": (1 / 9, 8 / 9)}
 
 # The published rates (0.025, 3e-4, no momentum) are for 50 epochs a stage; a design has a few hundred steps.
 WEIGHT_LR, ALPHA_LR = 0.1, 3e-3
@@ -47,6 +48,15 @@ def make_searcher(options: Options, supernet: Supernet, epochs: list[int]) -> Se
         pretrain, pruning, finetune = epochs
         stages = DASSStages(pretrain, pruning, finetune, lr=WEIGHT_LR, momentum=0.9)
         return DASS(supernet, density=1 - options.sparsity, stages=stages, unrolled=False, alpha_lr=ALPHA_LR)
+    if options.search == "fbnet":
+        from netwright.search.fbnet import FBNet, TemperatureSchedule
+
+        warmup, search = epochs
+        # As cold in the end, and theta as far from where it began, as after the paper's 80 epochs.
+        schedule = TemperatureSchedule(rate=0.045 * 80 / max(1, search))
+        return FBNet(
+            supernet, warmup_epochs=warmup, epochs=sum(epochs), temperature=schedule, lr=WEIGHT_LR, alpha_lr=0.1
+        )
     searcher: Searcher = method(options.search)(supernet, epochs=sum(epochs), lr=WEIGHT_LR, alpha_lr=ALPHA_LR)
     return searcher
 
