@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from netwright.search.spaces.network import Stem
     from netwright.search.supernet import Supernet
 
-# Shares of the epochs that a searcher's stages get: DASS trains dense, learns masks, and fine-tunes; others warm up.
-STAGE_SHARES = {"dass": (0.4, 0.2, 0.4), "fbnet": (0.2, 0.8), "proxylessnas": (0.3, 0.7)}
-FBNET_COOLING = 0.045 * 80  # the published fall of the temperature, over however many epochs there are
+# Shares of the epochs that a searcher's stages get: DASS trains dense, learns masks, and fine-tunes; FBNet and
+# ProxylessNAS first train weights alone.
+STAGE_SHARES = {"dass": (0.4, 0.2, 0.4), "fbnet": (1 / 9, 8 / 9), "proxylessnas": (1 / 4, 3 / 4)}
 
 # The published rates (0.025, 3e-4, no momentum) are for 50 epochs a stage; a design has a few hundred steps.
 WEIGHT_LR, ALPHA_LR = 0.1, 3e-3
@@ -51,13 +51,18 @@ def make_searcher(options: Options, supernet: Supernet, epochs: list[int]) -> Se
     if options.search == "fbnet":
         from netwright.search.fbnet import FBNet, TemperatureSchedule
 
-        temperature = TemperatureSchedule(rate=FBNET_COOLING / max(1, epochs[1]))
-        return FBNet(supernet, warmup_epochs=epochs[0], epochs=sum(epochs), lr=WEIGHT_LR, temperature=temperature)
+        warmup, search = epochs
+        # As cold in the end, and theta as far from where it began, as after the paper's 80 epochs.
+        schedule = TemperatureSchedule(rate=0.045 * 80 / max(1, search))
+        return FBNet(
+            supernet, warmup_epochs=warmup, epochs=sum(epochs), temperature=schedule, lr=WEIGHT_LR, alpha_lr=0.1
+        )
     if options.search == "proxylessnas":
         from netwright.search.proxyless import ProxylessNAS
 
+        warmup, search = epochs
         return ProxylessNAS(
-            supernet, warmup_epochs=epochs[0], epochs=epochs[1], settle_epochs=0,
+            supernet, warmup_epochs=warmup, epochs=search, settle_epochs=0,
             lr=WEIGHT_LR, warmup_lr=WEIGHT_LR, alpha_lr=ALPHA_LR,
         )  # fmt: skip
     searcher: Searcher = method(options.search)(supernet, epochs=sum(epochs), lr=WEIGHT_LR, alpha_lr=ALPHA_LR)

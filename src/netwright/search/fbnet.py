@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from netwright.data.splits import split_train
+from netwright.search.latency import CONSTANT, ExpectedLatency
 from netwright.search.objective import CostPenalty, Objective, TaskLoss
 from netwright.search.phased import Phased
 from netwright.search.sampling import SampleSelector
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from netwright.search.supernet import Supernet
 
 WARMUP, SEARCH = "warmup", "search"
-CONSTANT = "constant"
 # -log U for U in [1e-20, 1 - 1e-7]: keeps the noise finite.
 _LEAST, _MOST = 1e-7, -math.log(1e-20)
 
@@ -154,40 +154,30 @@ class TemperatureSchedule:
         return self.init * math.exp(-self.rate * epochs)
 
 
-class _Latency:
-    """LAT of a supernet in the unit of the loss; remembers the mean over the passes since it was last asked."""
+class _Latency(ExpectedLatency):
+    """LAT of the masks in the unit of the loss, and what an epoch records of it in the unit of the table."""
 
     def __init__(self, table: Mapping[Any, float], unit: float):
-        self.table, self.unit = table, unit
-        self.constant = float(table.get(CONSTANT, 0.0))
+        super().__init__(table, unit)
         self._seen: list[float] = []
-        self._shape: tuple[int, ...] | None = None
-        self._costs = torch.empty(0)
 
-    def __call__(self, supernet: Supernet) -> Tensor:
-        if supernet.input_shape != self._shape:
-            self._shape = supernet.input_shape
-            self._costs = torch.tensor([c for row in supernet.candidate_costs(self.table).values() for c in row])
-        mask = torch.cat(list(supernet.mixing_weights(drawn=supernet.training).values()))
-        latency = mask @ self._costs.to(mask) + self.constant
-        self._seen.append(float(latency.detach()))
-        return self.unit * latency
+    def __call__(self, supernet: Any) -> Tensor:
+        latency = super().__call__(supernet)
+        self._seen.append(float(latency.detach()) * self.unit)
+        return latency
 
-    def of_distribution(self, supernet: Supernet) -> float:
-        """The expected latency under P, in the table's unit."""
-        costs, p = supernet.candidate_costs(self.table), supernet.mixing_weights()
-        return self.constant + sum(float(p[key].detach() @ p[key].new_tensor(row)) for key, row in costs.items())
-
-    def of_genotype(self, supernet: Supernet, genotype: Genotype) -> float:
-        """The latency of a discrete architecture, in the table's unit."""
-        costs, choices = supernet.candidate_costs(self.table), supernet.keyed_choices()
+    def figures(self, supernet: Supernet, genotype: Genotype) -> dict[str, float]:
+        """Latencies under P, of a genotype, and of the masks since the last call."""
+        costs, p, choices = supernet.candidate_costs(self.table), supernet.mixing_weights(), supernet.keyed_choices()
+        constant, seen = float(self.table.get(CONSTANT, 0.0)), self._seen
         decisions = supernet.space.decisions(genotype)
-        return self.constant + sum(costs[key][choices[key].names.index(name)] for key, name in decisions.items())
-
-    def mean(self) -> float | None:
-        """The mean LAT of the masks since the last call, in the table's unit."""
-        seen, self._seen = self._seen, []
-        return sum(seen) / len(seen) if seen else None
+        self._seen = []
+        return {
+            "expected_latency": constant + sum(float(p[key].detach() @ p[key].new_tensor(costs[key])) for key in costs),
+            "argmax_latency": constant
+            + sum(costs[key][choices[key].names.index(name)] for key, name in decisions.items()),
+            **({"relaxed_latency": sum(seen) / len(seen)} if seen else {}),
+        }
 
 
 class FBNet(Searcher):
@@ -201,17 +191,16 @@ class FBNet(Searcher):
 
     Args:
         supernet: The network with the choices.
-        latency: Cost of every candidate, as :meth:`Supernet.operations` lists them, in milliseconds like a
-            :class:`~netwright.cost.timing.LatencyTable`; an entry ``"constant"`` is what no choice changes. None leaves
-            latency out of the loss.
+        latency: Milliseconds of every candidate by its key, as :func:`netwright.search.latency.measure` gives them; an
+            entry ``"constant"`` is what no choice changes. None leaves latency out of the loss.
         alpha, beta: Factor and power of the latency term.
         w_split: Share of the training data for the weights in :meth:`split`, in (0, 1).
         warmup_epochs: First epochs, in which only weights are trained; below ``epochs``.
         samples: Architectures drawn in the end, see :class:`~netwright.search.sampling.SampleSelector`.
         form: ``"fbnet"`` is the paper's loss CE alpha (log LAT)^beta; ``"add_power"`` the widely copied
             CE + alpha LAT^beta.
-        unit: What latencies are multiplied by in the loss; 1000 makes them the paper's microseconds. Where the
-            logarithm is taken LAT must then exceed 1.
+        unit: Milliseconds in a unit of LAT in the loss: 1e-3 makes it the paper's microseconds, 1.0 milliseconds. In
+            that unit LAT must exceed 1, where its logarithm is zero and (log LAT)^beta infinitely steep.
         epochs: Epochs, warm-up included.
         temperature: tau by epoch of the architecture; it does not fall in the warm-up.
         per_sample, hard, skip_below: Of the gate.
@@ -247,7 +236,7 @@ class FBNet(Searcher):
         samples: int = 6,
         *,
         form: Literal["fbnet", "add_power"] = "fbnet",
-        unit: float = 1000.0,
+        unit: float = 1e-3,
         epochs: int = 90,
         temperature: TemperatureSchedule | None = None,
         per_sample: bool = False,
@@ -269,10 +258,6 @@ class FBNet(Searcher):
             raise ValueError(f"warmup_epochs must lie in [0, {epochs}), the epochs of the search, got {warmup_epochs}")
         if form not in ("fbnet", "add_power"):
             raise ValueError(f"form must be 'fbnet' or 'add_power', got {form!r}")
-        if not 0 < unit < math.inf:
-            raise ValueError(f"unit must be > 0 and finite, got {unit}")
-        if wrong := [(key, cost) for key, cost in (latency or {}).items() if not 0 <= cost < math.inf]:
-            raise ValueError(f"a latency must be >= 0 and finite, got {wrong[0][1]} for {wrong[0][0]}")
         self.temperature = temperature or TemperatureSchedule()
         self.gate = GumbelSoftmaxGate(self.temperature(0), per_sample, hard, skip_below)
         self.latency = None if latency is None else _Latency(latency, unit)
@@ -346,8 +331,5 @@ class FBNet(Searcher):
             entropies = [torch.special.entr(p).sum() for p in self.supernet.mixing_weights().values()]
         figures = {"tau": self.gate.tau, "entropy": float(torch.stack(entropies).mean())}
         if self.latency is not None:
-            figures["expected_latency"] = self.latency.of_distribution(self.supernet)
-            figures["argmax_latency"] = self.latency.of_genotype(self.supernet, genotype)
-            if (relaxed := self.latency.mean()) is not None:
-                figures["relaxed_latency"] = relaxed
+            figures |= self.latency.figures(self.supernet, genotype)
         return figures
