@@ -85,7 +85,7 @@ def test_ours(make: Any) -> None:
 
 
 @pytest.mark.parametrize("stem", ["cifar", "strided", "imagenet"])
-@pytest.mark.parametrize("name", sorted(spaces.SPACES))
+@pytest.mark.parametrize("name", sorted(name for name, s in spaces.SPACES.items() if isinstance(s, spaces.Space)))
 def test_search_spaces(name: str, stem: Any) -> None:
     space = spaces.get(name)
     for seed in range(2):
@@ -96,6 +96,14 @@ def test_search_spaces(name: str, stem: Any) -> None:
             with pytest.raises(UnsupportedOperator, match="randn_like"):
                 capture(module, torch.zeros(1, 1, 33, 33))
             continue
+        assert_exact(randomised(module), picture({"cifar": 9, "strided": 14, "imagenet": 33}[stem], channels=1))
+
+
+@pytest.mark.parametrize("stem", ["cifar", "strided", "imagenet"])
+def test_chains(stem: Any) -> None:
+    space = spaces.get("micro-chain")
+    for seed in range(2):
+        module = space.build(space.random(stream(seed, "random")), 1, 4, channels=4, stem=stem, seed=seed)
         assert_exact(randomised(module), picture({"cifar": 9, "strided": 14, "imagenet": 33}[stem], channels=1))
 
 

@@ -21,7 +21,9 @@ def trained(monkeypatch, tmp_path):
         calls.append((seed, genotype))
         return {"accuracy": 0.5 + 0.01 * len(calls), "parameters": len(calls)}
 
-    monkeypatch.setenv("NETWRIGHT_CACHE", str(tmp_path / "cache"))
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    monkeypatch.setattr("netwright.storage.cache_folder", lambda *names: cache)
     monkeypatch.setattr(random_table, "_train", train)
     return calls
 

@@ -30,7 +30,7 @@ def saved_bytes(function: Callable[[], Any]) -> int:
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if not isinstance(tensor, nn.Parameter):
+        if not isinstance(tensor, nn.Parameter) and not isinstance(tensor._base, nn.Parameter):
             sizes[storage.data_ptr()] = storage.nbytes()
             alive.append(storage)  # a storage freed meanwhile would give its address away
         return tensor
