@@ -96,6 +96,10 @@ def in_strips(network: Network) -> int:
     return sum("strips" in what for _, what, _ in network.steps)
 
 
+# The only possible chain ends with an elementwise operation, which of several threads none may run in strips.
+UNSHARED = {139}
+
+
 def check(monkeypatch, seed: int, unit: int, rows: int, threads: int) -> None:
     """The same bits, on an arena of NaN, and close to float64."""
     module, x = random_rows(seed)
@@ -105,7 +109,12 @@ def check(monkeypatch, seed: int, unit: int, rows: int, threads: int) -> None:
     wanted = call(Network(graph, machine=machine, strips=False), x)
     force(monkeypatch, rows)
     network = Network(graph, threads, machine=machine)
-    assert in_strips(network)
+    if seed in UNSHARED:
+        assert threads > 1
+        assert not in_strips(network)
+        assert in_strips(Network(graph, machine=machine))
+    else:
+        assert in_strips(network)
     network._arena[:] = np.nan
     for _ in range(1 + threads):
         assert same(call(network, x), wanted)
@@ -121,7 +130,7 @@ def test_strips_give_the_same_bits(seed, monkeypatch):
 
 @compiled
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(100, 139))
+@pytest.mark.parametrize("seed", range(100, 140))
 def test_more_strips_give_the_same_bits(seed, monkeypatch):
     check(monkeypatch, seed, UNITS[seed % len(UNITS)], (1, 2, 3, 4, 5, 8)[seed % 6], 1 + seed % 3)
 
