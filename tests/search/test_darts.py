@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from searches import equal, images
 from torch import nn
 
-from netwright.data.tensors import Batches, TensorImages
+from netwright.data.tensors import Batches
 from netwright.search import spaces
 from netwright.search.bilevel import FirstOrder, SecondOrder
 from netwright.search.darts import DARTS
@@ -14,17 +15,6 @@ from netwright.search.objective import TaskLoss
 from netwright.search.searcher import Pairs, Searcher, Stage
 from netwright.search.selection import MagnitudeSelector
 from netwright.search.supernet import Choice, SoftmaxGate, Supernet
-from netwright.seeding import stream
-
-
-def images(n, seed):
-    """Classes told apart by which half of the picture is bright."""
-    generator = stream(seed, "images")
-    y = torch.randint(3, (n,), generator=generator)
-    x = 0.3 * torch.rand(n, 1, 8, 8, generator=generator)
-    for label, part in enumerate([slice(0, 3), slice(3, 6), slice(6, 8)]):
-        x[y == label, :, part] += 0.6
-    return TensorImages(x, y)
 
 
 def loaders(steps=3):
@@ -40,16 +30,6 @@ def supernet(seed=0):
 
 def darts(order=1, epochs=3, **options):
     return DARTS(supernet(), order=order, epochs=epochs, **options)
-
-
-def equal(a, b):
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a if k != "seconds")
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return a == b
 
 
 def through_a_file(state):

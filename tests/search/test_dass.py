@@ -3,6 +3,7 @@ import io
 
 import pytest
 import torch
+from searches import equal
 from torch import nn
 from torch.nn.utils import prune
 
@@ -159,16 +160,6 @@ def test_momentum_does_not_leak_from_stage_to_stage():
     searcher.search(*loaders(), seed=0, on_epoch=lambda end: held.append(len(searcher.w_opt.state)))
     assert held[:2] == [0, 0]  # the next stage has begun
     assert held[2] > 0
-
-
-def equal(a, b):
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a if k != "seconds")
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return a == b
 
 
 @pytest.mark.parametrize("options", [{}, {"alpha_in_prune": True, "unrolled": False}])

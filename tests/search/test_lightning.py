@@ -1,6 +1,7 @@
 import lightning
 import pytest
 import torch
+from searches import equal
 
 from netwright.data.tensors import Batches, TensorImages
 from netwright.search import spaces
@@ -34,16 +35,6 @@ def trainer(folder=None, **options):
         max_epochs=-1, accelerator="cpu", devices=1, logger=False, enable_progress_bar=False,
         enable_model_summary=False, enable_checkpointing=folder is not None, default_root_dir=folder, **options,
     )  # fmt: skip
-
-
-def equal(a, b):
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a if k != "seconds")
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return a == b
 
 
 @pytest.mark.parametrize("kind", ["darts", "dass", "rarts", "sd-darts"])

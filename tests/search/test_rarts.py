@@ -8,9 +8,10 @@ import math
 
 import pytest
 import torch
+from searches import equal, images
 from torch import nn
 
-from netwright.data.tensors import Batches, TensorImages
+from netwright.data.tensors import Batches
 from netwright.search import spaces
 from netwright.search.bilevel import FirstOrder, SecondOrder
 from netwright.search.objective import CostPenalty, TaskLoss
@@ -515,16 +516,6 @@ def test_the_single_level_moves_both_along_the_mean_loss():
         SingleLevel().step(net, cross_entropy, w_opt, a_opt, train, nan)
 
 
-def images(n, seed):
-    """Classes told apart by which part of the picture is bright."""
-    generator = stream(seed, "images")
-    y = torch.randint(3, (n,), generator=generator)
-    x = 0.3 * torch.rand(n, 1, 8, 8, generator=generator)
-    for label, part in enumerate([slice(0, 3), slice(3, 6), slice(6, 8)]):
-        x[y == label, :, part] += 0.6
-    return TensorImages(x, y)
-
-
 def loaders(steps=3):
     return Batches(images(24, 0), 8, seed=0, steps=steps), Batches(images(16, 1), 8, seed=0, name="validation")
 
@@ -535,16 +526,6 @@ def supernet(seed=0):
 
 def rarts(epochs=3, **options):
     return RARTS(supernet(), epochs=epochs, **options)
-
-
-def equal(a, b):
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a if k != "seconds")
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return a == b
 
 
 def through_a_file(state):

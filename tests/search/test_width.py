@@ -5,10 +5,11 @@ import json
 
 import pytest
 import torch
+from searches import images
 from torch import nn
 
 from netwright.compress.channels import gates, prune_channels, soft_threshold
-from netwright.data.tensors import Batches, TensorImages
+from netwright.data.tensors import Batches
 from netwright.nn.convnet import SmallConvNet
 from netwright.search.width import GatedNetwork, WidthSearch
 from netwright.seeding import seeded, stream
@@ -17,15 +18,6 @@ from netwright.seeding import seeded, stream
 def network():
     with seeded(0, "net"):
         return SmallConvNet((4, 6), hidden=0, num_classes=3, in_channels=1)
-
-
-def images(n, seed):
-    generator = stream(seed, "images")
-    y = torch.randint(3, (n,), generator=generator)
-    x = 0.3 * torch.rand(n, 1, 8, 8, generator=generator)
-    for label, part in enumerate([slice(0, 3), slice(3, 6), slice(6, 8)]):
-        x[y == label, :, part] += 0.6
-    return TensorImages(x, y)
 
 
 def loaders(steps=4):
