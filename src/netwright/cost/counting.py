@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from netwright.nn.modes import in_mode
 from netwright.nn.sparse import SparseConv2d, SparseLinear
 from netwright.results import Result, new_axes
 from netwright.seeding import stream
@@ -107,12 +108,9 @@ def count(module: nn.Module, shape: Sequence[int]) -> Cost:
     owned = {name: (part, list(_stored(part))) for name, part in _parts(module)}
     first = next((p for _, tensors in owned.values() for p in tensors if p.is_floating_point()), torch.zeros(()))
     x = torch.rand(1, *shape, generator=stream(0, "count")).to(first)
-    modes = [(part, part.training) for part in module.modules()]
     counter = _Counter()
     with ExitStack() as stack:
-        for part, training in modes:
-            stack.callback(setattr, part, "training", training)
-        module.eval()
+        stack.enter_context(in_mode(module, training=False))
         for handle in _follow(module, counter.path):
             stack.callback(handle.remove)
         stack.enter_context(_plain_kernels(module))

@@ -7,7 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from torch import nn
 
 from netwright import storage
 from netwright.console import UserError, table, task
+from netwright.nn.modes import in_mode
 from netwright.results import Result, new_axes
 from netwright.seeding import stream
 
@@ -133,7 +134,7 @@ class LatencyTable(Result, Mapping[Key, float]):
         with _fixed_threads(threads), torch.inference_mode(), task("latencies", total=len(ops)) as bar:
             for key, (op, shape) in ops.items():
                 x = torch.rand(batch, *shape, generator=stream(0, "latency")).to(dtype)
-                with _evaluating(op):
+                with in_mode(op, training=False) if isinstance(op, nn.Module) else nullcontext():
                     times = [_seconds(partial(op, x)) for _ in range(warmup + repeats)]
                 found[key] = 1e3 * float(np.median(times[warmup:]))
                 bar.advance()
@@ -231,18 +232,6 @@ def _at_least(**bounds: tuple[int, int]) -> None:
     for name, (value, least) in bounds.items():
         if value < least:
             raise ValueError(f"{name} must be >= {least}, got {value}")
-
-
-@contextmanager
-def _evaluating(op: Any) -> Iterator[None]:
-    modes = [(part, part.training) for part in op.modules()] if isinstance(op, nn.Module) else []
-    try:
-        for part, _ in modes:
-            part.training = False
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 def _seconds(call: Callable[[], Any]) -> float:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
+from netwright.nn.modes import in_mode
 from netwright.nn.sparse import to_dense
 from netwright.seeding import stream
 
@@ -59,17 +60,15 @@ def recalibrate(module: _M, batches: Iterable[Any]) -> _M:
     norms = [norm for norm in _norms(module) if norm.track_running_stats]
     if not norms:
         return module
-    modes = [(part, part.training) for part in module.modules()]
     momenta = [norm.momentum for norm in norms]
     device = next((tensor.device for tensor in module.parameters()), None)
     seen = 0
     try:
-        module.eval()
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # torch's name for the cumulative average
-            norm.train()
-        with torch.no_grad():
+        with in_mode(module, training=False), torch.no_grad():
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # torch's name for the cumulative average
+                norm.train()
             for batch in batches:
                 x = batch[0] if isinstance(batch, (tuple, list)) else batch
                 module(x if device is None else x.to(device))
@@ -77,8 +76,6 @@ def recalibrate(module: _M, batches: Iterable[Any]) -> _M:
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-        for part, training in modes:
-            part.training = training
     if not seen:
         raise ValueError("batches must hold at least 1 batch, got 0")
     return module

@@ -172,11 +172,9 @@ class FirstOrder:
         if a_opt is not None:
             alphas = trained(a_opt)
             grads, loss = self.architecture_gradient(supernet, objective, w_opt, alphas, train_batch, val_batch)
-            if all(g is None for g in grads):
-                raise ValueError("the validation loss must depend on the architecture parameters, got no gradient")
+            check_dependent(grads, "the validation loss")
             figures["val_loss"] = finite(loss, "validation loss")
-            figures |= apply_gradients(a_opt, alphas, grads, None, "alpha")
-            finite(float(global_norm([a.detach() for a in alphas])), "the norm of the architecture parameters")
+            figures |= move_architecture(a_opt, alphas, grads)
         if w_opt is not None:
             weights = trained(w_opt)
             local = objective(supernet, train_batch, part="weights")
@@ -242,6 +240,29 @@ def apply_gradients(
     return {f"{name}_grad_norm": norm, f"{name}_skipped": 0.0}
 
 
+def check_dependent(grads: Gradients, loss: str) -> None:
+    """Refuses a loss that depends on no architecture parameter.
+
+    Raises:
+        ValueError: If there is no gradient.
+    """
+    if all(g is None for g in grads):
+        raise ValueError(f"{loss} must depend on the architecture parameters, got no gradient")
+
+
+def move_architecture(
+    a_opt: torch.optim.Optimizer, alphas: Sequence[nn.Parameter], grads: Gradients
+) -> dict[str, float]:
+    """One step of the architecture's optimiser; returns the figures of :func:`apply_gradients`.
+
+    Raises:
+        FloatingPointError: If an architecture parameter is no longer finite.
+    """
+    figures = apply_gradients(a_opt, alphas, grads, None, "alpha")
+    finite(float(global_norm([a.detach() for a in alphas])), "the norm of the architecture parameters")
+    return figures
+
+
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     """Euclidean norm of all entries of all tensors together.
 
@@ -303,7 +324,7 @@ class SecondOrder(FirstOrder):
         lengths, direction = self._inner_step(w_opt, weights, objective(supernet, train_batch, part="weights"))
         saved = [p.detach().clone() for p in weights]
         try:
-            _write(weights, torch._foreach_sub(saved, torch._foreach_mul(direction, lengths)))
+            assign(weights, torch._foreach_sub(saved, torch._foreach_mul(direction, lengths)))
             loss = objective(supernet, val_batch, part="alpha")
             both = [*alphas, *weights]
             grads, (mean,) = average(gradients(loss, both), [loss], like=both)
@@ -316,12 +337,12 @@ class SecondOrder(FirstOrder):
             if norm == 0.0:
                 return grads[: len(alphas)], mean
             probe = torch._foreach_mul(ahead, self.eps / norm)
-            _write(weights, torch._foreach_add(saved, probe))
+            assign(weights, torch._foreach_add(saved, probe))
             above = gradients(objective(supernet, train_batch, part="weights"), alphas)
-            _write(weights, torch._foreach_sub(saved, probe))
+            assign(weights, torch._foreach_sub(saved, probe))
             below = gradients(objective(supernet, train_batch, part="weights"), alphas)
         finally:
-            _write(weights, saved)
+            assign(weights, saved)
         mixed, _ = average([_minus(up, down) for up, down in zip(above, below, strict=True)], like=alphas)
         scale = norm / (2 * self.eps)
         return [
@@ -365,6 +386,7 @@ def _minus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return -b if a is None else a - b
 
 
-def _write(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
+def assign(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Copies values into parameters, outside of autograd."""
     with torch.no_grad():
         torch._foreach_copy_(list(parameters), list(values))

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from netwright.console import task
 from netwright.cost.timing import LatencyTable, cpu_name, threads, turn
+from netwright.nn.modes import in_mode
 from netwright.search.genotype import Chosen
 from netwright.seeding import derive, stream
 
@@ -110,12 +111,10 @@ def operations_of(network: nn.Module, shape: Shape) -> dict[str, OperationKey | 
     for path, module in network.named_modules():
         if isinstance(chosen := getattr(module, "chosen", None), Chosen):
             handles.append(module.register_forward_hook(_watch(found, path, chosen)))
-    training = network.training
     try:
-        with torch.inference_mode():
-            network.eval()(torch.zeros(1, *shape))
+        with in_mode(network, training=False), torch.inference_mode():
+            network(torch.zeros(1, *shape))
     finally:
-        network.train(training)
         for handle in handles:
             handle.remove()
     return found

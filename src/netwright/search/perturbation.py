@@ -27,6 +27,7 @@ from torch.nn import functional
 
 from netwright.console import nearest, task
 from netwright.nn.batchnorm import frozen_statistics
+from netwright.nn.modes import in_mode
 from netwright.search.pairs import Pairs, to_device
 from netwright.search.searcher import Searcher
 from netwright.search.spaces import edge_key
@@ -123,7 +124,6 @@ def _measure(
         raise ValueError("validation must be batches (inputs, labels), got None")
     before = {choice: choice.gate for _, choice in supernet.named_choices()}
     chosen = [choice for choice in before if choice.key in variants]
-    modes = {module: module.training for module in supernet.modules()}
     device = next(supernet.parameters()).device
     number = len(next(iter(variants.values()))) if variants else 1
     right = torch.zeros(number, dtype=torch.float64)
@@ -135,17 +135,17 @@ def _measure(
     gates = [{c: _Scaled(before[c], scales[c.key][row], renormalise) for c in chosen} for row in range(number)]
     shared: Any = supernet if isinstance(supernet, Resumable) else None
     with ExitStack() as stack:
-        stack.callback(_restore, before, modes)
+        stack.callback(_set_gates, before)
+        stack.enter_context(in_mode(supernet, training=True))
         stack.enter_context(frozen_statistics(supernet))
         stack.enter_context(torch.no_grad())
-        supernet.train()
-        _restore(rest, {})
+        _set_gates(rest)
         for place, batch in enumerate(itertools.islice(validation, max_batches)):
             x, labels = to_device(batch, device)[:2]
             with seeded(0, "perturbation", place):
                 state = x if shared is None else shared.prefix(x, variants)
             for variant, chosen_gates in enumerate(gates):
-                _restore(chosen_gates, {})
+                _set_gates(chosen_gates)
                 with seeded(0, "perturbation", place, "rest"):  # the same draws for all
                     logits = supernet(state) if shared is None else shared.resume(state)
                 right[variant] += int((logits.argmax(-1) == labels).sum())
@@ -158,11 +158,9 @@ def _measure(
     return right / seen, loss / seen
 
 
-def _restore(gates: Mapping[Choice, Gate], modes: Mapping[Any, bool]) -> None:
+def _set_gates(gates: Mapping[Choice, Gate]) -> None:
     for choice, gate in gates.items():
         choice.gate = gate
-    for module, training in modes.items():
-        module.training = training
 
 
 def _key(supernet: Supernet, edge: Edge, cell: str | None) -> str:
@@ -272,7 +270,7 @@ def discretisation_accuracy(
         supernet.set_gate(FixedGate(choice.names.index(op), len(choice)), key)
         return supernet_accuracy(supernet, val, max_val_batches=max_val_batches)
     finally:
-        _restore(before, {})
+        _set_gates(before)
 
 
 def supernet_accuracy(supernet: Supernet, val: Iterable[Any], *, max_val_batches: int | None = None) -> float:

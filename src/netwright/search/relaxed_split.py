@@ -33,10 +33,11 @@ from netwright.search.bilevel import (
     Gradients,
     apply_gradients,
     average,
+    check_dependent,
     check_disjoint,
     finite,
-    global_norm,
     gradients,
+    move_architecture,
     trained,
 )
 
@@ -181,11 +182,8 @@ class RelaxedSplit:
             grads_y = [*grads_y[: len(weights)], *grads[len(alphas) :]]
 
         total = _sums(grads_w[len(weights) :], grads_y[len(weights) :])
-        if all(g is None for g in total):
-            raise ValueError("a loss must depend on the architecture parameters, got no gradient")
-        figures |= apply_gradients(a_opt, alphas, total, None, "alpha")
-        finite(float(global_norm([a.detach() for a in alphas])), "the norm of the architecture parameters")
-        return figures
+        check_dependent(total, "a loss")
+        return figures | move_architecture(a_opt, alphas, total)
 
     def _figures(self, train: float, val: float, gap: float) -> dict[str, float]:
         figures = {"train_loss": finite(train, "training loss"), "val_loss": finite(val, "validation loss"), "gap": gap}

@@ -27,7 +27,8 @@ from torch.nn import functional
 
 from netwright.nn.batchnorm import frozen_statistics, recalibrate
 from netwright.nn.curvature import hessian_vector_product, largest_eigenvalues
-from netwright.search.bilevel import FirstOrder, Gradients, average, global_norm, gradients
+from netwright.nn.modes import in_mode
+from netwright.search.bilevel import FirstOrder, Gradients, assign, average, global_norm, gradients
 from netwright.search.objective import Evaluation, Objective, TaskLoss
 from netwright.search.pairs import to_device
 from netwright.search.supernet import FixedGate
@@ -45,18 +46,14 @@ Loss = Callable[..., Tensor]
 @contextmanager
 def _only(supernet: Any, parameters: Sequence[Tensor]) -> Iterator[None]:
     """The supernet as the search sees it, with a gradient for these parameters alone, which saves most of a pass."""
-    modes = [(part, part.training) for part in supernet.modules()]
     wanted = [(p, p.requires_grad) for p in supernet.parameters()]
     chosen = {id(p) for p in parameters}
     try:
-        supernet.train()
         for parameter, _ in wanted:
             parameter.requires_grad_(id(parameter) in chosen)
-        with frozen_statistics(supernet):
+        with in_mode(supernet, training=True), frozen_statistics(supernet):
             yield
     finally:
-        for part, training in modes:
-            part.training = training
         for parameter, value in wanted:
             parameter.requires_grad_(value)
 
@@ -187,10 +184,10 @@ def rho_sharpness(
                 norm = float(global_norm(slope))
                 if norm == 0.0:
                     break
-                _place(parameters, torch._foreach_add(saved, slope, alpha=rho / norm))
+                assign(parameters, torch._foreach_add(saved, slope, alpha=rho / norm))
                 rises.append(_loss(supernet, loader, loss) - start)
         finally:
-            _place(parameters, saved)
+            assign(parameters, saved)
     return max(rises, default=0.0)
 
 
@@ -202,11 +199,6 @@ def _gradient(supernet: Any, batches: Iterable[Any], objective: Loss, parameters
             if slope is not None:
                 sum_.add_(slope, alpha=size)
     return total
-
-
-def _place(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    with torch.no_grad():
-        torch._foreach_copy_(list(parameters), list(values))
 
 
 def discretised(supernet: Supernet, genotype: Genotype) -> Supernet:
@@ -302,14 +294,8 @@ def loss_and_accuracy(network: nn.Module, val: Iterable[Any], statistics: Statis
     Raises:
         RuntimeError: If there is no batch.
     """
-    modes = [(part, part.training) for part in network.modules()]
-    try:
-        network.train(statistics == "batch")
-        with frozen_statistics(network):
-            found = [(size * value.double(), size) for value, size in _losses(network, val, _LossAndAccuracy())]
-    finally:
-        for part, training in modes:
-            part.training = training
+    with in_mode(network, training=statistics == "batch"), frozen_statistics(network):
+        found = [(size * value.double(), size) for value, size in _losses(network, val, _LossAndAccuracy())]
     loss, accuracy = torch.stack([value for value, _ in found]).sum(0) / sum(size for _, size in found)
     return float(loss), float(accuracy)
 
@@ -354,9 +340,9 @@ class SharpnessAware(FirstOrder):
             return slope, loss
         saved = [a.detach().clone() for a in alphas]
         try:
-            _place([a for a, _ in present], [a.detach() + self.rho / norm * g for a, g in present])
+            assign([a for a, _ in present], [a.detach() + self.rho / norm * g for a, g in present])
             above = objective(supernet, val_batch, part="alpha")
             worst, _ = average(gradients(above, alphas), like=alphas)
         finally:
-            _place(alphas, saved)
+            assign(alphas, saved)
         return worst, loss

@@ -16,10 +16,11 @@ from torch import nn
 from netwright.search.bilevel import (
     apply_gradients,
     average,
+    check_dependent,
     check_disjoint,
     finite,
-    global_norm,
     gradients,
+    move_architecture,
     trained,
 )
 
@@ -76,8 +77,6 @@ class SingleLevel:
         if w_opt is not None:
             figures |= apply_gradients(w_opt, weights, grads[: len(weights)], clip, "weight")
         if a_opt is not None:
-            if all(g is None for g in grads[len(weights) :]):
-                raise ValueError("the loss must depend on the architecture parameters, got no gradient")
-            figures |= apply_gradients(a_opt, alphas, grads[len(weights) :], None, "alpha")
-            finite(float(global_norm([a.detach() for a in alphas])), "the norm of the architecture parameters")
+            check_dependent(grads[len(weights) :], "the loss")
+            figures |= move_architecture(a_opt, alphas, grads[len(weights) :])
         return figures

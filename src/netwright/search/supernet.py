@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from netwright.nn.modes import in_mode
 from netwright.search.fused import mixture
 from netwright.search.fused.branches import Branch, bare, read
 from netwright.search.fused.library import Kernels
@@ -513,17 +514,14 @@ class Supernet(nn.Module):
             return hook
 
         handles = [choice.register_forward_hook(watch(name)) for name, choice in self.named_choices()]
-        modes = {module: module.training for module in self.modules()}
         gates = {choice: choice.gate for _, choice in self.named_choices()}
         latest = self.input_shape
         try:
             self.set_gate(SoftmaxGate())
-            with torch.no_grad():
-                self.eval()(next(self.parameters()).new_zeros(1, *shape))
+            with in_mode(self, training=False), torch.no_grad():
+                self(next(self.parameters()).new_zeros(1, *shape))
         finally:
             self.input_shape = latest
-            for module, training in modes.items():
-                module.training = training
             for choice, gate in gates.items():
                 choice.gate = gate
             for handle in handles:
