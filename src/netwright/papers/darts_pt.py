@@ -160,9 +160,7 @@ def _search(seed: int, space: str, alphas: bool, truth: bool, images: Sizes, siz
 
     batch, epochs, tune, judged_by = sizes
     data, normalise = small_images.parts(seed, *images, 0)
-    train, validation = (
-        Batches(data[name], batch, seed=seed, normalise=normalise, name=name) for name in ("train", "validation")
-    )
+    train, validation = small_images.halves(seed, images, batch)
     judge_on = Batches(data["validation"], batch, shuffle=False, normalise=normalise)
     supernet = spaces.get(space).supernet(in_channels=1, num_classes=10, seed=seed)
     if not alphas:

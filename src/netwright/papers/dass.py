@@ -192,16 +192,12 @@ def _rates(run: Run, families: dict[str, dict[float, list[Any]]], images: Sizes,
 
 def _search(seed: int, density: float | None, images: Sizes, stages: Sizes) -> dict[str, Any]:
     """Searches with DASS at a density, or with DARTS."""
-    from netwright.data import Batches
     from netwright.search import spaces
     from netwright.search.darts import DARTS
     from netwright.search.dass import DASS, DASSStages
 
-    parts, normalise = small_images.parts(seed, *images, 0)
     supernet = spaces.get(SPACE).supernet(in_channels=1, num_classes=10, seed=seed)
-    halves = [
-        Batches(parts[name], BATCH, seed=seed, normalise=normalise, name=name) for name in ("train", "validation")
-    ]
+    halves = small_images.halves(seed, images, BATCH)
     searcher = (
         DARTS(supernet, epochs=sum(stages), alpha_lr=ALPHA_LR)
         if density is None

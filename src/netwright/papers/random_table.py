@@ -49,8 +49,9 @@ class RandomTable(Result):
             >>> RandomTable("a-space", (0.5, 0.6, 0.6, 0.7), (1, 1, 1, 1), ({}, {}, {}, {})).percentile(0.6)
             50.0
         """
-        beaten = sum((other < accuracy) + 0.5 * (other == accuracy) for other in self.accuracies)
-        return 100.0 * beaten / len(self.accuracies)
+        from netwright.search.random_search import percentile
+
+        return percentile(self.accuracies, accuracy)
 
     def figures(self) -> dict[str, list[Any]]:
         """The table as an arm of the evidence."""

@@ -260,7 +260,6 @@ def _times(seed: int, rounds: int, batch: int) -> dict[str, Any]:
 
 def _search(seed: int, kind: str, beta: float, epochs: int, batch: int, images: Sequence[int]) -> dict[str, Any]:
     """Searches with one method; the recipe is the same for all."""
-    from netwright.data import Batches
     from netwright.search import spaces
     from netwright.search.bilevel import FirstOrder, SecondOrder, Step
     from netwright.search.relaxed_split import RelaxedSplit
@@ -271,10 +270,7 @@ def _search(seed: int, kind: str, beta: float, epochs: int, batch: int, images: 
 
     if kind == "random":
         return {"genotype": spaces.get(SPACE).random(stream(seed, "rarts", "random")).to_dict(), "seconds": 0.0}
-    data, normalise = small_images.parts(seed, *images, 0)
-    train, validation = (
-        Batches(data[name], batch, seed=seed, normalise=normalise, name=name) for name in ("train", "validation")
-    )
+    train, validation = small_images.halves(seed, images, batch)
     steps: dict[str, Step] = {
         "DARTS-1": FirstOrder(),
         "DARTS-2": SecondOrder(),

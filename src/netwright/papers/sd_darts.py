@@ -229,10 +229,7 @@ def _search(seed: int, kind: str, lr: float, images: Sizes, sizes: Sizes) -> dic
 
     batch, epochs, measured, again, products = sizes
     parts, normalise = small_images.parts(seed, *images, 0)
-    train, validation = (
-        Batches(parts[name], batch, seed=seed, normalise=normalise, name=name, indexed=True)
-        for name in ("train", "validation")
-    )
+    train, validation = small_images.halves(seed, images, batch, indexed=True)
     on_train, on_validation = (
         Batches(parts[name].subset(range(measured)), batch, shuffle=False, normalise=normalise)
         for name in ("train", "validation")

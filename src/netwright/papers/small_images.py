@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from netwright.data import Normalise, TensorImages
+    from netwright.data import Batches, Normalise, TensorImages
 
 
 @functools.lru_cache(maxsize=2)
@@ -40,6 +41,26 @@ def parts(seed: int, train: int, held_out: int, test: int) -> tuple[dict[str, Te
         found["test"] = small(data.test, subset(data.test, test, seed=0))
     pixels = found["train"].images.float() / 255
     return found, Normalise((float(pixels.mean()),), (float(pixels.std()),))
+
+
+def halves(seed: int, images: Sequence[int], batch: int, *, indexed: bool = False) -> tuple[Batches, Batches]:
+    """Batches of the training and of the validation part of :func:`parts`, for a search.
+
+    Args:
+        seed: Of the parts and of the order.
+        images: Training images and validation images.
+        batch: Images in a batch.
+        indexed: Whether batches tell the indices of their images.
+    """
+    from netwright.data import Batches
+
+    train, held_out = images
+    data, normalise = parts(seed, train, held_out, 0)
+    first, second = (
+        Batches(data[name], batch, seed=seed, normalise=normalise, name=name, indexed=indexed)
+        for name in ("train", "validation")
+    )
+    return first, second
 
 
 def trained_accuracy(

@@ -10,7 +10,7 @@ A search over shared weights is compared with :func:`uniform_genotypes` of its s
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -53,6 +53,22 @@ def uniform_genotypes(space: Space, count: int, *, seed: int) -> list[Genotype]:
     return list(found)
 
 
+def percentile(scores: Sequence[float], score: float) -> float:
+    """Share of ``scores`` that ``score`` beats, ties counting half, in percent.
+
+    Raises:
+        ValueError: If there are no scores.
+
+    Example:
+        >>> percentile((0.1, 0.2, 0.2, 0.4), 0.2)
+        50.0
+    """
+    if not scores:
+        raise ValueError("scores must hold at least 1 value, got 0")
+    beaten = sum((other < score) + 0.5 * (other == score) for other in scores)
+    return 100.0 * beaten / len(scores)
+
+
 @dataclass(frozen=True, eq=False)
 class RandomSearchResult(SearchResult):
     """The best of the random architectures, and all of them.
@@ -72,10 +88,7 @@ class RandomSearchResult(SearchResult):
             >>> RandomSearchResult(None, scores=(0.1, 0.2, 0.2, 0.4)).percentile(0.2)
             50.0
         """
-        if not self.scores:
-            raise ValueError("scores must hold at least 1 value, got 0")
-        beaten = sum((other < score) + 0.5 * (other == score) for other in self.scores)
-        return 100.0 * beaten / len(self.scores)
+        return percentile(self.scores, score)
 
     def __str__(self) -> str:
         scores = sorted(self.scores)
