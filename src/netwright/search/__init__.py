@@ -20,7 +20,17 @@ METHODS = {
 }
 """Searchers by the name that ``--search`` takes: "module:class"."""
 
+SELECTORS = ("magnitude", "argmax", "sample", "perturbation")
+"""Selectors by the name that ``--select`` takes; see :func:`netwright.search.brief.make_selector`."""
+
 _NAMES = {
+    "Brief": "brief",
+    "ExpectedCost": "pricing",
+    "Limit": "pricing",
+    "Limits": "pricing",
+    "NetworkCost": "pricing",
+    "WithinLimits": "pricing",
+    "multiply_adds": "pricing",
     "CellGenotype": "genotype",
     "CellsGenotype": "genotype",
     "ChoiceGenotype": "genotype",
@@ -102,6 +112,7 @@ if TYPE_CHECKING:
     from netwright.search.alternating import Alternating
     from netwright.search.bilevel import FirstOrder, SecondOrder
     from netwright.search.binary_gate import BinaryGate
+    from netwright.search.brief import Brief
     from netwright.search.darts import DARTS
     from netwright.search.dass import DASS, DASSStages
     from netwright.search.drawing import draw
@@ -126,6 +137,7 @@ if TYPE_CHECKING:
         op_strengths,
     )
     from netwright.search.phased import Phased
+    from netwright.search.pricing import ExpectedCost, Limit, Limits, NetworkCost, WithinLimits, multiply_adds
     from netwright.search.proxyless import ProxylessNAS
     from netwright.search.random_search import RandomSearch, uniform_genotypes
     from netwright.search.rarts import RARTS
@@ -168,9 +180,11 @@ __all__ = [
     "METHODS",
     "RARTS",
     "SDDARTS",
+    "SELECTORS",
     "Alternating",
     "ArgmaxSelector",
     "BinaryGate",
+    "Brief",
     "CellGenotype",
     "CellsGenotype",
     "Choice",
@@ -179,15 +193,19 @@ __all__ = [
     "CostPenalty",
     "DASSStages",
     "EpochEnd",
+    "ExpectedCost",
     "FBNet",
     "FirstOrder",
     "FixedGate",
     "Gate",
     "Genotype",
     "GumbelSoftmaxGate",
+    "Limit",
+    "Limits",
     "MagnitudeSelector",
     "MaskedGate",
     "Network",
+    "NetworkCost",
     "Objective",
     "PerturbationSelector",
     "Phased",
@@ -215,6 +233,7 @@ __all__ = [
     "TaskLoss",
     "TemperatureSchedule",
     "WidthSearch",
+    "WithinLimits",
     "alpha_hessian_eig",
     "discretisation_accuracy",
     "discretisation_gap",
@@ -226,6 +245,7 @@ __all__ = [
     "loss_and_accuracy",
     "mbconv_space",
     "method",
+    "multiply_adds",
     "op_strengths",
     "rho_sharpness",
     "sample_genotypes",
