@@ -93,6 +93,9 @@ _NAMES = {
     "Stage": "stages",
     "EpochEnd": "searcher",
     "Searcher": "searcher",
+    "Deadline": "deadline",
+    "Pace": "deadline",
+    "rehearse": "deadline",
     "SearchModule": "lightning",
     "SearchResult": "result",
 }
@@ -104,6 +107,7 @@ if TYPE_CHECKING:
     from netwright.search.binary_gate import BinaryGate
     from netwright.search.darts import DARTS
     from netwright.search.dass import DASS, DASSStages
+    from netwright.search.deadline import Deadline, Pace, rehearse
     from netwright.search.drawing import draw
     from netwright.search.fbnet import FBNet, GumbelSoftmaxGate, TemperatureSchedule
     from netwright.search.genotype import (
@@ -178,6 +182,7 @@ __all__ = [
     "ChoiceSpace",
     "CostPenalty",
     "DASSStages",
+    "Deadline",
     "EpochEnd",
     "FBNet",
     "FirstOrder",
@@ -189,6 +194,7 @@ __all__ = [
     "MaskedGate",
     "Network",
     "Objective",
+    "Pace",
     "PerturbationSelector",
     "Phased",
     "ProxylessCPU",
@@ -227,6 +233,7 @@ __all__ = [
     "mbconv_space",
     "method",
     "op_strengths",
+    "rehearse",
     "rho_sharpness",
     "sample_genotypes",
     "uniform_genotypes",
