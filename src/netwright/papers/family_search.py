@@ -38,7 +38,6 @@ RANDOM = "random search"
 LR, ALPHA_LR = 0.1, 3e-3
 DENSITY = 0.1
 REHEARSED = 5  # batches: one architecture step of ProxylessNAS among them
-REHEARSED_EPOCHS = 4  # after three epochs SD-DARTS has all its teachers
 MOST = 200  # architectures that random search may train
 COLUMNS = (
     "space", "method", "percentile of each seed", "mean", "90 % interval", "accuracy", "seconds used", "trained (mean)",
@@ -172,12 +171,14 @@ def reproduce(run: Run) -> Evidence:
         run.size("search validation images", full=2000, fast=32, specified=4000),
     ]
     batch = run.size("batch size", full=64, fast=16, scaled=False)
+    # After three epochs SD-DARTS has all its teachers, so the fourth is of the usual cost.
+    rehearsal = run.size("epochs of the rehearsal, each stage", full=4, fast=1, scaled=False)
     seconds = run.size("search time, tenths of a second", full=400, fast=2, scaled=False) / 10
     protocol = random_table.sizes(run)
     tables = {space: random_table.tabulate(run, space) for space in SPACES}
     names = {arm: (space, name) for space in SPACES for name, arm in arms_of(space).items()}
     found = run.arms(
-        {arm: [name, space, seconds, images, batch, protocol[1]] for arm, (space, name) in names.items()}, find
+        {arm: [name, space, seconds, images, batch, [rehearsal, protocol[1]]] for arm, (space, name) in names.items()}, find
     )
     scores = run.arms_by_seed(
         {f"{arm}, trained": [[g, protocol] for g in found[arm]["genotype"]] for arm in names}, random_table.score
@@ -196,7 +197,7 @@ def reproduce(run: Run) -> Evidence:
 
 
 def find(
-    seed: int, name: str, space: str, seconds: float, images: Sequence[int], batch: int, epochs: int
+    seed: int, name: str, space: str, seconds: float, images: Sequence[int], batch: int, epochs: Sequence[int]
 ) -> dict[str, Any]:
     """The arm that searches with one method for a wall time, on one thread.
 
@@ -207,31 +208,31 @@ def find(
         seconds: Wall time, selection included.
         images: Training images and validation images.
         batch: Images in a batch.
-        epochs: Epochs for which random search trains an architecture.
+        epochs: Epochs of each stage in the rehearsal, and epochs for which random search trains an architecture.
     """
     from netwright.cost import threads
 
     with threads(1):
-        make = METHODS[name].make
-        if make is None:
-            return _random(seed, space, seconds, images, epochs)
-        return _searched(seed, make, METHODS[name].shares, space, seconds, images, batch)
+        if METHODS[name].make is None:
+            return _random(seed, space, seconds, images, epochs[1])
+        return _searched(seed, METHODS[name], space, seconds, images, batch, epochs[0])
 
 
 def _searched(
-    seed: int, make: Make, shares: Sequence[float], space: str, seconds: float, images: Sequence[int], batch: int
+    seed: int, method: Method, space: str, seconds: float, images: Sequence[int], batch: int, rehearsal: int
 ) -> dict[str, Any]:
     from netwright.search import Deadline, rehearse
 
+    assert method.make is not None
+    make, shares = method.make, method.shares
     train, validation = small_images.halves(seed, images, batch)
-    few = small_images.halves(seed, images, batch, steps=min(REHEARSED, len(train)))
-    scale = len(train) / len(few[0])
-    pace = rehearse(make(space, seed, [REHEARSED_EPOCHS] * len(shares), len(few[1])), *few, seed=seed, scale=scale)
+    rehearsed = make(space, seed, [rehearsal] * len(shares), len(validation))
+    pace = rehearse(rehearsed, train, validation, seed=seed, batches=REHEARSED)
     planned = pace.epochs(seconds, shares)
     start = time.perf_counter()
     searcher = make(space, seed, planned, len(validation))
-    left = max(seconds - pace.selection - (time.perf_counter() - start), seconds / 10)
-    result = searcher.search(train, validation, seed=seed, on_epoch=Deadline(left, pace))
+    left = seconds - pace.selection - (time.perf_counter() - start)
+    result = searcher.search(train, validation, seed=seed, on_epoch=Deadline(max(left, seconds / 10), pace))
     return {
         "genotype": result.genotype.to_dict(),
         "seconds": time.perf_counter() - start,

@@ -43,9 +43,7 @@ def parts(seed: int, train: int, held_out: int, test: int) -> tuple[dict[str, Te
     return found, Normalise((float(pixels.mean()),), (float(pixels.std()),))
 
 
-def halves(
-    seed: int, images: Sequence[int], batch: int, *, indexed: bool = False, steps: int | None = None
-) -> tuple[Batches, Batches]:
+def halves(seed: int, images: Sequence[int], batch: int, *, indexed: bool = False) -> tuple[Batches, Batches]:
     """Batches of the training and of the validation part of :func:`parts`, for a search.
 
     Args:
@@ -53,14 +51,13 @@ def halves(
         images: Training images and validation images.
         batch: Images in a batch.
         indexed: Whether batches tell the indices of their images.
-        steps: Batches an epoch, by default one pass.
     """
     from netwright.data import Batches
 
     train, held_out = images
     data, normalise = parts(seed, train, held_out, 0)
     first, second = (
-        Batches(data[name], batch, seed=seed, normalise=normalise, name=name, indexed=indexed, steps=steps)
+        Batches(data[name], batch, seed=seed, normalise=normalise, name=name, indexed=indexed)
         for name in ("train", "validation")
     )
     return first, second

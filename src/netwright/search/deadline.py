@@ -10,12 +10,14 @@ with the seconds ``pace_s`` of an epoch of stage s, and planned anew from what e
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from netwright.results import Result
+from netwright.search.pairs import Pairs
 
 if TYPE_CHECKING:
     from netwright.search.searcher import EpochEnd, Searcher
@@ -55,45 +57,62 @@ class Pace(Result):
         return [max(1, round(whole * share)) for share in shares]
 
 
-def rehearse(searcher: Searcher, train: Any, val: Any, *, seed: int, scale: float = 1.0) -> Pace:
+def rehearse(searcher: Searcher, train: Any, val: Any, *, seed: int, batches: int = 5) -> Pace:
     """Measures the pace of a method by a small search, which is thrown away.
 
     The last epoch of each stage counts: the first ones also pay for what is done once, and a method may need some
-    before its steps are of the usual cost.
+    before its steps are of the usual cost. The selection is that of the real search.
 
     Args:
         searcher: The method with a few epochs in every stage; it is used up.
-        train, val: A few batches of the size that the search will have.
+        train, val: The batches of the real search.
         seed: Seed of the search.
-        scale: Batches of an epoch over those few, by which the measured times are multiplied, > 0.
+        batches: How many of each are used in an epoch, at least 1; the times are multiplied by what is left out.
 
     Raises:
-        ValueError: If ``scale`` is not positive, a stage has no epoch, or the search refuses its arguments.
+        ValueError: If ``batches`` is below 1, a stage has no epoch, or the search refuses its arguments.
 
     Example:
         >>> import torch
         >>> from netwright.search import DARTS, spaces
         >>> supernet = spaces.get("micro-darts-2-shared").supernet(1, 3, channels=2, seed=0)
         >>> batch = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
-        >>> pace = rehearse(DARTS(supernet, epochs=2), [batch], [batch], seed=0, scale=10)
+        >>> pace = rehearse(DARTS(supernet, epochs=2), [batch] * 20, [batch] * 20, seed=0)
         >>> list(pace.stages), pace.stages["search"] > pace.selection
         (['search'], True)
     """
-    if not scale > 0:
-        raise ValueError(f"scale must be > 0, got {scale}")
+    if batches < 1:
+        raise ValueError(f"batches must be >= 1, got {batches}")
     for stage in searcher.stages:
         if stage.epochs < 1:
             raise ValueError(f"epochs of stage {stage.name!r} must be >= 1 in a rehearsal, got {stage.epochs}")
+    few = _First(train, batches), _First(val, batches)
+    pairs = Pairs(*few, searcher)
+    scale = len(Pairs(train, val, searcher)) / len(pairs)
     took: dict[str, float] = {}
-    last = time.perf_counter()
+    searcher.prepare(seed=seed, steps_per_epoch=len(few[0]))
+    while not searcher.finished:
+        start = time.perf_counter()
+        for train_batch, val_batch in pairs:
+            searcher.step(train_batch, val_batch)
+        ended = searcher.end_epoch()
+        took[ended.stage] = (time.perf_counter() - start) * scale
+    start = time.perf_counter()
+    searcher.result(train, val)
+    return Pace(took, time.perf_counter() - start)
 
-    def look(ended: EpochEnd) -> None:
-        nonlocal last
-        now = time.perf_counter()
-        took[ended.stage], last = (now - last) * scale, now
 
-    searcher.search(train, val, seed=seed, on_epoch=look)
-    return Pace(took, (time.perf_counter() - last) * scale)
+class _First:
+    """The first batches of a loader."""
+
+    def __init__(self, loader: Any, batches: int):
+        self.loader, self.batches = loader, batches
+
+    def __len__(self) -> int:
+        return min(self.batches, len(self.loader))
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(self.loader, self.batches)
 
 
 class Deadline:
