@@ -49,7 +49,7 @@ def reproduce(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Run the experiments that test papers' claims, or compare a family. Exit 0 whatever is found; an interrupted run goes on."""
+    """Run the experiments that test papers' claims, or compare a family. Exit 0 whatever is found; a rerun goes on."""
     with guarded(quiet, debug):
         from netwright.papers import reproduce as run_papers
 

@@ -1,16 +1,15 @@
 """What does each search find in the same time, among random architectures of its space?
 
-One table of random architectures a space, trained alike (:mod:`netwright.papers.random_table`): ``micro-darts-2-shared``,
-and ``micro-chain`` for the methods of MBConv chains; the gates of ProxylessNAS and FBNet are tried on both. Each method
-searches on Fashion-MNIST at 16x16 for the same wall time on one thread, selection included, with the same two halves of
-images: what it finds is trained as the table's entries were and ranked among them. Random search trains as many
-architectures as the time allows, by the same protocol on the first half, and keeps the one that is most accurate on the
-second.
+Two tables of random architectures, each trained alike: of ``micro-darts-2-shared``, and of ``micro-chain`` for the
+methods of MBConv chains; the gates of ProxylessNAS and FBNet are tried on both. Each method searches on Fashion-MNIST
+at 16x16 for the same wall time on one thread, selection included, with the same two halves of images. What it finds is
+trained as the table's entries were and ranked among them. Random search trains as many architectures as the time
+allows, by the table's protocol on the first half, and keeps the one that is most accurate on the second.
 
-How many epochs fit is found by a rehearsal that is not counted, and corrected as the search goes on
-(:mod:`netwright.search.deadline`), so that each learning rate comes to its end; what each used is stated. The rates are
-those of short searches, 0.1 for weights and 0.003 for alphas, for all methods but FBNet, whose temperature and theta go
-as far as in the paper's 80 epochs. DASS searches at a density of 0.1, and what it finds is trained dense as all are.
+How many epochs fit is found by a rehearsal that is not counted, and corrected as the search goes on, so that each
+learning rate comes to its end; what each used is stated. The rates are those of short searches, 0.1 for weights and
+0.003 for alphas, for all methods but FBNet, whose temperature and theta go as far as in the paper's 80 epochs. DASS
+searches at a density of 0.1, and what it finds is trained dense as all are.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from netwright.papers import random_table, small_images
 from netwright.papers.evidence import Evidence, Verdict, all_of, bootstrap, compare, mean
+from netwright.papers.evidence.statistics import floats
 from netwright.papers.index import Claim, Comparison
 from netwright.papers.run import Arms, Run
 from netwright.results import save_figure
@@ -78,7 +78,7 @@ def _darts(space: str, seed: int, epochs: list[int], batches: int, *, order: Any
 def _dass(space: str, seed: int, epochs: list[int], batches: int) -> Any:
     from netwright.search import DASS, DASSStages
 
-    stages = DASSStages(*epochs, lr=LR, weight_decay=3e-4, momentum=0.9)
+    stages = DASSStages(epochs[0], epochs[1], epochs[2], lr=LR, weight_decay=3e-4, momentum=0.9)
     return DASS(_supernet(space, seed), DENSITY, stages, unrolled=False, alpha_lr=ALPHA_LR)
 
 
@@ -108,7 +108,12 @@ def _fbnet(space: str, seed: int, epochs: list[int], batches: int) -> Any:
 
     temperature = TemperatureSchedule(rate=0.045 * 80 / epochs[1])
     return FBNet(
-        _supernet(space, seed), warmup_epochs=epochs[0], epochs=sum(epochs), temperature=temperature, lr=LR, alpha_lr=0.1
+        _supernet(space, seed),
+        warmup_epochs=epochs[0],
+        epochs=sum(epochs),
+        temperature=temperature,
+        lr=LR,
+        alpha_lr=0.1,
     )
 
 
@@ -178,7 +183,8 @@ def reproduce(run: Run) -> Evidence:
     tables = {space: random_table.tabulate(run, space) for space in SPACES}
     names = {arm: (space, name) for space in SPACES for name, arm in arms_of(space).items()}
     found = run.arms(
-        {arm: [name, space, seconds, images, batch, [rehearsal, protocol[1]]] for arm, (space, name) in names.items()}, find
+        {arm: [name, space, seconds, images, batch, [rehearsal, protocol[1]]] for arm, (space, name) in names.items()},
+        find,
     )
     scores = run.arms_by_seed(
         {f"{arm}, trained": [[g, protocol] for g in found[arm]["genotype"]] for arm in names}, random_table.score
@@ -296,18 +302,19 @@ def ranking(evidence: Evidence) -> list[list[str]]:
     rows = []
     for space in SPACES:
         for name, arm in arms_of(space).items():
-            figures = evidence.figures[arm]
-            low, high = bootstrap(figures["percentile"])
+            figures = {key: floats(values) for key, values in evidence.figures[arm].items()}
+            ranks, seconds = figures["percentile"], figures["seconds"]
+            low, high = bootstrap(ranks)
             trained = "architectures" if "architectures" in figures else "epochs"
             rows.append(
                 [
                     space,
                     name,
-                    ", ".join(f"{value:.0f}" for value in figures["percentile"]),
-                    f"{mean(figures['percentile']):.1f}",
+                    ", ".join(f"{value:.0f}" for value in ranks),
+                    f"{mean(ranks):.1f}",
                     f"{low:.1f} to {high:.1f}",
                     f"{mean(figures['accuracy']):.4f}",
-                    f"{min(figures['seconds']):.1f} to {max(figures['seconds']):.1f}",
+                    f"{min(seconds):.1f} to {max(seconds):.1f}",
                     f"{mean(figures[trained]):.1f} {trained}",
                 ]
             )

@@ -395,7 +395,8 @@ def _chosen(slugs: Iterable[str], family: str | None) -> list[str]:
         asked = [card.slug for card in papers()]
     if not asked:
         raise UserError(
-            "no paper was named", cure="name one of `netwright papers`, all of them with: all, or a family with --family"
+            "no paper was named",
+            cure="name one of `netwright papers`, all of them with: all, or a family with --family",
         )
     return [get(slug).slug for slug in dict.fromkeys(asked)]
 
