@@ -68,7 +68,7 @@ def new_axes(ax: Axes | None = None, *, size: tuple[float, float] = (5.0, 3.2)) 
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Writes a figure as its suffix says, atomically and with the same bytes each time.
+    """Writes a figure as its suffix says, atomically; the same drawing gives the same bytes.
 
     Args:
         figure: The figure.

@@ -99,6 +99,17 @@ def test_the_ranking_tells_time_and_interval(tmp_path):
     assert all(len(row) == len(family_search.COLUMNS) for row in rows)
 
 
+def test_the_page_tells_what_was_found(pages, tmp_path):
+    found = evidence(tmp_path, arms(random=40))
+    page = pages.family_part(family_search, found)
+    assert "netwright reproduce --family search --jobs 2" in page
+    assert "](../methods/family-search.svg)" in page
+    assert f"| {CHAIN} | FBNet | 60, 61, 62, 63, 64 | 62.0 |" in page
+    assert f"On {CHAIN} FBNet ranks above random search. | **supported** | 20" in page
+    assert found.commit in page
+    assert "No full run is recorded yet." in pages.family_part(family_search, None)
+
+
 def test_a_comparison_has_no_card_among_the_papers():
     assert list(index.comparisons()) == ["search"]
     assert CARD.slug == "family-search"
