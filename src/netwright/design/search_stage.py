@@ -146,8 +146,9 @@ class _Clock:
         if room >= left:
             return
         present = searcher.stage.name
+        begun = present if searcher.stage_epoch else None  # a stage that has not begun keeps an epoch
         kept = {
-            name: max(0 if name == present else 1, math.floor(epochs * max(0, room) / left))
+            name: max(0 if name == begun else 1, math.floor(epochs * max(0, room) / left))
             for name, epochs in planned.items()
         }
         if kept == planned:
