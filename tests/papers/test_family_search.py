@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from netwright.console import UserError
 from netwright.papers import family_search, index
 from netwright.papers.evidence import Evidence
-from netwright.papers.family_search import CARD, CHAIN, METHODS, RANDOM, SPACES, arms_of
+from netwright.papers.family_search import BEST, CARD, CHAIN, METHODS, RANDOM, SPACES, arms_of
 from netwright.papers.random_table import RandomTable
 from netwright.papers.run import Run, published, published_path, reproduce
 
@@ -36,6 +36,7 @@ def arms(random=50, **others):
                 "seconds": [39.0, 40.0, 40.0, 41.0, 40.0],
                 "architectures" if name == RANDOM else "epochs": [10] * SEEDS,
             }
+        found[f"{space}: {BEST}"] = {"percentile": ranks(90), "accuracy": [0.8] * SEEDS}
     return found
 
 
@@ -81,16 +82,18 @@ def test_the_picture_holds_every_seed(tmp_path):
     figure = family_search.figure(evidence(tmp_path, arms(random=40)))
     assert [ax.get_title(loc="left") for ax in figure.axes] == list(SPACES)
     for ax, space in zip(figure.axes, SPACES, strict=True):
-        names = list(arms_of(space))
+        names = [*arms_of(space), BEST]
         assert [label.get_text() for label in ax.get_yticklabels()] == names
         dots = [tuple(points.get_offsets()[:, 0]) for points in ax.collections]
         assert dots[0] == tuple(ranks(40))
-        assert dots[1:] == [tuple(ranks(60))] * (len(names) - 1)
+        assert dots[1:-1] == [tuple(ranks(60))] * (len(names) - 2)
+        assert dots[-1] == tuple(ranks(90))
 
 
 def test_the_ranking_tells_time_and_interval(tmp_path):
     rows = family_search.ranking(evidence(tmp_path, arms()))
-    assert len(rows) == sum(len(arms_of(space)) for space in SPACES)
+    assert len(rows) == sum(len(arms_of(space)) + 1 for space in SPACES)
+    assert rows[-1][1:4] == [BEST, "90, 91, 92, 93, 94", "92.0"]
     assert rows[1][:4] == [SPACES[0], "DARTS, first order", "60, 61, 62, 63, 64", "62.0"]
     assert rows[1][5:] == ["0.7000", "39.0 to 41.0", "10.0 epochs"]
     low, high = map(float, rows[1][4].split(" to "))
@@ -153,10 +156,16 @@ def test_an_interrupted_comparison_goes_on(tmp_path, monkeypatch):
         return {"genotype": {"space": space}, "seconds": 1.0, "architectures" if name == RANDOM else "epochs": 3}
 
     find.__qualname__ = "find"
-    table = RandomTable("x", (0.5, 0.6, 0.7), (1, 2, 3), ({},) * 3)
+    table = RandomTable("x", (0.5, 0.6, 0.7), (1, 2, 3), ({"number": 0}, {"number": 1}, {"number": 2}))
+    scored = []
+
+    def score(seed, genotype, protocol):
+        scored.append((seed, genotype.get("number")))
+        return {"accuracy": 0.65, "parameters": 5}
+
     monkeypatch.setattr(family_search, "find", find)
     monkeypatch.setattr(family_search.random_table, "tabulate", lambda run, space: table)
-    monkeypatch.setattr(family_search.random_table, "score", lambda *_: {"accuracy": 0.65, "parameters": 5})
+    monkeypatch.setattr(family_search.random_table, "score", score)
     with pytest.raises(KeyboardInterrupt):
         reproduce(family="search", seeds=2, out=tmp_path)
     assert not (tmp_path / "evidence.json").exists()
@@ -164,6 +173,7 @@ def test_an_interrupted_comparison_goes_on(tmp_path, monkeypatch):
     pairs = 2 * sum(len(arms_of(space)) for space in SPACES)
     assert len(calls) == pairs + 1  # the interrupted one twice, no other
     assert found.figures[f"{CHAIN}: FBNet"]["percentile"] == [pytest.approx(200 / 3)] * 2
+    assert [pair for pair in scored if pair[1] is not None] == [(1, 2), (2, 2)] * 2  # the best, from other seeds
     assert found.details[f"table: {CHAIN}"]["accuracy"] == [[0.5, 0.6, 0.7]]
     assert Evidence.load(tmp_path / "evidence.json") == found
     assert (tmp_path / "evidence.svg").read_text().count("<svg") == 1

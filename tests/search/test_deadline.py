@@ -88,6 +88,13 @@ def test_a_search_ends_at_the_epoch_nearest_to_the_time(clock, real, epochs):
     assert result.wall_time == pytest.approx(epochs * real)
 
 
+@pytest.mark.parametrize(("selection", "epochs"), [(3.0, 7), (9.0, 1), (20.0, 1)])
+def test_the_selection_is_part_of_the_time(clock, selection, epochs):
+    search = make(Step(clock, 1.0), 10)
+    pace = Pace({"search": 1.0}, selection)
+    assert len(search.search([BATCH], [BATCH], seed=0, on_epoch=Deadline(10.0, pace)).epochs) == epochs
+
+
 def test_the_learning_rate_still_comes_to_its_end(clock):
     search = make(Step(clock, 0.2), 10)
     result = search.search([BATCH] * 10, [BATCH] * 10, seed=0, on_epoch=Deadline(10.0, Pace({"search": 1.0})))

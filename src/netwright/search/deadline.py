@@ -122,8 +122,8 @@ class Deadline:
     that has not begun keeps one at least.
 
     Args:
-        seconds: Wall time of the search without its selection, > 0.
-        pace: What epochs are expected to take; those of a stage under way are known better from the last one.
+        seconds: Wall time of the search, selection included, > 0.
+        pace: What epochs and selection are expected to take; for a stage under way its last epoch tells better.
 
     Raises:
         ValueError: If ``seconds`` is not positive.
@@ -141,7 +141,7 @@ class Deadline:
     def __init__(self, seconds: float, pace: Pace):
         _positive(seconds)
         self.seconds = seconds
-        self._pace = dict(pace.stages)
+        self._end, self._pace = seconds - pace.selection, dict(pace.stages)
         self._before = 0.0
 
     def __call__(self, ended: EpochEnd) -> None:
@@ -152,7 +152,7 @@ class Deadline:
         expected = sum(epochs * self._pace[name] for name, epochs in left.items())
         if not expected:
             return
-        scale = max(0.0, self.seconds - searcher.seconds) / expected
+        scale = max(0.0, self._end - searcher.seconds) / expected
         begun = searcher.stage_epoch > 0
         changes = {}
         for name, epochs in left.items():
