@@ -103,6 +103,9 @@ _NAMES = {
     "Stage": "stages",
     "EpochEnd": "searcher",
     "Searcher": "searcher",
+    "Deadline": "deadline",
+    "Pace": "deadline",
+    "rehearse": "deadline",
     "SearchModule": "lightning",
     "SearchResult": "result",
 }
@@ -115,6 +118,7 @@ if TYPE_CHECKING:
     from netwright.search.brief import Brief
     from netwright.search.darts import DARTS
     from netwright.search.dass import DASS, DASSStages
+    from netwright.search.deadline import Deadline, Pace, rehearse
     from netwright.search.drawing import draw
     from netwright.search.fbnet import FBNet, GumbelSoftmaxGate, TemperatureSchedule
     from netwright.search.genotype import (
@@ -192,6 +196,7 @@ __all__ = [
     "ChoiceSpace",
     "CostPenalty",
     "DASSStages",
+    "Deadline",
     "EpochEnd",
     "ExpectedCost",
     "FBNet",
@@ -207,6 +212,7 @@ __all__ = [
     "Network",
     "NetworkCost",
     "Objective",
+    "Pace",
     "PerturbationSelector",
     "Phased",
     "ProxylessCPU",
@@ -247,6 +253,7 @@ __all__ = [
     "method",
     "multiply_adds",
     "op_strengths",
+    "rehearse",
     "rho_sharpness",
     "sample_genotypes",
     "uniform_genotypes",
