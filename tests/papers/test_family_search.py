@@ -55,7 +55,7 @@ def test_every_search_of_netwright_takes_part():
 def test_a_method_makes_a_searcher_with_the_stages_asked_for(name):
     method = METHODS[name]
     for space in method.spaces:
-        searcher = method.make(space, 3, list(range(2, 2 + len(method.shares))), 8)
+        searcher = method.searcher(space, 3, list(range(2, 2 + len(method.shares))), 8)
         assert [stage.epochs for stage in searcher.stages] == list(range(2, 2 + len(method.shares)))
         assert searcher.supernet.space.name == space
     assert sum(method.shares) == pytest.approx(1.0)

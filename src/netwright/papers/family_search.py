@@ -15,7 +15,7 @@ trained again from other seeds: its rank says how much of a rank is chance.
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,12 +32,12 @@ from netwright.seeding import stream
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from netwright.search.brief import Brief
     from netwright.search.searcher import Searcher
 
 CELLS, CHAIN = "micro-darts-2-shared", "micro-chain"
 RANDOM = "random search"
 BEST = "best of the table, again"
-LR, ALPHA_LR = 0.1, 3e-3
 DENSITY = 0.1
 REHEARSED = 5  # batches: one architecture step of ProxylessNAS among them
 MOST = 200  # architectures that random search may train
@@ -45,8 +45,8 @@ COLUMNS = (
     "space", "method", "percentile of each seed", "mean", "90 % interval", "accuracy", "seconds used", "trained (mean)",
 )  # fmt: skip
 
-Make = Callable[[str, int, list[int], int], "Searcher"]
-"""``(space, seed, epochs of each stage, batches of an epoch)`` to the searcher."""
+Make = Callable[[Any, "Brief", int], "Searcher"]
+"""``(supernet, brief, batches of an epoch)`` to the searcher."""
 
 
 @dataclass(frozen=True)
@@ -55,81 +55,58 @@ class Method:
 
     Attributes:
         spaces: The spaces on which it is tried.
-        make: The searcher; None for random search.
-        shares: Share of the epochs of each stage.
+        name: Its name in :data:`netwright.search.METHODS`.
+        make: The searcher, where that is not the short search of the name.
     """
 
     spaces: tuple[str, ...]
-    make: Make | None
-    shares: tuple[float, ...] = (1.0,)
+    name: str
+    make: Make | None = None
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Share of the epochs of each stage."""
+        from netwright.search import method
+
+        shares: tuple[float, ...] = method(self.name).shares
+        return shares
+
+    def searcher(self, space: str, seed: int, epochs: list[int], batches: int) -> Searcher:
+        """The searcher with its supernet."""
+        from netwright.search import Brief, method, spaces
+
+        supernet = spaces.get(space).supernet(1, 10, seed=seed)
+        brief = Brief(epochs, DENSITY)
+        if self.make is not None:
+            return self.make(supernet, brief, batches)
+        searcher: Searcher = method(self.name).short(supernet, brief)
+        return searcher
 
 
-def _supernet(space: str, seed: int) -> Any:
-    from netwright.search import spaces
+def _second_order(supernet: Any, brief: Brief, batches: int) -> Searcher:
+    from netwright.search import DARTS
 
-    return spaces.get(space).supernet(1, 10, seed=seed)
+    return DARTS(supernet, 2, epochs=sum(brief.epochs), lr=brief.lr, alpha_lr=brief.alpha_lr)
 
 
-def _darts(space: str, seed: int, epochs: list[int], batches: int, *, order: Any = 1, removals: bool = False) -> Any:
+def _removals(supernet: Any, brief: Brief, batches: int) -> Searcher:
     from netwright.search import DARTS, PerturbationSelector
 
-    selector = PerturbationSelector(tune_epochs=1, max_val_batches=max(1, batches // 4)) if removals else None
-    return DARTS(_supernet(space, seed), order, selector=selector, epochs=epochs[0], lr=LR, alpha_lr=ALPHA_LR)
-
-
-def _dass(space: str, seed: int, epochs: list[int], batches: int) -> Any:
-    from netwright.search import DASS, DASSStages
-
-    stages = DASSStages(epochs[0], epochs[1], epochs[2], lr=LR, weight_decay=3e-4, momentum=0.9)
-    return DASS(_supernet(space, seed), DENSITY, stages, unrolled=False, alpha_lr=ALPHA_LR)
-
-
-def _rarts(space: str, seed: int, epochs: list[int], batches: int) -> Any:
-    from netwright.search import RARTS
-
-    return RARTS(_supernet(space, seed), epochs=epochs[0], lr=LR, alpha_lr=ALPHA_LR)
-
-
-def _sd_darts(space: str, seed: int, epochs: list[int], batches: int) -> Any:
-    from netwright.search import SDDARTS
-
-    return SDDARTS(_supernet(space, seed), epochs=epochs[0], lr=LR, alpha_lr=ALPHA_LR)
-
-
-def _proxyless(space: str, seed: int, epochs: list[int], batches: int) -> Any:
-    from netwright.search import ProxylessNAS
-
-    return ProxylessNAS(
-        _supernet(space, seed), warmup_epochs=epochs[0], epochs=epochs[1], settle_epochs=0,
-        lr=LR, warmup_lr=LR, alpha_lr=ALPHA_LR,
-    )  # fmt: skip
-
-
-def _fbnet(space: str, seed: int, epochs: list[int], batches: int) -> Any:
-    from netwright.search import FBNet, TemperatureSchedule
-
-    temperature = TemperatureSchedule(rate=0.045 * 80 / epochs[1])
-    return FBNet(
-        _supernet(space, seed),
-        warmup_epochs=epochs[0],
-        epochs=sum(epochs),
-        temperature=temperature,
-        lr=LR,
-        alpha_lr=0.1,
-    )
+    selector = PerturbationSelector(tune_epochs=1, max_val_batches=max(1, batches // 4))
+    return DARTS.short(supernet, dataclasses.replace(brief, chosen=selector))
 
 
 # A method joins the comparison by one line here.
 METHODS: dict[str, Method] = {
-    RANDOM: Method((CELLS, CHAIN), None),
-    "DARTS, first order": Method((CELLS,), _darts),
-    "DARTS, second order": Method((CELLS,), functools.partial(_darts, order=2)),
-    "DARTS-PT": Method((CELLS,), functools.partial(_darts, removals=True)),
-    "DASS": Method((CELLS,), _dass, (0.4, 0.2, 0.4)),
-    "RARTS": Method((CELLS,), _rarts),
-    "SD-DARTS": Method((CELLS,), _sd_darts),
-    "ProxylessNAS": Method((CELLS, CHAIN), _proxyless, (1 / 4, 3 / 4)),
-    "FBNet": Method((CELLS, CHAIN), _fbnet, (1 / 9, 8 / 9)),
+    RANDOM: Method((CELLS, CHAIN), "random"),
+    "DARTS, first order": Method((CELLS,), "darts"),
+    "DARTS, second order": Method((CELLS,), "darts", _second_order),
+    "DARTS-PT": Method((CELLS,), "darts", _removals),
+    "DASS": Method((CELLS,), "dass"),
+    "RARTS": Method((CELLS,), "rarts"),
+    "SD-DARTS": Method((CELLS,), "sd-darts"),
+    "ProxylessNAS": Method((CELLS, CHAIN), "proxylessnas"),
+    "FBNet": Method((CELLS, CHAIN), "fbnet"),
 }
 
 
@@ -238,7 +215,7 @@ def find(
     from netwright.cost import threads
 
     with threads(1):
-        if METHODS[name].make is None:
+        if name == RANDOM:
             return _random(seed, space, seconds, images, epochs[1])
         return _searched(seed, METHODS[name], space, seconds, images, batch, epochs[0])
 
@@ -248,8 +225,7 @@ def _searched(
 ) -> dict[str, Any]:
     from netwright.search import Deadline, rehearse
 
-    assert method.make is not None
-    make, shares = method.make, method.shares
+    make, shares = method.searcher, method.shares
     train, validation = small_images.halves(seed, images, batch)
     rehearsed = make(space, seed, [rehearsal] * len(shares), len(validation))
     pace = rehearse(rehearsed, train, validation, seed=seed, batches=REHEARSED)
