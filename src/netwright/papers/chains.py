@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,12 +15,12 @@ if TYPE_CHECKING:
 
     from netwright.papers.run import Arms
     from netwright.search.genotype import Genotype
-    from netwright.search.spaces import AnySpace
+    from netwright.search.spaces.choices import ChoiceSpace
     from netwright.search.supernet import Supernet
 
 SHAPE = (1, 16, 16)
 LR = 0.1
-DRAWS = 1000
+DRAWS = 10_000
 
 
 def trained(
@@ -108,8 +109,8 @@ def undecided(supernet: Supernet, table: Mapping[Any, float]) -> float:
     return sum(mean(row) for row in rows) + float(table.get(CONSTANT, 0.0))
 
 
-def macs_range(space: AnySpace, genotypes: Iterable[Mapping[str, Any]], margin: float = 0.1) -> tuple[float, float]:
-    """Least and most multiply-adds of architectures, given as plain values, with a margin on both sides."""
+def macs_range(space: ChoiceSpace, genotypes: Iterable[Mapping[str, Any]], margin: float = 0.1) -> tuple[float, float]:
+    """Least and most multiply-adds of what architectures, given as plain values, chose, with a margin on both sides."""
     from netwright.search.genotype import Genotype
 
     costs = [_macs(space, Genotype.from_dict(genotype)) for genotype in genotypes]
@@ -117,9 +118,9 @@ def macs_range(space: AnySpace, genotypes: Iterable[Mapping[str, Any]], margin: 
 
 
 def random_within(
-    space: AnySpace, low: float, high: float, count: int, generator: torch.Generator
+    space: ChoiceSpace, low: float, high: float, count: int, generator: torch.Generator
 ) -> list[dict[str, Any]]:
-    """Different random architectures, as plain values, whose multiply-adds lie between two bounds.
+    """Different random architectures, as plain values, whose choices have multiply-adds between two bounds.
 
     Raises:
         ValueError: If too few are found.
@@ -127,17 +128,27 @@ def random_within(
     found: dict[Genotype, None] = {}
     for _ in range(DRAWS):
         drawn = space.random(generator)
-        if drawn not in found and low <= _macs(space, drawn) <= high:
+        if low <= _macs(space, drawn) <= high:
             found[drawn] = None
         if len(found) == count:
             return [genotype.to_dict() for genotype in found]
     raise ValueError(f"the bounds must leave {count} architectures, got {low:g} to {high:g} with {len(found)}")
 
 
-def _macs(space: AnySpace, genotype: Genotype) -> float:
+def _macs(space: ChoiceSpace, genotype: Genotype) -> float:
+    costs = _candidates(space)
+    return sum(costs[key][name] for key, name in space.decisions(genotype).items())
+
+
+@functools.lru_cache(maxsize=8)
+def _candidates(space: ChoiceSpace) -> dict[str, dict[str, float]]:
+    """Multiply-adds of every candidate for one image, by key and name."""
     from netwright.cost import count
 
-    return float(count(space.build(genotype, SHAPE[0], 10, seed=0), SHAPE).macs)
+    supernet = space.supernet(SHAPE[0], 10)
+    table = {key: float(count(op, size).macs) for key, (op, size) in supernet.operations(SHAPE).items()}
+    names = space.choices()
+    return {key: dict(zip(names[key], row, strict=True)) for key, row in supernet.candidate_costs(table, SHAPE).items()}
 
 
 def line(latencies: Sequence[Sequence[float]], accuracies: Sequence[Sequence[float]]) -> Callable[[int, float], float]:
