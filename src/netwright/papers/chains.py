@@ -72,24 +72,24 @@ def best(scores: Sequence[float]) -> int:
 
 def placed(
     genotypes: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
-    trained: Mapping[str, Mapping[str, Sequence[Sequence[float]]]],
+    scores: Mapping[str, Mapping[str, Sequence[Sequence[float]]]],
     ms: Callable[[Mapping[str, Any]], float],
 ) -> Arms:
     """Of what each way found: accuracy, latency, and the accuracy that random networks have at that latency.
 
     Args:
         genotypes: By way, for each seed, the architectures to choose among, ``"random"`` among the ways.
-        trained: What :func:`trained` gave for them, by way and seed; further ones at the end are left out.
+        scores: What :func:`trained` gave for them, by way and seed; further ones at the end are left out.
         ms: The latency of an architecture.
 
     Returns:
         Of every way the network that is best on validation images; of ``"random"`` the means.
     """
     times = {way: [[ms(genotype) for genotype in each] for each in by_seed] for way, by_seed in genotypes.items()}
-    level = line(times["random"], trained["random"]["accuracy"])
+    level = line(times["random"], scores["random"]["accuracy"])
     arms: Arms = {}
     for way, by_seed in times.items():
-        rows = {**trained[way], "latency, ms": by_seed}
+        rows = {**scores[way], "latency, ms": by_seed}
         if way == "random":
             arms[way] = {name: [mean(each) for each in values] for name, values in rows.items()}
             continue

@@ -22,6 +22,21 @@ Settings = Mapping[str, Any]
 """Fields of a :class:`netwright.search.latency.Setup`."""
 
 
+def settings(run: Run, devices: Mapping[str, int]) -> dict[str, Settings]:
+    """How devices are measured that differ in the inputs at once: one alone on one thread, more on two.
+
+    Args:
+        run: The reproduction; it notes threads and timed calls.
+        devices: Inputs at once, by name.
+    """
+    repeats = run.size("timed calls", full=100, fast=2, scaled=False)
+    threads = run.size("threads of a device with several inputs at once", full=2, fast=1, scaled=False)
+    return {
+        name: {"batch": inputs, "threads": threads if inputs > 1 else 1, "repeats": repeats}
+        for name, inputs in devices.items()
+    }
+
+
 def tables(space: AnySpace, shape: Shape, devices: Mapping[str, Settings], count: int) -> dict[str, Any]:
     """A latency table for every device, and how well it foretells random architectures.
 
@@ -40,8 +55,8 @@ def tables(space: AnySpace, shape: Shape, devices: Mapping[str, Settings], count
 
     drawn = uniform_genotypes(space, count, seed=0)
     found: dict[str, Any] = {}
-    for device, settings in devices.items():
-        setup = Setup(**settings)
+    for device, setting in devices.items():
+        setup = Setup(**setting)
         table = measure(space, shape, setup=setup)
         predicted = [predict(space, genotype, table, shape) for genotype in drawn]
         measured = measured_all(space, drawn, shape, setup=setup)
@@ -86,13 +101,13 @@ def agreement(predicted: Sequence[float], measured: Sequence[float]) -> dict[str
     }
 
 
-def clock(space: AnySpace, shape: Shape, genotypes: Sequence[Mapping[str, Any]], settings: Settings) -> dict[str, Any]:
+def clock(space: AnySpace, shape: Shape, genotypes: Sequence[Mapping[str, Any]], setting: Settings) -> dict[str, Any]:
     """Milliseconds of architectures, given as plain values, by the clock: ``{"ms": [...]}``."""
     from netwright.search.genotype import Genotype
     from netwright.search.latency import Setup, measured_all
 
     found = [Genotype.from_dict(genotype) for genotype in genotypes]
-    return {"ms": measured_all(space, found, shape, setup=Setup(**settings))}
+    return {"ms": measured_all(space, found, shape, setup=Setup(**setting))}
 
 
 def clocked(
@@ -100,7 +115,7 @@ def clocked(
     name: str,
     genotypes: Iterable[Mapping[str, Any]],
     function: Callable[..., Mapping[str, Any]],
-    settings: Settings,
+    setting: Settings,
 ) -> Callable[[Mapping[str, Any]], float]:
     """Measures architectures, given as plain values, all in turns in one arm of the run; equal ones once.
 
@@ -108,8 +123,8 @@ def clocked(
         run: The reproduction.
         name: Of the arm.
         genotypes: What is to be measured.
-        function: An experiment's ``function(seed, genotypes, settings)`` that calls :func:`clock` with its space.
-        settings: How to measure.
+        function: An experiment's ``function(seed, genotypes, setting)`` that calls :func:`clock` with its space.
+        setting: How to measure.
 
     Returns:
         ``ms(genotype)``: the milliseconds of each.
@@ -117,7 +132,7 @@ def clocked(
     from netwright.storage import digest
 
     distinct = {digest(genotype): genotype for genotype in genotypes}
-    (ms,) = run.arms({name: [list(distinct.values()), dict(settings)]}, function, seeds=[0])[name]["ms"]
+    (ms,) = run.arms({name: [list(distinct.values()), dict(setting)]}, function, seeds=[0])[name]["ms"]
     times = dict(zip(distinct, ms, strict=True))
     return lambda genotype: float(times[digest(genotype)])
 

@@ -4,15 +4,17 @@ Cai, Zhu and Han, "ProxylessNAS: Direct Neural Architecture Search on Target Tas
 arXiv:1812.00332.
 
 A chain of five layers on Fashion-MNIST at 16x16. For each seed the same supernet is searched, with equal images and
-batches, through gates that look at two candidates, at all, by REINFORCE, and as a softmax mixture; all with the same
-penalty of the expected latency by a table measured on this machine, and gates of two without it. What is found is
-trained from scratch beside random networks, and measured in turns by the clock. Two more searches take the tables of
-two devices, which here are batch 1 on one thread and batch 64 on two.
+batches, through gates that look at two candidates, at all, by REINFORCE, and as a softmax mixture; gradients with one
+penalty of the expected latency by a table measured on this machine, REINFORCE with the published reward, and gates of
+two also without a penalty. What is found is trained from scratch beside random networks, and measured in turns by the
+clock. One more search takes the table of another device: here devices are batch 1 on one thread and batch 64 on two.
 
 Memory is counted, not measured: the bytes that autograd keeps in an architecture step, against those of the network of
 the path that was drawn, and of the mixture. Latency is counted in thousandths of that of the undecided supernet, which
-is also what the penalty aims from. The published 1e-3 of the alphas and one step of them in five are for 120 epochs of
-ImageNet; in four epochs they leave every alpha where it was.
+is also what the penalty aims from. The published rate of the alphas, 1e-3 with one step of them in five, is for 120
+epochs of ImageNet; in four epochs it leaves every alpha where it was. The rate, one step in two, and the power of the
+penalty were chosen on seed 1000, which is none of the evidence's: with them the gates and the mixture end equally
+decided.
 """
 
 from __future__ import annotations
@@ -66,7 +68,7 @@ DEVICES = {"batch 1": 1, "batch 64": 64}  # the second on two threads
 MAIN = "batch 1"
 TWO, FREE, FULL, REINFORCE, MIXTURE = "gates of two", "gates of two, no penalty", "gates of all", "REINFORCE", "mixture"
 OTHER = "gates of two, for batch 64"
-ALPHA_LR = {TWO: 0.03, FULL: 0.03, REINFORCE: 0.03, MIXTURE: 0.03}
+ALPHA_LR = 0.03
 ARCH_EVERY = 2
 BETA = 4.0
 LR = 0.1
@@ -89,7 +91,8 @@ def judge(arms: Arms) -> dict[str, Verdict]:
         ),
         "accuracy": compare(two["accuracy"], arms[MIXTURE]["accuracy"], margin=-0.01),
         "latency": all_of(
-            compare(ratio, 0.85, direction="less"), compare(two["accuracy"], free["accuracy"], margin=-0.015)
+            compare(ratio, 0.0, direction="less", margin=0.85),
+            compare(two["accuracy"], free["accuracy"], margin=-0.015),
         ),
         "table": decide(correlation >= 0.9, correlation, "correlation, claimed at least 0.9"),
         "random": compare(two["accuracy"], arms["random"]["median accuracy"]),
@@ -127,13 +130,8 @@ def reproduce(run: Run) -> Evidence:
     test = run.size("test images", full=10_000, fast=250, scaled=False)
     others = run.size("random networks a seed", full=8, fast=2, scaled=False)
     passes = run.size("passes whose memory is counted", full=50, fast=3, scaled=False)
-    repeats = run.size("timed calls", full=100, fast=2, scaled=False)
     foretold = run.size("random networks that test the table", full=30, fast=3, scaled=False)
-    threads = run.size("threads of a device with batches", full=2, fast=1, scaled=False)
-    devices = {
-        name: {"batch": inputs, "threads": threads if inputs > 1 else 1, "repeats": repeats}
-        for name, inputs in DEVICES.items()
-    }
+    devices = latencies.settings(run, DEVICES)
     tables = run.arms({"latency tables": [devices, foretold]}, _tables, seeds=[0])["latency tables"]
 
     def searched(kind: str, device: str = MAIN, beta: float = BETA) -> list[Any]:
@@ -225,7 +223,7 @@ def _searcher(supernet: Supernet, kind: str, cost: ExpectedLatency, beta: float,
             lr=LR,
             warmup_lr=LR,
             samples=PATHS,
-            alpha_lr=ALPHA_LR[kind],
+            alpha_lr=ALPHA_LR,
         )
     searcher = Searcher(
         supernet,
@@ -236,7 +234,7 @@ def _searcher(supernet: Supernet, kind: str, cost: ExpectedLatency, beta: float,
             Stage("search", searching, LR, 0.0, 4e-5),
         ],
         clip=None,
-        alpha_lr=ALPHA_LR[kind],
+        alpha_lr=ALPHA_LR,
         alpha_weight_decay=0.0,
     )
     for group in searcher.w_opt.param_groups:
