@@ -151,8 +151,11 @@ def _preconditioned(grad: Tensor, x: Tensor, lambda_: float, sync: bool, patches
         found = right.mT
     else:
         a = torch.cat(kept, 2)
-        inner, failed = _solved(a.mT @ a / rows, (plain @ a).mT, lambda_)
-        found = (plain - (a @ inner).mT / rows) / lambda_
+        inner, failed = _solved(a.mT @ a / rows, a.mT, lambda_)
+        found = (plain - plain @ a @ inner / rows) / lambda_
+        # What cancels in the difference above is made good by one step of refinement.
+        rest = plain - lambda_ * found - found @ a @ a.mT / rows
+        found = found + (rest - rest @ a @ inner / rows) / lambda_
     return _sound(found, plain, failed).reshape(grad.shape)
 
 
