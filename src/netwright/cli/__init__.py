@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from netwright import __version__
-from netwright.cli import deploying, designing, reproducing, searching
+from netwright.cli import deploying, designing, reproducing, searching, training
 
 app = typer.Typer(
     name="netwright",
@@ -43,6 +43,7 @@ def root(
 for verb in (
     designing.check,
     designing.design,
+    training.train,
     designing.evaluate,
     designing.predict,
     deploying.bench,

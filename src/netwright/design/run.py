@@ -9,13 +9,30 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from netwright import storage
 from netwright.console import UserError
-from netwright.design.options import Options
 
 _MARK = "netwright-run"
+
+
+class Asked(Protocol):
+    """The options of a run: those of ``design``, or of ``train``."""
+
+    @property
+    def data(self) -> str:
+        """The data set."""
+
+    @property
+    def out(self) -> str | None:
+        """The folder that was asked for."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of them, JSON-able."""
+
+    def identity(self) -> dict[str, Any]:
+        """Those that decide the outcome."""
 
 
 class RunFolder:
@@ -61,7 +78,7 @@ class RunFolder:
             "no run of netwright", where=self.path, cure="give a folder that netwright design wrote, or a new one"
         )
 
-    def refuse_strangers(self, options: Options) -> None:
+    def refuse_strangers(self, options: Asked) -> None:
         """Makes sure that the folder is free, or holds the very run that these options describe.
 
         Raises:
@@ -88,7 +105,7 @@ class RunFolder:
                 cure="choose another --out",
             )
 
-    def describe(self, options: Options, command: str) -> None:
+    def describe(self, options: Asked, command: str) -> None:
         """Writes ``run.json``: what was asked for, with which versions, where and when."""
         self.write(
             "run.json",
@@ -129,10 +146,15 @@ class RunFolder:
                         folder.rmdir()
 
 
-def find_folder(options: Options) -> Path:
+def find_folder(options: Asked, finished: str = "measurements.json") -> Path:
     """Where a run goes: ``--out``, else the unfinished run with the same options, else ``runs/NAME-DATE``.
 
+    Args:
+        options: What was asked for.
+        finished: The file that a finished run has.
+
     Example:
+        >>> from netwright.design.options import Options
         >>> find_folder(Options(data="some/my-flowers")).name.startswith("my-flowers-2")
         True
     """
@@ -141,7 +163,7 @@ def find_folder(options: Options) -> Path:
     stem = Path(options.data).stem
     for folder in sorted(Path("runs").glob(f"{stem}-*")):
         run = RunFolder(folder)
-        if run.has("run.json") and not run.has("measurements.json"):
+        if run.has("run.json") and not run.has(finished):
             content = run.read("run.json")
             if isinstance(content, dict) and content.get("identity") == options.identity():
                 return folder

@@ -39,10 +39,11 @@ from netwright.train.weight_compander import (
 
 
 class TrActCallback(lightning.Callback):
-    """Gives the first layer TrAct's gradient before training; see :func:`netwright.train.tract.apply_tract`.
+    """Gives the first layer the gradient of TrAct, as if its pre-activations were what is trained.
 
-    A module that has such a layer already stays as it is. ``example_input_array`` of the module, where it is a tensor,
-    tells which layer is computed first; else the order of definition does.
+    See :func:`netwright.train.tract.apply_tract`, which is called before training. A module that has such a layer
+    already stays as it is. ``example_input_array`` of the module, where it is a tensor, tells which layer is computed
+    first; else the order of definition does.
 
     Args:
         lambda_: Strength of the ridge, > 0.
@@ -286,6 +287,9 @@ class PSKDCallback(lightning.Callback):
         dtype: Of the memory.
         device: Of the memory; None is the module's, ``"cpu"`` keeps it off an accelerator that is too small.
 
+    Attributes:
+        indexed: Whether batches must hold indices.
+
     Raises:
         ValueError: If ``alpha_T`` or ``teacher`` is out of its range; in training if a batch has no indices.
         RuntimeError: In training if the step gave no logits that could be seen.
@@ -314,6 +318,7 @@ class PSKDCallback(lightning.Callback):
         self.num_examples, self.dtype, self.device = num_examples, dtype, device
         self.targets: PSKDTargets | None = None
         self.snapshot: dict[str, Tensor] = {}
+        self.indexed = teacher == "memory"
         self._alpha = 0.0
         self._ids: Tensor | None = None
         self._seen: Tensor | None = None
@@ -346,14 +351,14 @@ class PSKDCallback(lightning.Callback):
 
     def _softened(self, step: Callable[..., Any], pl_module: lightning.LightningModule) -> Callable[..., Any]:
         def training_step(batch: Any, *rest: Any) -> Any:
-            if not isinstance(batch, (tuple, list)) or len(batch) != 3:
+            if not isinstance(batch, (tuple, list)) or len(batch) < 2 + self.indexed:
                 raise ValueError(
                     "PS-KD needs batches (x, labels, indices): wrap the data set in netwright.data.indexed."
                     "IndexedDataset, or make Batches(..., indexed=True)"
                 )
-            x, labels, self._ids = batch
-            self._seen = None
-            targets = self._target(pl_module, x, labels, self._ids) if self._alpha else labels
+            x, labels = batch[:2]
+            self._ids, self._seen = (batch[2] if self.indexed else None), None
+            targets = self._target(pl_module, x, labels) if self._alpha else labels
             self._watching = True
             try:
                 return step((x, targets), *rest)
@@ -362,7 +367,7 @@ class PSKDCallback(lightning.Callback):
 
         return training_step
 
-    def _target(self, pl_module: lightning.LightningModule, x: Any, labels: Tensor, ids: Tensor) -> Tensor:
+    def _target(self, pl_module: lightning.LightningModule, x: Any, labels: Tensor) -> Tensor:
         if self.teacher == "snapshot":
             if not self.snapshot:
                 return labels
@@ -370,9 +375,9 @@ class PSKDCallback(lightning.Callback):
             with in_mode(source, False), torch.no_grad():
                 probs = functional_call(source, self.snapshot, (x,)).float().softmax(1)
             return torch.lerp(one_hot(labels, probs.shape[1]), probs, self._alpha)
-        if self.targets is None:
+        if self.targets is None or self._ids is None:
             return labels
-        return self.targets.mixed(ids, labels, self._alpha)
+        return self.targets.mixed(self._ids, labels, self._alpha)
 
     def on_train_batch_end(
         self,

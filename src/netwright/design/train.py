@@ -1,0 +1,428 @@
+"""``netwright train``: a network of the user's choice, trained with any of the training methods, in a run folder.
+
+The folder holds what a run of ``netwright design`` holds of its network, so that ``evaluate``, ``predict``, ``export``
+and ``bench`` take it. The same command goes on where an earlier one stopped, bit for bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from netwright import metrics, storage
+from netwright.console import UserError, nearest, note
+from netwright.design import distributed
+from netwright.design.measure import wilson
+from netwright.design.model import Architecture, load, load_run
+from netwright.design.options import MOVABLE
+from netwright.design.report import confusion_blocks, data_blocks, settings_blocks
+from netwright.design.run import RunFolder, find_folder
+from netwright.design.verdict import percent
+from netwright.page import Bullets, Cell, Figure, Page, Section, Table, Text, Value, svg
+from netwright.page.pictures import colour
+from netwright.results import History, Result
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Canvas
+
+    from netwright.data import Data
+
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
+FINISHED = "result.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions(Result):
+    """The options of ``netwright train``; see ``netwright train --help`` for each.
+
+    Raises:
+        UserError: If a value is out of its range, naming the option, the bound and the value.
+
+    Example:
+        >>> TrainOptions(data="digits", methods=("tract", "ps-kd:alpha_T=0.5")).epochs
+        20
+    """
+
+    data: str
+    model: str = "small_convnet"
+    methods: tuple[str, ...] = ()
+    epochs: int = 20
+    batch_size: int = 64
+    lr: float = 0.1
+    weight_decay: float = 5e-4
+    augment: bool = True
+    precision: str = "32-true"
+    size: int | None = None
+    seed: int = 0
+    skip_broken: bool = False
+    drop_unknown: bool = False
+    download: bool = False
+    devices: int = 1
+    nodes: int = 1
+    strategy: str = "auto"
+    out: str | None = None
+
+    def __post_init__(self) -> None:
+        from netwright.train.methods import parse
+
+        for text in self.methods:
+            parse(text)
+        least = {"epochs": 1, "batch_size": 2, "devices": 1, "nodes": 1, "seed": 0, "size": 1}
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise UserError(f"{name.replace('_', '-')} must be >= {bound}, got {value}")
+        if not 0 < self.lr < math.inf:
+            raise UserError(f"lr must be > 0 and finite, got {self.lr}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise UserError(f"weight-decay must be >= 0 and finite, got {self.weight_decay}")
+        if self.batch_size % (self.devices * self.nodes):
+            processes = self.devices * self.nodes
+            raise UserError(f"batch-size must be a multiple of all processes ({processes}), got {self.batch_size}")
+        for name, known in (("precision", PRECISIONS), ("strategy", ("auto", "ddp", "fsdp"))):
+            if getattr(self, name) not in known:
+                raise UserError(f"unknown --{name} {getattr(self, name)!r}", cure=nearest(getattr(self, name), known))
+        if self.model.endswith(".onnx"):
+            raise UserError("an ONNX file cannot be trained", where=self.model, cure="give a name, a run or FILE.py:F")
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the outcome: two runs with equal identity are the same run."""
+        kept = {name: value for name, value in self.to_dict().items() if name not in MOVABLE}
+        return {"verb": "train", **kept}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult(Result):
+    """What a finished training found.
+
+    Attributes:
+        folder: Of the run.
+        model: The network, as it was named.
+        methods: The training methods.
+        accuracy: Share of test examples that are right, in [0, 1].
+        low: Lower end of its 95 % interval (Wilson).
+        high: Upper end.
+        nll: Negative log-likelihood on the test part, in nats.
+        ece: Expected calibration error, in percent.
+        aurc: Area under the risk-coverage curve, times 1000.
+        examples: Of the test part.
+        parameters: Of the network.
+        seconds: Wall time of the training, over all sittings.
+        confusion: Counts; row is the true class, column the answer.
+    """
+
+    folder: str
+    model: str
+    methods: tuple[str, ...]
+    accuracy: float
+    low: float
+    high: float
+    nll: float
+    ece: float
+    aurc: float
+    examples: int
+    parameters: int
+    seconds: float
+    confusion: tuple[tuple[int, ...], ...]
+
+
+def train(options: TrainOptions, *, command: str = "") -> TrainResult:
+    """Trains a network on a data set with any of the training methods, in a run folder.
+
+    Args:
+        options: What to train, on what, and how.
+        command: The command line, for the record.
+
+    Raises:
+        UserError: For bad input, a folder of another run, or a network that does not fit the data.
+        FloatingPointError: When the loss is no longer finite.
+        KeyboardInterrupt: On Ctrl-C; the same call goes on.
+    """
+    distributed.join()
+    run = RunFolder(distributed.agree(str(find_folder(options, FINISHED))))
+    if not distributed.is_main():
+        return _trained(run, options, command)
+    with run.locked():
+        run.refuse_strangers(options)
+        return _trained(run, options, command or f"netwright train {options.data}")
+
+
+def _trained(run: RunFolder, options: TrainOptions, command: str) -> TrainResult:
+    from netwright.data.tensors import Batches
+    from netwright.nn.batchnorm import synchronise
+    from netwright.train.fit import evaluate
+    from netwright.train.methods import callbacks
+    from netwright.train.tract import remove_tract
+    from netwright.train.weight_compander import remove_weight_compander
+
+    if distributed.agree(run.has(FINISHED)):
+        return _kept(run)
+    methods = callbacks(options.methods)
+    data = _load(options)
+    network, architecture = _network(options, data)
+    if distributed.is_main() and not run.has("run.json"):
+        note(data.summary())
+        run.describe(options, command)
+        run.write("data.json", {**data.to_dict(), "fingerprint": data.fingerprint()})
+    distributed.barrier()
+    if run.read("data.json")["fingerprint"] != data.fingerprint():
+        raise UserError("the data have changed since this run began", where=options.data, cure="choose another --out")
+    if options.devices * options.nodes > 1:
+        network = synchronise(network)
+    history = _fit(run, options, data, network, methods)
+    remove_tract(remove_weight_compander(network))
+    if distributed.is_main():
+        whole = Batches(data.test, 256, shuffle=False, drop_last=False, normalise=data.normalise())
+        probs, labels = evaluate(network, whole)
+        accuracy = metrics.accuracy(probs, labels)
+        pairs = labels * len(data.classes) + probs.argmax(1)
+        counts = pairs.bincount(minlength=len(data.classes) ** 2).view(len(data.classes), -1)
+        result = TrainResult(
+            folder=str(run.path),
+            model=options.model,
+            methods=options.methods,
+            accuracy=accuracy,
+            low=(interval := wilson(accuracy, len(labels)))[0],
+            high=interval[1],
+            nll=metrics.nll(probs, labels),
+            ece=metrics.expected_calibration_error(probs, labels),
+            aurc=metrics.aurc(probs, labels),
+            examples=len(labels),
+            parameters=sum(p.numel() for p in network.parameters()),
+            seconds=round(history.seconds, 1),
+            confusion=tuple(map(tuple, counts.tolist())),
+        )
+        storage.write_tensors(run / "model.safetensors", network.state_dict())
+        if architecture is not None:
+            run.write("architecture.json", architecture.to_dict())
+        run.write("training.json", history.to_dict())
+        run.write(FINISHED, {name: value for name, value in result.to_dict().items() if name != "folder"})
+        page(run.path).write(run.path)
+        (run / "work/train.ckpt").unlink(missing_ok=True)
+    distributed.barrier()
+    return _kept(run)
+
+
+def _kept(run: RunFolder) -> TrainResult:
+    kept = run.read(FINISHED)
+    kept |= {"methods": tuple(kept["methods"]), "confusion": tuple(map(tuple, kept["confusion"]))}
+    return TrainResult(folder=str(run.path), **kept)
+
+
+def _load(options: TrainOptions) -> Data:
+    from netwright.data import load as load_data
+
+    return load_data(
+        options.data,
+        seed=options.seed,
+        size=None if options.size is None else (options.size, options.size),
+        skip_broken=options.skip_broken,
+        drop_unknown=options.drop_unknown,
+        download=options.download,
+    )
+
+
+def _network(options: TrainOptions, data: Data) -> tuple[nn.Module, Architecture | None]:
+    """The network with fresh weights (a run's with its own), and how to build it again if that is known."""
+    from netwright.seeding import seeded
+
+    architecture: Architecture | None = None
+    with seeded(options.seed, "init"):
+        if (Path(options.model) / "architecture.json").is_file():
+            found = load_run(options.model)
+            network, architecture = found.network.train(), found.architecture
+            if (architecture.shape, architecture.classes) != (data.shape, data.classes):
+                raise UserError(
+                    f"the run's network takes {_sides(architecture.shape)} and knows {len(architecture.classes)} "
+                    f"classes; the data have {_sides(data.shape)} and {len(data.classes)}",
+                    where=options.model,
+                    cure="give the data of that run, or others with the same classes and size",
+                )
+            architecture = dataclasses.replace(architecture, mean=data.mean, std=data.std)
+        elif ".py:" in options.model or Path(options.model).is_dir():
+            network = load(options.model).train()
+        else:
+            images = getattr(data.test, "images", None)
+            architecture = Architecture(
+                kind="named",
+                shape=data.shape,
+                classes=data.classes,
+                mean=data.mean,
+                std=data.std,
+                picture=images is None or images.dtype == torch.uint8,
+                name=options.model,
+            )
+            network = architecture.build()
+    _try(network, data, options.model)
+    return network, architecture
+
+
+def _sides(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _try(network: nn.Module, data: Data, name: str) -> None:
+    """Refuses a network that cannot read the data or has another number of outputs."""
+    from netwright.nn.modes import in_mode
+
+    try:
+        with in_mode(network, False), torch.no_grad():
+            answer = network(torch.zeros(2, *data.shape))
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        told = str(error).strip().splitlines()
+        raise UserError(
+            f"the network cannot take inputs of {_sides(data.shape)}: {told[0] if told else type(error).__name__}",
+            where=name,
+            cure="choose another --model, or another --size",
+        ) from error
+    if not isinstance(answer, torch.Tensor) or tuple(answer.shape) != (2, len(data.classes)):
+        shape = _sides(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
+        raise UserError(
+            f"the network must give logits of {len(data.classes)} classes, got {shape} for two inputs", where=name
+        )
+
+
+def _fit(run: RunFolder, options: TrainOptions, data: Data, network: nn.Module, methods: Sequence[Any]) -> History:
+    import lightning
+
+    from netwright.data.tensors import Batches
+    from netwright.design.plan import augmentation
+    from netwright.train.fit import Classifier, fit
+    from netwright.train.schedules import CosineProgress
+
+    module = (
+        network
+        if isinstance(network, lightning.LightningModule)
+        else Classifier(network, lr=options.lr, weight_decay=options.weight_decay)
+    )
+    normalise = data.normalise()
+    batches = Batches(
+        data.train,
+        options.batch_size,
+        seed=options.seed,
+        augment=augmentation(data, options.epochs) if options.augment else None,
+        normalise=normalise,
+        indexed=any(getattr(method, "indexed", False) for method in methods),
+    )
+    return fit(
+        module,
+        batches,
+        epochs=options.epochs,
+        validation=Batches(data.validation, 256, shuffle=False, normalise=normalise),
+        callbacks=[*methods, CosineProgress()],
+        seed=options.seed,
+        checkpoint=run / "work/train.ckpt",
+        devices=options.devices,
+        nodes=options.nodes,
+        strategy=options.strategy,
+        precision=options.precision,
+        description=f"train: {Path(options.model).name}",
+    )
+
+
+def is_training(run: RunFolder) -> bool:
+    """Whether a folder was written by ``netwright train``."""
+    return run.described()["identity"].get("verb") == "train"
+
+
+def page(folder: str | Path) -> Page:
+    """The one-page report of a finished training.
+
+    Raises:
+        UserError: If the folder is missing, or the training is not finished.
+    """
+    run = RunFolder(folder)
+    described = run.described()
+    if not run.has(FINISHED):
+        raise UserError("the training is not finished", where=run.path, cure="give its command again; it goes on")
+    result, data = _kept(run), run.read("data.json")
+    epochs = run.read("training.json")["epochs"]
+    sections = [
+        Section("", [curve] if (curve := curves(epochs)) is not None else []),
+        Section("Figures", [_figures(result)]),
+        Section("Methods", [Bullets(_told(result.methods))]),
+        Section("What to doubt", [Bullets(_doubts(result, data, described["options"]["seed"]))]),
+        Section("Confusion matrix", confusion_blocks(result.to_dict(), data["classes"]), folded=True),
+        Section("Data", data_blocks(data), folded=True),
+        Section("Settings, versions and how to replay", settings_blocks(described), folded=True),
+    ]
+    figures = {"run": described, "data": data, "result": result.to_dict(), "training": epochs}
+    return Page(f"Training on {data['name']}", verdict(result), [s for s in sections if s.blocks], figures)
+
+
+def verdict(result: TrainResult) -> str:
+    """One sentence on what was trained, how, and how good it is."""
+    names = [text.partition(":")[0] for text in result.methods if text != "plain"]
+    how = f" with {', '.join(names)}" if names else ""
+    return (
+        f"{result.model}, trained{how}, is right on {percent(result.accuracy)} of {result.examples} test examples "
+        f"(95 % interval {100 * result.low:.1f} to {percent(result.high)})."
+    )
+
+
+def _figures(result: TrainResult) -> Table:
+    rows: list[Sequence[Cell]] = [
+        ["test accuracy", Value(result.accuracy, percent(result.accuracy, 2))],
+        ["negative log-likelihood, nats", Value(result.nll, f"{result.nll:.4f}")],
+        ["expected calibration error", Value(result.ece, f"{result.ece:.2f} %")],
+        ["area under the risk-coverage curve, times 1000", Value(result.aurc, f"{result.aurc:.2f}")],
+        ["parameters", Value(result.parameters, f"{result.parameters:,}")],
+        ["training time, seconds", Value(result.seconds, f"{result.seconds:.0f}")],
+    ]
+    return Table(["on the test part", ""], rows)
+
+
+def _told(methods: Sequence[str]) -> list[Text]:
+    from netwright.train import METHODS
+    from netwright.train.methods import parse
+
+    told: list[Text] = []
+    for text in methods:
+        name, arguments = parse(text)
+        if name != "plain":
+            module, _, kind = METHODS[name].partition(":")
+            documented = getattr(importlib.import_module(module), kind).__doc__ or ""
+            first = documented.strip().splitlines()[0].replace("``", "")
+            given = ", ".join(f"{key} = {value}" for key, value in arguments.items())
+            told.append(f"{name}{f' ({given})' if given else ''}: {first}")
+    return told or ["Plain stochastic gradient descent with Nesterov momentum and one cosine of the learning rate."]
+
+
+def _doubts(result: TrainResult, data: Mapping[str, Any], seed: int) -> list[Text]:
+    counts = data["counts"]["train"]
+    smallest = min(counts, key=counts.get)
+    return [
+        f"One run with seed {seed}: other seeds differ, mostly within the interval.",
+        f"The smallest class in training is {smallest} with {counts[smallest]} examples.",
+        "Whether a method helps here is told by the same command without it.",
+    ]
+
+
+def curves(epochs: Sequence[Mapping[str, float]]) -> Figure | None:
+    """Validation accuracy and training loss over the epochs; None when neither was recorded."""
+    panels = {"val_accuracy": ("validation accuracy, %", 100.0), "train_loss": ("training loss", 1.0)}
+    lines = {
+        name: [(i + 1, scale * epoch[name]) for i, epoch in enumerate(epochs) if epoch.get(name) is not None]
+        for name, (_, scale) in panels.items()
+    }
+    shown = [name for name in panels if lines[name]]
+    if not shown:
+        return None
+
+    def paint(canvas: Canvas) -> None:
+        axes = canvas.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
+        for ax, name in zip(axes, shown, strict=True):
+            ax.plot(*zip(*lines[name], strict=True), color=colour("blue"), marker="." if len(epochs) == 1 else None)
+            ax.set_title(panels[name][0], color=colour("muted"))
+        axes[-1].set_xlabel("epoch")
+        axes[-1].locator_params(axis="x", integer=True)
+
+    reading = "An accuracy that still rises at the end asks for more epochs; the learning rate falls along a cosine."
+    return Figure(svg(paint, width=430, height=60 + 150 * len(shown)), reading, data=lines)
