@@ -28,6 +28,7 @@ _NAMES = {
     "PSKDCallback": "callbacks",
     "PSKDLoss": "self_distillation",
     "PSKDTargets": "self_distillation",
+    "StepProgress": "schedules",
     "TrActCallback": "callbacks",
     "TrActConv1d": "tract",
     "TrActConv2d": "tract",
@@ -75,7 +76,7 @@ if TYPE_CHECKING:
         noise_variance,
         register_gradient_noise,
     )
-    from netwright.train.schedules import CosineProgress, Deadline
+    from netwright.train.schedules import CosineProgress, Deadline, StepProgress
     from netwright.train.self_distillation import PSKDLoss, PSKDTargets, fit_pskd, pskd_alpha
     from netwright.train.tract import (
         TrActConv1d,
@@ -107,6 +108,7 @@ __all__ = [
     "PSKDCallback",
     "PSKDLoss",
     "PSKDTargets",
+    "StepProgress",
     "TrActCallback",
     "TrActConv1d",
     "TrActConv2d",
