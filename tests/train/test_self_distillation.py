@@ -108,6 +108,14 @@ def test_rows_never_seen_count_as_labels():
     assert torch.allclose(found.sum(1), torch.ones(2))
 
 
+def test_a_state_with_fewer_rows_is_taken_up():
+    memory = remembering(torch.tensor([[0.5, 0.5], [0.5, 0.5]]), alpha_T=1.0)
+    ids, labels = torch.tensor([0, 1]), torch.tensor([1, 1])
+    assert memory.soften(ids, labels, 1).tolist() == [[0.5, 0.5], [0.5, 0.5]]
+    memory.load_state_dict(PSKDTargets(2, 2).state_dict())
+    assert memory.soften(ids, labels, 1).tolist() == [[0.0, 1.0], [0.0, 1.0]]
+
+
 def test_soft_labels_are_mixed_in():
     memory = remembering(torch.tensor([[0.0, 1.0]]), alpha_T=0.5)
     assert memory.soften(torch.tensor([0]), torch.tensor([[0.5, 0.5]]), 1).tolist() == [[0.25, 0.75]]
@@ -310,7 +318,10 @@ def test_gathering_in_one_process_changes_nothing():
         (lambda m: PSKDCallback(teacher="friend"), "teacher must be"),
         (lambda m: PSKDCallback(alpha_T=-1), "alpha_T"),
         (lambda m: m.soften(torch.tensor([4]), torch.tensor([0]), 1), "ids must lie in 0..3, got 4..4"),
-        (lambda m: m.soften(torch.tensor([1, 1]), torch.tensor([0, 0]), 1), "different within a batch"),
+        (lambda m: m.update(torch.tensor([1, 1]), torch.zeros(2, 3)), "different within a batch"),
+        (lambda m: m.update(torch.tensor([-1]), torch.zeros(1, 3)), "ids must lie in 0..3, got -1..-1"),
+        (lambda m: m.soften(torch.tensor([-1]), torch.tensor([0]), 1), "ids must lie in 0..3, got -1..-1"),
+        (lambda m: m.soften(torch.tensor([0.0]), torch.tensor([0]), 1), "ids must be whole numbers"),
         (lambda m: m.soften(torch.tensor([1]), torch.tensor([3]), 1), "labels must lie in 0..2, got 3..3"),
         (lambda m: m.soften(torch.tensor([1]), torch.tensor([0]), 2), "epoch must lie in"),
         (lambda m: m.soften(torch.tensor([1]), torch.ones(1, 2), 1), "rows of 3 probabilities"),

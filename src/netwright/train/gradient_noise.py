@@ -89,13 +89,23 @@ def _checked(params: Iterable[Tensor]) -> list[Tensor]:
     return found
 
 
+class _Buffer:
+    """Room for the noise of one update, with a view for each gradient; both last as long as the shapes do."""
+
+    def __init__(self, shapes: list[torch.Size], device: torch.device, dtype: torch.dtype):
+        self.shapes, sizes = shapes, [math.prod(shape) for shape in shapes]
+        self.flat = torch.empty(sum(sizes), device=device, dtype=dtype)
+        pieces = self.flat.split(sizes)
+        self.views = [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+
+
 def _add(
     params: Iterable[Tensor],
     variance: float,
     generator_of: Callable[[torch.device], torch.Generator | None],
-    buffers: dict[tuple[torch.device, torch.dtype], Tensor],
+    buffers: dict[tuple[torch.device, torch.dtype], _Buffer],
 ) -> None:
-    """The noise of one update: a flat draw for each device and type into a buffer that lasts."""
+    """The noise of one update: a flat draw for each device and type."""
     if variance == 0:
         return
     groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
@@ -110,16 +120,14 @@ def _add(
         groups.setdefault((target.device, drawn_as), []).append(target)
     for (device, dtype), targets in groups.items():
         generator = generator_of(device)
-        source = device if generator is None else generator.device
-        count = sum(target.numel() for target in targets)
+        shapes = [target.shape for target in targets]
         buffer = buffers.get((device, dtype))
-        if buffer is None or len(buffer) < count or buffer.device != source:
-            buffers[device, dtype] = buffer = torch.empty(count, device=source, dtype=dtype)
-        drawn = buffer[:count].normal_(0.0, math.sqrt(variance), generator=generator)
-        views = [
-            part.view(target.shape).to(target)
-            for part, target in zip(drawn.split([target.numel() for target in targets]), targets, strict=True)
-        ]
+        if buffer is None or buffer.shapes != shapes:
+            source = device if generator is None else generator.device
+            buffers[device, dtype] = buffer = _Buffer(shapes, source, dtype)
+        buffer.flat.normal_(0.0, math.sqrt(variance), generator=generator)
+        same = all(target.dtype == dtype for target in targets) and buffer.flat.device == device
+        views = buffer.views if same else [v.to(t) for v, t in zip(buffer.views, targets, strict=True)]
         torch._foreach_add_(targets, views)
 
 
@@ -166,7 +174,7 @@ class GradientNoise:
         derive(seed)
         self.t = 0
         self._generators: dict[torch.device, torch.Generator] = {}
-        self._buffers: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self._buffers: dict[tuple[torch.device, torch.dtype], _Buffer] = {}
 
     @property
     def variance(self) -> float:

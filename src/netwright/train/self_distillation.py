@@ -114,6 +114,8 @@ class PSKDTargets(nn.Module):
         width = num_classes if topk is None else topk
         self.register_buffer("predictions", torch.zeros(num_examples, width, dtype=dtype))
         self.register_buffer("seen", torch.zeros(num_examples, dtype=torch.bool))
+        self._complete = False  # whether every row was seen, once that is known
+        self.register_load_state_dict_post_hook(lambda module, keys: setattr(module, "_complete", False))
         if topk is not None:
             self.register_buffer("classes", torch.zeros(num_examples, width, dtype=torch.int16))
 
@@ -125,27 +127,38 @@ class PSKDTargets(nn.Module):
         if ids.ndim != 1 or ids.is_floating_point():
             raise ValueError(f"ids must be whole numbers of shape (batch,), got {ids.dtype} of {tuple(ids.shape)}")
         ids = ids.to(self.seen.device)
+        # On a processor the kernel that reads or writes the rows finds what is out of range, at no cost.
+        if ids.is_cuda:
+            self._check_range(ids)
+        return ids
+
+    def _check_range(self, ids: Tensor) -> None:
         if len(ids) and not (int(ids.min()) >= 0 and int(ids.max()) < self.num_examples):
             raise ValueError(f"ids must lie in 0..{self.num_examples - 1}, got {int(ids.min())}..{int(ids.max())}")
-        if len(ids.unique()) < len(ids):
-            raise ValueError("ids must be different within a batch, got one twice")
-        return ids
+
+    def _rows(self, ids: Tensor) -> Tensor:
+        """A copy of the remembered rows, float32."""
+        try:
+            rows = self.predictions.index_select(0, ids).float()
+        except (IndexError, RuntimeError):
+            self._check_range(ids)
+            raise
+        if self.topk is None:
+            return rows
+        rest = (1 - rows.sum(1, keepdim=True)).clamp_min(0) / (self.num_classes - self.topk)
+        chosen = self.get_buffer("classes").index_select(0, ids).long()
+        return rest.expand(-1, self.num_classes).scatter(1, chosen, rows)
 
     def recall(self, ids: Int[Tensor, "batch"]) -> tuple[Float[Tensor, "batch classes"], Bool[Tensor, "batch"]]:
         """What was last predicted for these examples in float32, and for which of them anything was."""
         ids = self._ids(ids)
-        rows, seen = self.predictions.index_select(0, ids).float(), self.seen.index_select(0, ids)
-        if self.topk is not None:
-            rest = (1 - rows.sum(1, keepdim=True)).clamp_min(0) / (self.num_classes - self.topk)
-            chosen = self.get_buffer("classes").index_select(0, ids).long()
-            rows = rest.expand(-1, self.num_classes).scatter(1, chosen, rows)
-        return rows, seen
+        return self._rows(ids), self.seen.index_select(0, ids)
 
     def soften(self, ids: Int[Tensor, "batch"], labels: Tensor, epoch: int) -> Float[Tensor, "batch classes"]:
         """The targets of a batch; in epoch 0 the labels themselves.
 
         Args:
-            ids: Indices of the examples, each once.
+            ids: Indices of the examples.
             labels: Classes (batch,), or rows of probabilities (batch, classes), of mixed examples say.
             epoch: Counted from 0.
 
@@ -153,16 +166,32 @@ class PSKDTargets(nn.Module):
             Rows of probabilities on the device of ``labels``, without gradient.
 
         Raises:
-            ValueError: If an index, a label or the epoch is out of its range, or an index comes twice.
+            ValueError: If an index, a label or the epoch is out of its range.
         """
         alpha = self.alpha(epoch)
         return self.mixed(ids, labels, alpha if epoch else 0.0)
 
+    @torch.no_grad()
     def mixed(self, ids: Int[Tensor, "batch"], labels: Tensor, alpha: float) -> Float[Tensor, "batch classes"]:
         """(1 - alpha) label + alpha prediction, for a weight in [0, 1] of one's own."""
-        hard = one_hot(labels, self.num_classes)
-        remembered, seen = (value.to(hard.device) for value in self.recall(ids))
-        return torch.where(seen[:, None], torch.lerp(hard, remembered.to(hard.dtype), alpha), hard)
+        ids = self._ids(ids)
+        rows = self._rows(ids)
+        if not self._complete:
+            self._complete = bool(self.seen.all())
+        if self._complete:
+            own = rows.new_full((len(ids), 1), 1 - alpha)
+            rows.mul_(alpha)
+        else:
+            own = 1 - alpha * self.seen.index_select(0, ids)[:, None].to(rows.dtype)
+            rows.mul_(1 - own)
+        rows, own = rows.to(labels.device), own.to(labels.device)
+        if labels.is_floating_point() or labels.is_cuda:
+            return rows.addcmul_(one_hot(labels, self.num_classes).to(rows.dtype), own)
+        try:
+            return rows.scatter_add_(1, labels[:, None].long(), own)
+        except (IndexError, RuntimeError):
+            one_hot(labels, self.num_classes)
+            raise
 
     @torch.no_grad()
     def update(self, ids: Int[Tensor, "batch"], logits: Float[Tensor, "batch classes"]) -> None:
@@ -182,6 +211,9 @@ class PSKDTargets(nn.Module):
     def remember(self, ids: Int[Tensor, "batch"], probs: Float[Tensor, "batch classes"]) -> None:
         """Writes rows of probabilities."""
         ids, probs = self._ids(ids), probs.to(self.predictions.device)
+        self._check_range(ids)
+        if len(ids.unique()) < len(ids):
+            raise ValueError("ids must be different within a batch, got one twice")
         if self.topk is not None:
             probs, chosen = probs.topk(self.topk)
             self.get_buffer("classes").index_copy_(0, ids, chosen.to(torch.int16))
