@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from netwright import cli, storage
 from netwright.console import UserError
 from netwright.design.model import load_run
-from netwright.design.train import TrainOptions, curves, page, train
+from netwright.design.train import TrainOptions, train
+from netwright.design.train_page import curves, page
 
 ALL = ("weight-compander", "ps-kd:alpha_T=0.5", "tract", "gradient-noise:eta=0.0001")
 

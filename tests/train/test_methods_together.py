@@ -259,6 +259,20 @@ def test_noise_after_manual_clipping_cannot_be_clipped(capsys):
     assert "the noise comes after the clipping" in capsys.readouterr().err
 
 
+def test_a_module_is_left_as_it_was_when_training_fails():
+    class Stop(lightning.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            raise RuntimeError("killed")
+
+    module, noise = Classifier(network()), GradientNoiseCallback()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="killed"):
+            fit(module, data(True), epochs=1, callbacks=[PSKDCallback(), noise, Stop()])
+        assert "training_step" not in module.__dict__
+        assert not module._forward_hooks
+        assert noise._handles == []
+
+
 def test_tract_after_the_compander_is_refused():
     with pytest.raises(ValueError, match="apply TrAct first"):
         fit(Classifier(network()), data(False), epochs=1, callbacks=[WeightCompanderCallback(), TrActCallback()])

@@ -207,7 +207,7 @@ def report(run: RunPath, as_json: Json = False, quiet: Quiet = False, debug: Deb
     with guarded(quiet, debug):
         from netwright.design.report import build
         from netwright.design.run import RunFolder
-        from netwright.design.train import is_training, page
+        from netwright.design.train_page import is_training, page
 
         made = page(run) if is_training(RunFolder(run)) else build(run)
         made.write(run)

@@ -51,8 +51,9 @@ def train(
     """Train a network of your choice on DATA with any of the training methods. The same command goes on."""
     with guarded(quiet, debug):
         from netwright.design.distributed import is_main, launch, needs_launch
-        from netwright.design.train import FINISHED, TrainOptions, verdict
+        from netwright.design.train import TrainOptions
         from netwright.design.train import train as run_training
+        from netwright.design.train_page import FINISHED, verdict
 
         options = TrainOptions(
             data=data,

@@ -45,7 +45,7 @@ CARD = Paper(
         "plateaus and bad starts of very deep networks, late noise has faded."
     ),
     method="netwright.train.gradient_noise:GradientNoise",
-    covers=("netwright.train.callbacks:GradientNoiseCallback",),
+    covers=("netwright.train.callbacks.noise:GradientNoiseCallback",),
     claims=(
         Claim("start", "From a small random start more restarts learn with noise, and are more accurate by 10 points."),
         Claim("harmless", "From He's start noise changes the accuracy by less than 2 points."),

@@ -35,7 +35,7 @@ CARD = Paper(
         "epoch ago, with a weight that grows over the training."
     ),
     method="netwright.train.self_distillation:PSKDTargets",
-    covers=("netwright.train.callbacks:PSKDCallback", "netwright.metrics"),
+    covers=("netwright.train.callbacks.targets:PSKDCallback", "netwright.metrics"),
     claims=(
         Claim("likelihood", "Its negative log-likelihood on the test part is lower than with cross-entropy."),
         Claim("calibration", "Its expected calibration error is at most three quarters of cross-entropy's."),

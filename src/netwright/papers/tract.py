@@ -41,7 +41,7 @@ CARD = Paper(
         "the batch is found in closed form: bright images do not move the layer more than dull ones."
     ),
     method="netwright.train.tract:TrActLinear",
-    covers=("netwright.train.callbacks:TrActCallback",),
+    covers=("netwright.train.callbacks.layers:TrActCallback",),
     claims=(
         Claim("gain", "TrAct is more accurate than plain training at two of three lengths, and worse with no model."),
         Claim("control", "It is not beaten by plain training with another learning rate of the first layer."),

@@ -39,7 +39,7 @@ CARD = Paper(
         "pushed away from zero and large ones are held back."
     ),
     method="netwright.train.weight_compander:WeightCompander",
-    covers=("netwright.train.callbacks:WeightCompanderCallback",),
+    covers=("netwright.train.callbacks.layers:WeightCompanderCallback",),
     claims=(
         Claim("mechanism", "In every layer it lowers kurtosis and largest weight, and on average the share near zero."),
         Claim("gain", "The better compander is more accurate than plain training on a set, and worse on none."),

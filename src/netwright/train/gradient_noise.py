@@ -146,6 +146,7 @@ class GradientNoise:
 
     Attributes:
         t: Updates so far.
+        sigma: Standard deviation of the last noise; 0 before the first.
 
     Raises:
         ValueError: If a number is negative or not finite, or there are no parameters.
@@ -172,7 +173,7 @@ class GradientNoise:
         self.params = _checked(params)
         self.eta, self.gamma, self.seed, self.schedule = eta, gamma, seed, schedule
         derive(seed)
-        self.t = 0
+        self.t, self.sigma = 0, 0.0
         self._generators: dict[torch.device, torch.Generator] = {}
         self._buffers: dict[tuple[torch.device, torch.dtype], _Buffer] = {}
 
@@ -198,7 +199,8 @@ class GradientNoise:
             return math.sqrt(variance)
         _add(self.params, variance, self._generator, self._buffers)
         self.t += 1
-        return math.sqrt(variance)
+        self.sigma = math.sqrt(variance)
+        return self.sigma
 
     def state_dict(self) -> dict[str, Any]:
         """Number of the update and state of the generators."""

@@ -66,9 +66,29 @@ def callbacks(texts: Sequence[str]) -> list[lightning.Callback]:
     return [_made(name, chosen[name]) for name in METHODS if name in chosen and name != "plain"]
 
 
-def _made(name: str, arguments: dict[str, Any]) -> lightning.Callback:
+def described(texts: Sequence[str]) -> tuple[str, ...]:
+    """One sentence on each method, with the arguments that were given.
+
+    Example:
+        >>> described(["gradient-noise:eta=0.3"])
+        ("gradient-noise (eta = 0.3): Adds annealed Gaussian noise to every gradient at the optimiser's step.",)
+    """
+    told = []
+    for text in texts:
+        name, arguments = parse(text)
+        first = (_class(name).__doc__ or "").strip().splitlines()[0].replace("``", "")
+        given = ", ".join(f"{key} = {value}" for key, value in arguments.items())
+        told.append(f"{name}{f' ({given})' if given else ''}: {first}")
+    return tuple(told) or described(["plain"])
+
+
+def _class(name: str) -> Any:
     module, _, kind = METHODS[name].partition(":")
-    make = getattr(importlib.import_module(module), kind)
+    return getattr(importlib.import_module(module), kind)
+
+
+def _made(name: str, arguments: dict[str, Any]) -> lightning.Callback:
+    make = _class(name)
     known = list(inspect.signature(make).parameters)
     for key in arguments:
         if key not in known:

@@ -107,7 +107,8 @@ def tract_gradient(
 def _solved(gram: Tensor, right: Tensor, lambda_: float) -> tuple[Tensor, Tensor]:
     """(gram + lambda I)^-1 right for each group, and whether the factorisation failed."""
     gram = gram[None] if gram.ndim == 2 else gram
-    factor, failed = torch.linalg.cholesky_ex(gram + lambda_ * torch.eye(gram.shape[-1]).to(gram))
+    ridge = lambda_ * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    factor, failed = torch.linalg.cholesky_ex(gram + ridge)
     return torch.cholesky_solve(right, factor), failed != 0
 
 
@@ -146,6 +147,7 @@ def _preconditioned(grad: Tensor, x: Tensor, lambda_: float, sync: bool, patches
             kept = []
     if gram is not None:
         if sync and torch.distributed.is_available() and torch.distributed.is_initialized():
+            plain = plain.clone(memory_format=torch.contiguous_format)  # may be a view of autograd's own tensor
             rows = _reduced(gram, plain, rows)
         right, failed = _solved(gram / rows, plain.mT, lambda_)
         found = right.mT
@@ -161,7 +163,7 @@ def _preconditioned(grad: Tensor, x: Tensor, lambda_: float, sync: bool, patches
 
 def _reduced(gram: Tensor, plain: Tensor, rows: int) -> int:
     """Sums the Gram matrices of all ranks and averages their gradients, in place; the rows of all."""
-    count = torch.tensor([float(rows)], device=gram.device)
+    count = torch.tensor([rows], dtype=torch.float64, device=gram.device)
     for value in (gram, plain, count):
         torch.distributed.all_reduce(value)
     plain /= torch.distributed.get_world_size()

@@ -256,8 +256,8 @@ def apply_weight_compander(
         The model.
 
     Raises:
-        ValueError: If an argument is out of its range, no layer matches, a layer is companded already or its weights
-            are all equal while ``b`` is None.
+        ValueError: If an argument is out of its range, no layer matches, two share their weight, a layer is companded
+            already or its weights are all equal while ``b`` is None.
         TypeError: If a weight is complex or an integer.
 
     Example:
@@ -275,6 +275,9 @@ def apply_weight_compander(
     chosen: dict[str, nn.Module] = {n: m for n, m in model.named_modules() if isinstance(m, kinds) and n not in exclude}
     if not chosen:
         raise ValueError(f"model must have a layer of the types {', '.join(t.__name__ for t in layers)}, got none")
+    tied = len({id(layer.weight) for layer in chosen.values()})
+    if tied < len(chosen):
+        raise ValueError(f"layers must have weights of their own, got {len(chosen)} layers with {tied} weights")
     made = {name: _made(name, layer, a, b, learnable, function, lr_scale) for name, layer in chosen.items()}
     clamped = sum(_place(chosen[name], compander, init) for name, compander in made.items())
     if clamped:
