@@ -139,7 +139,7 @@ def test_pieces_of_a_large_batch(monkeypatch):
     torch.manual_seed(0)
     x, layer = drawn(9, 2, 8, 8), nn.Conv2d(2, 3, 3, dtype=DOUBLE)
     whole = both(layer, x)[1][3]
-    monkeypatch.setattr("netwright.train.tract.CHUNK", 1)
+    monkeypatch.setattr("netwright.train.tract.gradient.CHUNK", 1)
     assert torch.allclose(both(layer, x)[1][3], whole, atol=1e-12)
 
 
@@ -198,7 +198,7 @@ def test_autocast_solves_in_float32():
 
 @pytest.mark.filterwarnings("ignore:Error detected in _Precondition")
 def test_inputs_that_are_not_finite(capsys, monkeypatch):
-    monkeypatch.setattr("netwright.train.tract._warned", set())
+    monkeypatch.setattr("netwright.train.tract.gradient._warned", set())
     layer, x = TrActLinear(4, 3), torch.ones(6, 4)
     x[0, 0] = float("nan")
     for _ in range(2):
