@@ -20,12 +20,12 @@ from netwright import cli, storage
 VERBS = (
     "check",
     "design",
-    "train",
     "evaluate",
     "predict",
     "bench",
     "export",
     "latency-table",
+    "train",
     "report",
     "doctor",
     "papers",

@@ -89,7 +89,7 @@ def test_the_same_command_tells_the_same_again(finished: Path, data: str):
     again = train(TrainOptions(data=data, methods=ALL, epochs=4, lr=0.05, out=str(finished)))
     assert again.folder == str(finished)
     assert (finished / "result.json").read_bytes() == before
-    with pytest.raises(UserError, match="the folder holds another run"):
+    with pytest.raises(UserError, match="the folder holds another training"):
         train(TrainOptions(data=data, epochs=4, lr=0.05, out=str(finished)))
 
 
@@ -157,7 +157,7 @@ def test_the_first_line_names_the_folder(data: str, tmp_path: Path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     found = invoke("train", data, "--epochs", "1", "--method", "tract")
     assert found.exit_code == 0, found.stderr
-    assert found.stderr.startswith("run folder: runs/halves-")
+    assert found.stderr.startswith("run folder: runs/halves-training-")
     assert found.stdout.startswith("small_convnet, trained with tract, is right on")
 
 
@@ -180,6 +180,6 @@ def test_bad_input(settings: dict, message: str):
 
 
 def test_unfinished_and_empty(tmp_path: Path):
-    with pytest.raises(UserError, match="no run of netwright"):
+    with pytest.raises(UserError, match="no training of netwright"):
         page(tmp_path)
     assert curves([]) is None

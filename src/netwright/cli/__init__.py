@@ -43,12 +43,12 @@ def root(
 for verb in (
     designing.check,
     designing.design,
-    training.train,
     designing.evaluate,
     designing.predict,
     deploying.bench,
     deploying.export,
     searching.latency_table,
+    training.train,
     designing.report,
     designing.doctor,
     reproducing.papers,

@@ -40,7 +40,7 @@ def train(
     devices: Annotated[int, typer.Option(help="Processes on this machine.")] = 1,
     nodes: Annotated[int, typer.Option(help="Machines.")] = 1,
     strategy: Annotated[str, typer.Option(help="auto, ddp or fsdp.")] = "auto",
-    out: Annotated[str | None, typer.Option(help="Folder of the run.  [runs/NAME-DATE]")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder of the run.  [runs/NAME-training-DATE]")] = None,
     skip_broken: SkipBroken = False,
     drop_unknown: DropUnknown = False,
     download: Download = False,
@@ -53,7 +53,7 @@ def train(
         from netwright.design.distributed import is_main, launch, needs_launch
         from netwright.design.train import TrainOptions
         from netwright.design.train import train as run_training
-        from netwright.design.train_page import FINISHED, verdict
+        from netwright.design.train_page import KIND, verdict
 
         options = TrainOptions(
             data=data,
@@ -80,7 +80,7 @@ def train(
         if out is None and is_main():
             from netwright.design.run import find_folder
 
-            sys.stderr.write(f"run folder: {find_folder(options, FINISHED)}\n")
+            sys.stderr.write(f"run folder: {find_folder(options, KIND)}\n")
         result = run_training(options, command=command_line())
         if is_main():
             show(

@@ -22,7 +22,7 @@ from netwright.design.measure import wilson
 from netwright.design.model import Architecture, load, load_run
 from netwright.design.options import MOVABLE
 from netwright.design.run import RunFolder, find_folder
-from netwright.design.train_page import FINISHED, TrainResult, kept, page
+from netwright.design.train_page import FINISHED, KIND, TrainResult, kept, page
 from netwright.results import History, Result
 
 if TYPE_CHECKING:
@@ -87,8 +87,7 @@ class TrainOptions(Result):
 
     def identity(self) -> dict[str, Any]:
         """What decides the outcome: two runs with equal identity are the same run."""
-        kept = {name: value for name, value in self.to_dict().items() if name not in MOVABLE}
-        return {"verb": "train", **kept}
+        return {name: value for name, value in self.to_dict().items() if name not in MOVABLE}
 
 
 def train(options: TrainOptions, *, command: str = "") -> TrainResult:
@@ -104,7 +103,7 @@ def train(options: TrainOptions, *, command: str = "") -> TrainResult:
         KeyboardInterrupt: On Ctrl-C; the same call goes on.
     """
     distributed.join()
-    run = RunFolder(distributed.agree(str(find_folder(options, FINISHED))))
+    run = RunFolder(distributed.agree(str(find_folder(options, KIND))), KIND)
     if not distributed.is_main():
         return _trained(run, options, command)
     with run.locked():

@@ -18,7 +18,7 @@ from netwright.results import Result
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
-FINISHED = "result.json"
+KIND, FINISHED = "training", "result.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ class TrainResult(Result):
 
 def is_training(run: RunFolder) -> bool:
     """Whether a folder was written by ``netwright train``."""
-    return run.described()["identity"].get("verb") == "train"
+    return run.described()["kind"] == f"netwright-{KIND}"
 
 
 def kept(run: RunFolder) -> TrainResult:
@@ -77,7 +77,7 @@ def page(folder: str | Path) -> Page:
     Raises:
         UserError: If the folder is missing, or the training is not finished.
     """
-    run = RunFolder(folder)
+    run = RunFolder(folder, KIND)
     described = run.described()
     if not run.has(FINISHED):
         raise UserError("the training is not finished", where=run.path, cure="give its command again; it goes on")
