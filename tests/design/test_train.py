@@ -112,10 +112,19 @@ def test_a_stopped_run_goes_on_bit_for_bit(finished: Path, data: str, tmp_path: 
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_run_is_trained_further(finished: Path, data: str, tmp_path: Path):
+def test_a_run_is_trained_further(finished: Path, data: str, tmp_path: Path, capsys):
     out = tmp_path / "further"
     result = train(TrainOptions(data=data, model=str(finished), epochs=1, lr=1e-6, out=str(out), augment=False))
     assert result.accuracy == pytest.approx(storage.read_json(finished / "result.json")["accuracy"], abs=0.05)
+    tensors = storage.read_tensors(finished / "model.safetensors")
+    tensors["head.0.weight"][:32] = 0
+    sparse = tmp_path / "sparse"
+    sparse.mkdir()
+    storage.write_tensors(sparse / "model.safetensors", tensors)
+    storage.write_json(sparse / "architecture.json", storage.read_json(finished / "architecture.json"))
+    capsys.readouterr()
+    train(TrainOptions(data=data, model=str(sparse), epochs=1, out=str(tmp_path / "filled")))
+    assert "of the run's weights are zero; training fills them" in capsys.readouterr().err
     with pytest.raises(UserError, match="knows 2 classes"):
         train(TrainOptions(data="digits", model=str(finished), out=str(tmp_path / "other")))
 

@@ -16,18 +16,21 @@ import torch
 from torch import nn
 
 from netwright import metrics, storage
-from netwright.console import UserError, nearest, note
+from netwright.compress.prune import sparsity
+from netwright.console import UserError, nearest, note, warn
 from netwright.design import distributed
 from netwright.design.measure import wilson
 from netwright.design.model import Architecture, load, load_run
 from netwright.design.options import MOVABLE
 from netwright.design.run import RunFolder, find_folder
 from netwright.design.train_page import FINISHED, KIND, TrainResult, kept, page
+from netwright.design.verdict import percent
 from netwright.results import History, Result
 
 if TYPE_CHECKING:
     from netwright.data import Data
 
+NOTABLE_ZEROS = 0.01  # share of a run's weights from which on it counts as pruned
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
 
 
@@ -139,6 +142,7 @@ def _trained(run: RunFolder, options: TrainOptions, command: str) -> TrainResult
         whole = Batches(data.test, 256, shuffle=False, drop_last=False, normalise=data.normalise())
         probs, labels = evaluate(network, whole)
         accuracy = metrics.accuracy(probs, labels)
+        low, high = wilson(accuracy, len(labels))
         pairs = labels * len(data.classes) + probs.argmax(1)
         counts = pairs.bincount(minlength=len(data.classes) ** 2).view(len(data.classes), -1)
         result = TrainResult(
@@ -147,8 +151,8 @@ def _trained(run: RunFolder, options: TrainOptions, command: str) -> TrainResult
             methods=options.methods,
             told=described(options.methods),
             accuracy=accuracy,
-            low=(interval := wilson(accuracy, len(labels)))[0],
-            high=interval[1],
+            low=low,
+            high=high,
             nll=metrics.nll(probs, labels),
             ece=metrics.expected_calibration_error(probs, labels),
             aurc=metrics.aurc(probs, labels),
@@ -198,6 +202,9 @@ def _network(options: TrainOptions, data: Data) -> tuple[nn.Module, Architecture
                     cure="give the data of that run, or others with the same classes and size",
                 )
             architecture = dataclasses.replace(architecture, mean=data.mean, std=data.std)
+            zeros = sparsity(network).sparsity
+            if zeros > NOTABLE_ZEROS and distributed.is_main():
+                warn(f"{percent(zeros)} of the run's weights are zero; training fills them: prune again afterwards")
         elif ".py:" in options.model or Path(options.model).is_dir():
             network = load(options.model).train()
         else:
