@@ -288,3 +288,23 @@ def test_replay_gives_the_same_network(finished: Path, tmp_path: Path):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["goal_met"] is True
     assert same_weights(tmp_path / "again" / "model.safetensors", finished / "model.safetensors")
+
+
+class TestTrainMethods:
+    def test_both_networks_are_trained_with_them_and_end_as_plain_modules(self, tmp_path: Path, finished: Path):
+        methods = ("ps-kd:alpha_T=0.5", "weight-compander", "tract", "gradient-noise:eta=0.1")
+        result = design("digits", out=str(tmp_path / "run"), train_method=methods, **{**TINY, "search": "random"})
+        assert result.sparsity == pytest.approx(0.8, abs=1e-3)
+        model = load_run(tmp_path / "run")
+        assert not [name for name, _ in model.named_parameters() if "parametrization" in name or "compander" in name]
+        plain = read_tensors(finished / "baseline/model-dense.safetensors")
+        ours = read_tensors(tmp_path / "run/baseline/model-dense.safetensors")
+        assert plain.keys() == ours.keys()
+        assert not all(torch.equal(plain[name], ours[name]) for name in plain)
+
+    def test_a_wrong_argument_is_told_before_anything_starts(self, tmp_path: Path):
+        with pytest.raises(UserError, match="ps-kd has no argument 'alpha'"):
+            design("digits", out=str(tmp_path / "run"), train_method=("ps-kd:alpha=1",), **TINY)
+        with pytest.raises(UserError, match="unknown training method 'pskd'"):
+            Options(data="digits", train_method=("pskd",))
+        assert not (tmp_path / "run").exists()

@@ -77,6 +77,10 @@ def design(
     select: Select = None,
     latency_ms: LatencyMs = None,
     flops: Flops = None,
+    train_method: Annotated[
+        list[str] | None,
+        typer.Option(help="tract, weight-compander, gradient-noise or ps-kd, like ps-kd:alpha_T=0.8; may repeat."),
+    ] = None,
     pruning: Annotated[str | None, typer.Option(help="magnitude or hydra.  [magnitude]")] = None,
     baseline: Annotated[str | None, typer.Option(help="Network to compare with.  [mobilenet_v2]")] = None,
     size: Annotated[int | None, typer.Option(help="Height and width that images are resized to.")] = None,
@@ -112,6 +116,7 @@ def design(
         "space": space,
         "select": select,
         "latency_ms": latency_ms,
+        "train_method": tuple(train_method) if train_method else None,
         "pruning": pruning,
         "baseline": baseline,
         "size": size,

@@ -17,7 +17,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 # What changes where or how fast a run is computed, not what it computes: free to differ when a run is taken up again.
 MOVABLE = ("out", "devices", "nodes", "strategy", "jobs", "download")
 # What runs of earlier versions did not have: left out where it is not given, so that they can be taken up again.
-LATER = ("select", "latency_ms", "flops")
+LATER = ("select", "latency_ms", "flops", "train_method")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Options(Result):
     select: str | None = None
     latency_ms: float | None = None
     flops: float | None = None
+    train_method: tuple[str, ...] = ()
     pruning: str = "magnitude"
     baseline: str = "mobilenet_v2"
     seed: int = 0
@@ -122,6 +123,10 @@ class Options(Result):
                 raise UserError(f"unknown --{name} {value!r}", cure=nearest(value, known))
         if self.select is not None:
             self._check_selector(self.select)
+        from netwright.train.methods import parse
+
+        for text in self.train_method:
+            parse(text)
 
     def _check_selector(self, name: str) -> None:
         if self.search == "random":
@@ -136,7 +141,7 @@ class Options(Result):
 
     def identity(self) -> dict[str, Any]:
         """What decides the outcome: two runs with equal identity are the same run."""
-        left_out = {*MOVABLE, *(name for name in LATER if getattr(self, name) is None)}
+        left_out = {*MOVABLE, *(name for name in LATER if getattr(self, name) in (None, ()))}
         return {name: value for name, value in self.to_dict().items() if name not in left_out}
 
 

@@ -26,6 +26,7 @@ from netwright.design.run import RunFolder, find_folder
 from netwright.design.timing import EXPORT_SECONDS
 from netwright.design.verdict import goals, latency
 from netwright.results import Result
+from netwright.train import methods
 
 if TYPE_CHECKING:
     from netwright.data import Data
@@ -93,6 +94,7 @@ def design(
         if data is None:
             raise ValueError("data must be given when options are not")
         options = Options(data=str(data), **settings)
+    methods.callbacks(options.train_method)  # a wrong argument is told before anything starts
     distributed.join()
     run = RunFolder(distributed.agree(str(find_folder(options))))
     if not distributed.is_main():

@@ -25,8 +25,11 @@ from netwright.design.run import RunFolder
 from netwright.nn.batchnorm import synchronise
 from netwright.nn.sparse import to_dense
 from netwright.seeding import derive, seeded
+from netwright.train import methods
 from netwright.train.fit import Classifier, fit
 from netwright.train.schedules import CosineProgress, Deadline, Progress, Timetable, steps_left
+from netwright.train.tract import remove_tract
+from netwright.train.weight_compander import remove_weight_compander
 
 if TYPE_CHECKING:
     from netwright.data import Data
@@ -202,7 +205,9 @@ def _train_phase(stage: Stage, phase: Phase, network: nn.Module) -> None:
     seed = derive(options.seed, phase.network, phase.name)
     same = [p for p in stage.plan.phases if p.network == phase.network]
     module = Classifier(network, lr=options.lr * share, label_smoothing=0.1 if phase.name == "pretrain" else 0.0)
-    callbacks: list[lightning.Callback] = []
+    module.example_input_array = torch.zeros(2, *data.shape)  # tells which layer is computed first
+    callbacks = methods.callbacks(options.train_method) if phase.name == "pretrain" else []
+    indexed = any(getattr(method, "indexed", False) for method in callbacks)
     if phase.name == "prune" and options.pruning == "magnitude" and options.sparsity > 0:
         callbacks.append(_Ramp(network, options.sparsity, SCOPES[phase.network]))
     callbacks.append(CosineProgress(floor=floor, warmup=0.05 if phase.name == "pretrain" else 0.0))
@@ -222,6 +227,7 @@ def _train_phase(stage: Stage, phase: Phase, network: nn.Module) -> None:
         augment=augmentation(data, sum(p.epochs * p.steps for p in same) * options.batch_size / len(data.train)),
         normalise=normalise,
         steps=phase.steps,
+        indexed=indexed,
     )
     history = fit(
         module,
@@ -238,6 +244,8 @@ def _train_phase(stage: Stage, phase: Phase, network: nn.Module) -> None:
         figures=lambda: {"sparsity": prune.sparsity(network).sparsity},
         description=f"{phase.network}: {phase.name}",
     )
+    if phase.name == "pretrain":
+        remove_tract(remove_weight_compander(network))
     if is_main():
         stage.run.write(f"work/{phase.network}-{phase.name}.json", history.to_dict())
         accuracy = history.last.get("val_accuracy")
