@@ -86,9 +86,7 @@ class MBConv(nn.Module):
         if stride == 1 and in_channels == out_channels:
             self.shortcut = nn.Identity()
         elif stride == 1 and conv_shortcut:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, bias=False), norm(out_channels)
-            )
+            self.shortcut = nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=False), norm(out_channels))
 
     def forward(
         self, x: Float[Tensor, "batch in_channels height width"]

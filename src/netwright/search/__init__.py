@@ -16,6 +16,7 @@ METHODS = {
     "sd-darts": "netwright.search.self_distill:SDDARTS",
     "fbnet": "netwright.search.fbnet:FBNet",
     "proxylessnas": "netwright.search.proxyless:ProxylessNAS",
+    "single-path": "netwright.search.single_path:SinglePathNAS",
     "random": "netwright.search.random_search:RandomSearch",
 }
 """Searchers by the name that ``--search`` takes: "module:class"."""
@@ -79,6 +80,13 @@ _NAMES = {
     "ProxylessGPU": "spaces.proxyless",
     "ProxylessMobile": "spaces.proxyless",
     "ProxylessMobile14": "spaces.proxyless",
+    "SINGLE_PATH_NET": "spaces.single_path",
+    "single_path_space": "spaces.single_path",
+    "SinglePathNAS": "single_path",
+    "SuperKernelDepthwise": "superkernel",
+    "SuperKernelSupernet": "superkernel_supernet",
+    "indicator_ste": "superkernel",
+    "ThresholdSelector": "selection",
     "RandomSearch": "random_search",
     "uniform_genotypes": "random_search",
     "SDDARTS": "self_distill",
@@ -133,7 +141,7 @@ if TYPE_CHECKING:
     from netwright.search.result import SearchResult
     from netwright.search.sampling import SampleSelector, inherited_accuracy, sample_genotypes
     from netwright.search.searcher import EpochEnd, Searcher
-    from netwright.search.selection import ArgmaxSelector, MagnitudeSelector, Selector
+    from netwright.search.selection import ArgmaxSelector, MagnitudeSelector, Selector, ThresholdSelector
     from netwright.search.self_distill import SDDARTS, SelfDistillation, SnapshotTeachers
     from netwright.search.sharpness import (
         SharpnessAware,
@@ -144,13 +152,17 @@ if TYPE_CHECKING:
         rho_sharpness,
     )
     from netwright.search.single_level import SingleLevel
+    from netwright.search.single_path import SinglePathNAS
     from netwright.search.spaces import Space
     from netwright.search.spaces.chain import mbconv_space
     from netwright.search.spaces.choices import ChoiceSpace
     from netwright.search.spaces.fbnet import FBNET_A, FBNET_B, FBNET_C, fbnet_space
     from netwright.search.spaces.network import Network
     from netwright.search.spaces.proxyless import ProxylessCPU, ProxylessGPU, ProxylessMobile, ProxylessMobile14
+    from netwright.search.spaces.single_path import SINGLE_PATH_NET, single_path_space
     from netwright.search.stages import Stage
+    from netwright.search.superkernel import SuperKernelDepthwise, indicator_ste
+    from netwright.search.superkernel_supernet import SuperKernelSupernet
     from netwright.search.supernet import Choice, FixedGate, Gate, MaskedGate, SoftmaxGate, Supernet
     from netwright.search.width import WidthSearch
 
@@ -168,6 +180,7 @@ __all__ = [
     "METHODS",
     "RARTS",
     "SDDARTS",
+    "SINGLE_PATH_NET",
     "Alternating",
     "ArgmaxSelector",
     "BinaryGate",
@@ -207,13 +220,17 @@ __all__ = [
     "SelfDistillation",
     "SharpnessAware",
     "SingleLevel",
+    "SinglePathNAS",
     "SnapshotTeachers",
     "SoftmaxGate",
     "Space",
     "Stage",
+    "SuperKernelDepthwise",
+    "SuperKernelSupernet",
     "Supernet",
     "TaskLoss",
     "TemperatureSchedule",
+    "ThresholdSelector",
     "WidthSearch",
     "alpha_hessian_eig",
     "discretisation_accuracy",
@@ -222,6 +239,7 @@ __all__ = [
     "draw",
     "edge_strengths",
     "fbnet_space",
+    "indicator_ste",
     "inherited_accuracy",
     "loss_and_accuracy",
     "mbconv_space",
@@ -229,6 +247,7 @@ __all__ = [
     "op_strengths",
     "rho_sharpness",
     "sample_genotypes",
+    "single_path_space",
     "uniform_genotypes",
 ]
 

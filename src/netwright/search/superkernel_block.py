@@ -79,7 +79,8 @@ class SuperKernelMBConv(nn.Module):
         if skippable and (largest.shortcut is None or not isinstance(candidates[SKIP](), nn.Identity)):
             raise ValueError(f"choice {key!r} must be skipped by the identity, got another module")
         *before, depthwise, norm, activation, project, last = largest.conv
-        assert isinstance(depthwise, nn.Conv2d) and isinstance(project, nn.Conv2d)
+        assert isinstance(depthwise, nn.Conv2d)
+        assert isinstance(project, nn.Conv2d)
         thresholds[key] = nn.Parameter(torch.zeros(len(kernels) - 1 + len(expansions)))
         self.before = nn.Sequential(*before)
         self.superkernel = SuperKernelDepthwise(
@@ -156,9 +157,7 @@ class SuperKernelMBConv(nn.Module):
         except ValueError as error:
             raise ValueError(f"{error}, layer {self.key!r}") from None
 
-    def forward(
-        self, x: Float[Tensor, "batch c_in height width"]
-    ) -> Float[Tensor, "batch c_out out_height out_width"]:
+    def forward(self, x: Float[Tensor, "batch c_in height width"]) -> Float[Tensor, "batch c_out out_height out_width"]:
         """The block with what is left of its superkernel."""
         decided = self.superkernel.decide() if self.decided is None else self.decided
         y = self.activation(self.norm(self.superkernel.convolve(self.before(x), decided)))

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from netwright.search.spaces.choices import ChoiceSpace
     from netwright.search.supernet import Gate, OperationKey
 
+
 class SuperKernelSupernet(Supernet):
     """The largest network of a chain, with thresholds that tell how much of each layer is used.
 
@@ -186,7 +187,7 @@ class SuperKernelSupernet(Supernet):
         table: Mapping[OperationKey, float],
         shape: tuple[int, int, int] | None = None,
         *,
-        drawn: bool | None = None,
+        drawn: bool | None = False,
     ) -> Float[Tensor, ""]:
         """The modelled cost of all layers, differentiable in weights and thresholds.
 
@@ -194,7 +195,7 @@ class SuperKernelSupernet(Supernet):
             table: Cost of an operation by its key, as :meth:`operations` lists them; needed are those of the largest
                 kernel and of the largest expansion.
             shape: (C, H, W) of the network's input; by default that of the last ``forward``.
-            drawn: Whether the indicators are dropped as in the last pass; by default they are in training.
+            drawn: Whether the indicators are dropped as in the last pass; None means in training.
 
         Raises:
             KeyError: If the table misses an operation.

@@ -9,6 +9,7 @@ _NAMES = {
     "Classifier": "netwright.train.fit",
     "CosineProgress": "netwright.train.schedules",
     "Deadline": "netwright.train.schedules",
+    "RMSpropTF": "netwright.train.rmsprop",
     "distillation_loss": "netwright.train.distillation",
     "evaluate": "netwright.train.fit",
     "fit": "netwright.train.fit",
@@ -16,7 +17,7 @@ _NAMES = {
 
 METHODS = {"plain": "netwright.train.fit:Classifier"}
 
-__all__ = ["METHODS", "Classifier", "CosineProgress", "Deadline", "distillation_loss", "evaluate", "fit"]
+__all__ = ["METHODS", "Classifier", "CosineProgress", "Deadline", "RMSpropTF", "distillation_loss", "evaluate", "fit"]
 
 
 def __getattr__(name: str) -> Any:
