@@ -207,6 +207,8 @@ class SinglePathNAS(Searcher):
         if self.latency is not None:
             self._penalty = CostPenalty("log", self.latency, alpha=lam, apply_to="both")
             objective = objective + self._penalty
+        if epochs < 1:
+            raise ValueError(f"epochs must be >= 1, got {epochs}")
         before = min(round(warmup * epochs), epochs - 1)
         super().__init__(
             supernet,
