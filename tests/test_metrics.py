@@ -5,10 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import pearsonr
 from sklearn.metrics import accuracy_score, log_loss
 from torchmetrics.classification import MulticlassCalibrationError
 
-from netwright.metrics import accuracy, aurc, eaurc, expected_calibration_error, nll
+from netwright.metrics import accuracy, aurc, eaurc, expected_calibration_error, nll, pearson
 from netwright.seeding import stream
 
 HAND_PROBS = torch.tensor([[0.95, 0.05], [0.85, 0.15], [0.65, 0.35], [0.55, 0.45]])
@@ -124,3 +125,28 @@ def test_bad_input_is_named(metric, probs, labels, message):
 def test_zero_bins_are_refused():
     with pytest.raises(ValueError, match="n_bins must be >= 1, got 0"):
         expected_calibration_error(HAND_PROBS, HAND_LABELS, n_bins=0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_correlation_agrees_with_scipy(seed):
+    generator = stream(seed, "correlation")
+    x = torch.randn(30, generator=generator, dtype=torch.float64)
+    y = 1e6 + 0.3 * x + torch.randn(30, generator=generator, dtype=torch.float64)
+    assert pearson(x, y) == pytest.approx(float(pearsonr(x.numpy(), y.numpy())[0]), abs=1e-9)
+    assert pearson(x.tolist(), (-2 * x + 7).tolist()) == pytest.approx(-1.0)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        ([1.0, 2.0], [1.0, 2.0, 3.0], r"two series of one length, at least 2, got shapes \(2,\) and \(3,\)"),
+        ([1.0], [1.0], "at least 2"),
+        ([[1.0, 2.0]], [[1.0, 2.0]], "two series"),
+        ([1.0, 1.0], [1.0, 2.0], "x must be finite and not constant"),
+        ([1.0, 2.0], [0.1, 0.1], "y must be finite and not constant"),
+        ([1.0, 2.0], [0.1, float("nan")], "y must be finite"),
+    ],
+)
+def test_series_without_a_correlation_are_refused(x, y, message):
+    with pytest.raises(ValueError, match=message):
+        pearson(x, y)

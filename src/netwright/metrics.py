@@ -1,10 +1,12 @@
-"""Metrics of classifiers: likelihood, calibration, and how well confidence ranks the errors.
+"""Metrics of classifiers: likelihood, calibration, and how well confidence ranks the errors; correlation.
 
 Definitions of Kim et al., "Self-Knowledge Distillation with Progressive Refinement of Targets", ICCV 2021,
 arXiv:2006.12000; every part of netwright uses these and no others.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -106,3 +108,25 @@ def eaurc(probs: Float[Tensor, "examples classes"], labels: Int[Tensor, "example
     j = torch.arange(1, errors + 1, dtype=torch.float64)
     best = (j / (n - errors + j)).sum() / n
     return float(1000 * (risks.mean().cpu() - best))
+
+
+def pearson(x: Sequence[float] | Tensor, y: Sequence[float] | Tensor) -> float:
+    """Linear correlation ``sum (x - mean x)(y - mean y) / (n s_x s_y)`` of two series, in [-1, 1].
+
+    Raises:
+        ValueError: If the series are not of one length, at least 2, or one is constant or not finite.
+
+    Example:
+        >>> round(pearson([1, 2, 3], [2.0, 4.0, 7.0]), 4)
+        0.9934
+    """
+    pair = [torch.as_tensor(side, dtype=torch.float64).cpu() for side in (x, y)]
+    if pair[0].ndim != 1 or pair[0].shape != pair[1].shape or len(pair[0]) < 2:
+        shapes = " and ".join(str(tuple(side.shape)) for side in pair)
+        raise ValueError(f"x and y must be two series of one length, at least 2, got shapes {shapes}")
+    for name, side in zip("xy", pair, strict=True):
+        if not side.isfinite().all() or bool((side == side[0]).all()):
+            raise ValueError(f"{name} must be finite and not constant, got {side.tolist()[:5]}")
+    gaps = [side - side.mean() for side in pair]
+    units = [gap / torch.linalg.vector_norm(gap) for gap in gaps]
+    return float((units[0] @ units[1]).clamp(-1, 1))

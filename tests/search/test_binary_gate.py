@@ -213,6 +213,28 @@ def test_pairs_are_drawn_without_replacement_and_run_by_their_own_softmax():
         assert found == pytest.approx(pair * p[i] / (p[i] + p[j]), abs=error)
 
 
+@pytest.mark.parametrize(("part", "mode"), [("weights", "two"), ("alpha", "two"), ("alpha", "full")])
+def test_choices_of_different_sizes_are_drawn_together_each_by_its_own_softmax(part, mode):
+    alphas = [torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0, -1.0, 0.5, 0.0]), torch.tensor([-1.0, 0.0, 2.0])]
+    with seeded(0, "together", part, mode):
+        draws = [BinaryGate(mode).draw_all(alphas, part, 1) for _ in range(2500)]
+    for place, alpha in enumerate(alphas):
+        rows = torch.stack([draw[place] for draw in draws])
+        size = {"weights": 1}.get(part, 2 if mode == "two" else len(alpha))
+        assert rows.shape == (2500, size)
+        assert 0 <= rows.min() <= rows.max() < len(alpha)
+        assert all(len(set(row)) == size for row in rows.tolist())
+        if part == "weights" or mode == "full":
+            for number, p in enumerate(alpha.softmax(0).tolist()):
+                found, error = share(int((rows[:, 0] == number).sum()), 2500)
+                assert found == pytest.approx(p, abs=error)
+    # independent of each other: the joint share is the product
+    both = sum(int(draw[0][0]) == 1 and int(draw[2][0]) == 2 for draw in draws)
+    singles = [sum(int(draw[i][0]) == number for draw in draws) for i, number in ((0, 1), (2, 2))]
+    found, error = share(both, 2500)
+    assert found == pytest.approx(math.prod(singles) / 2500**2, abs=error)
+
+
 def test_decided_alphas_still_give_two_different_candidates():
     alpha = torch.tensor([500.0, -500.0, 0.0, 0.0])
     for number in range(20):
@@ -444,6 +466,6 @@ def test_bad_modes_and_single_candidates():
     with pytest.raises(ValueError, match="mode must be one of two, full, full_recompute, got 'three'"):
         BinaryGate("three")
     with pytest.raises(ValueError, match="mode 'two' must have at least 2 candidates, got 1"):
-        BinaryGate("two").draw(torch.zeros(1), "alpha", 1)
+        BinaryGate("two").draw_all([torch.zeros(3), torch.zeros(1)], "alpha", 1)
     assert BinaryGate("two").draw(torch.zeros(1), "weights", 1).tolist() == [0]
     assert BinaryGate("full").draw(torch.zeros(1), "alpha", 1).tolist() == [0]

@@ -8,7 +8,16 @@ from torch import nn
 
 from netwright.cost import LatencyTable
 from netwright.search import latency, spaces
-from netwright.search.latency import CONSTANT, ExpectedLatency, Setup, measure, measured, operations_of, predict
+from netwright.search.latency import (
+    CONSTANT,
+    ExpectedLatency,
+    Setup,
+    measure,
+    measured,
+    measured_all,
+    operations_of,
+    predict,
+)
 from netwright.search.objective import CostPenalty, TaskLoss
 from netwright.search.spaces.choices import ChoiceSpace
 from netwright.seeding import stream
@@ -64,6 +73,21 @@ def test_times_of_known_length_are_found_again():
     for name, ms in by_name.items():
         assert float(name.split()[0]) <= ms
     assert table[CONSTANT] >= 3 - 1
+
+
+def test_architectures_take_turns_and_keep_their_own_times(monkeypatch):
+    space = ChoiceSpace("waiting", waiting, shape=(4, 4))
+    slow, fast = (space.genotype({"a": a, "b": b}) for a, b in (("8 ms", "5 ms"), ("2 ms", "skip")))
+    order, waited = [], Wait.forward
+    monkeypatch.setattr(Wait, "forward", lambda self, x: (order.append(self.milliseconds), waited(self, x))[1])
+    times = measured_all(space, [slow, fast], (1, 4, 4), 3, Setup(repeats=4), rounds=2)
+    assert times[0] >= 16
+    assert 5 <= times[1] < times[0]
+    # a turn is five untimed calls and two timed ones; the second round begins with the other network
+    first = [place for place, ms in enumerate(order) if ms == 8]
+    assert first[:7] == [3 * i for i in range(7)]
+    assert len(first) == 14
+    assert first[7] - first[6] == 3 + 2 * 14
 
 
 def test_a_prediction_is_a_constant_and_the_sum_of_operations():

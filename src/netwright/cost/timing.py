@@ -186,16 +186,32 @@ class LatencyTable(Result, Mapping[Key, float]):
         Raises:
             UserError: If the file is missing, is not JSON, or is no such table.
         """
-        data = storage.read_json(path)
+        try:
+            return cls.from_dict(storage.read_json(path))
+        except ValueError as error:
+            raise UserError(str(error), where=path, cure="measure it again") from error
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> LatencyTable:
+        """The table that :meth:`to_dict` gave, also after a way through JSON.
+
+        Raises:
+            ValueError: If the data are no such table.
+
+        Example:
+            >>> times = LatencyTable.measure({("relu", 8): (nn.ReLU(), (8, 4, 4))}, repeats=3)
+            >>> LatencyTable.from_dict(times.to_dict()) == times
+            True
+        """
         try:
             times = {_key(entry["key"]): float(entry["ms"]) for entry in data["milliseconds"]}
             conditions = {
                 name: kind(data[name]) for name, kind in _CONDITIONS.items() if name in data or name in _NEEDED
             }
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"not a latency table: {error!r}", where=path, cure="measure it again") from error
+            raise ValueError(f"not a latency table: {error!r}") from error
         if not all(math.isfinite(ms) and ms >= 0 for ms in times.values()):
-            raise UserError("a latency must be a number >= 0", where=path, cure="measure it again")
+            raise ValueError("a latency must be a number >= 0")
         return cls(times, **conditions)
 
     def plot(self, ax: Axes | None = None) -> Axes:

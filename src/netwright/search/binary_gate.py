@@ -67,17 +67,26 @@ class BinaryGate(Gate):
 
     def draw(self, alpha: Float[Tensor, " candidates"], part: str, batch: int) -> Int[Tensor, " drawn"]:
         """The numbers of the candidates of a pass, the one that runs first; one alone for a pass of the weights."""
-        # Exponential clocks of rates p ring in the order of draws without replacement, however small a p is.
-        order = (alpha - torch.empty_like(alpha).exponential_().log()).argsort(descending=True)
+        drawn: Tensor = self.draw_all([alpha], part, batch)[0]
+        return drawn
+
+    def draw_all(self, alphas: Sequence[Tensor], part: str, batch: int) -> list[Tensor | None]:
+        """The numbers for several choices, drawn in one piece."""
+        sizes = [len(alpha) for alpha in alphas]
+        pairs = part != "weights" and self.mode == "two"
+        if pairs and min(sizes) < 2:
+            raise ValueError(f"mode 'two' must have at least 2 candidates, got {min(sizes)}")
+        rows = nn.utils.rnn.pad_sequence(list(alphas), batch_first=True, padding_value=-torch.inf)
+        # Exponential clocks of rates p ring in the order of draws without replacement, however small a p is; those of
+        # the padding never do.
+        order = (rows - torch.empty_like(rows).exponential_().log()).argsort(dim=-1, descending=True)
         if part == "weights":
-            return order[:1]
-        if self.mode != "two":
-            return order
-        if len(alpha) < 2:
-            raise ValueError(f"mode 'two' must have at least 2 candidates, got {len(alpha)}")
-        pair = order[:2]
-        first = torch.rand((), device=alpha.device) < alpha[pair].softmax(-1)[0]
-        return torch.where(first, pair, pair.flip(0))
+            return list(order[:, :1])
+        if not pairs:
+            return [row[:size] for row, size in zip(order, sizes, strict=True)]
+        pair = order[:, :2]
+        first = torch.rand(len(rows), 1, device=rows.device) < rows.gather(1, pair).softmax(-1)[:, :1]
+        return list(torch.where(first, pair, pair.flip(1)))
 
     def weights(self, alpha: Tensor, training: bool, drawn: Tensor | None = None) -> Float[Tensor, " candidates"]:
         """One at the candidate that runs, zero elsewhere; the gradient is that of the softmax over those drawn."""

@@ -13,11 +13,13 @@ sparse runtime (:mod:`netwright.deploy`) with a random pattern of zeros, for a s
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -25,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from netwright.console import task
-from netwright.cost.timing import LatencyTable, cpu_name, threads, turn
+from netwright.cost.timing import LatencyTable, alternate, cpu_name, threads, turn
 from netwright.nn.modes import in_mode
 from netwright.search.genotype import Chosen
 from netwright.seeding import derive, stream
@@ -280,16 +282,45 @@ def measured(
         setup: As for :func:`measure`.
         seed: Of the pattern of zeros.
     """
+    return measured_all(space, [genotype], shape, num_classes, setup, seed, rounds=1)[0]
+
+
+def measured_all(
+    space: AnySpace,
+    genotypes: Sequence[Genotype],
+    shape: Shape,
+    num_classes: int = 10,
+    setup: Setup | None = None,
+    seed: int = 0,
+    rounds: int = 10,
+) -> list[float]:
+    """Milliseconds of several architectures by the clock, in rounds in which each has its turn.
+
+    A change of the machine's speed then meets all of them, so that they can be compared.
+
+    Args:
+        space: The space of the genotypes.
+        genotypes: The architectures.
+        shape: (C, H, W) of one input.
+        num_classes: Number of classes.
+        setup: As for :func:`measure`; its repeats are spread over the rounds.
+        seed: Of the pattern of zeros.
+        rounds: Rounds, at least 1.
+    """
     setup = setup or Setup()
-    network: Any = setup.network(space, genotype, shape, num_classes, seed=derive(seed, "measured"))
+    calls = math.ceil(setup.repeats / rounds)
     x = setup.input(shape)
     with threads(setup.threads), torch.inference_mode():
-        if setup.runtime == "native":
-            from netwright import deploy
+        turns = {}
+        for number, genotype in enumerate(genotypes):
+            network: Any = setup.network(space, genotype, shape, num_classes, seed=derive(seed, "measured"))
+            if setup.runtime == "native":
+                from netwright import deploy
 
-            calls = _calls(deploy.compile(network, x, threads=setup.threads), x, setup.repeats)
-            return 1e3 * float(np.median(calls))
-        return 1e3 * float(np.median(turn(lambda: network(x), calls=setup.repeats, untimed=5)))
+                turns[str(number)] = partial(_calls, deploy.compile(network, x, threads=setup.threads), x, calls)
+            else:
+                turns[str(number)] = partial(turn, partial(network, x), calls=calls, untimed=5)
+        return [1e3 * float(np.median(seconds)) for seconds in alternate(turns, rounds=rounds).values()]
 
 
 class ExpectedLatency:
