@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tests.support.searches import equal, images
 from torch import nn
 
 from netwright.data.tensors import Batches
@@ -11,7 +12,6 @@ from netwright.search.lightning import SearchModule
 from netwright.search.single_path import SinglePathNAS, Watched
 from netwright.search.superkernel_supernet import SuperKernelSupernet
 from netwright.train.rmsprop import RMSpropTF
-from tests.support.searches import equal, images
 
 CHAIN = spaces.get("micro-chain")
 SHAPE = (1, 8, 8)

@@ -106,6 +106,15 @@ class SuperKernelMBConv(nn.Module):
         kernel, ratio = found
         return Block(kernel, self.expansions[self.superkernel.ratios.index(ratio)]).name
 
+    def needs(self, name: str) -> list[bool]:
+        """Which indicators a candidate needs: of kernels but the first, then of ratios."""
+        if name == SKIP:
+            return [False] * len(self.superkernel.thresholds)
+        block = Block.of(name)
+        return [k <= block.kernel for k in self.superkernel.kernels[1:]] + [
+            e <= block.expansion for e in self.expansions
+        ]
+
     def mixing_weights(self, decided: Decided) -> Float[Tensor, "candidates"]:
         """The weight of each candidate: 1 for the one that is left, else 0, differentiable in the indicators."""
         end = decided.rings.new_zeros(1)

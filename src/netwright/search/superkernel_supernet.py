@@ -234,6 +234,28 @@ class SuperKernelSupernet(Supernet):
 
         return (selector or ThresholdSelector()).select(self)
 
+    @torch.no_grad()
+    def adopt(self, genotype: Genotype) -> None:
+        """Sets the thresholds so that the layers decide for an architecture: 0 for what is on, beyond its norm if off.
+
+        Raises:
+            ValueError: If the genotype is not of the supernet's space.
+
+        Example:
+            >>> from netwright.search import spaces
+            >>> from netwright.seeding import stream
+            >>> space = spaces.get("micro-chain")
+            >>> supernet, genotype = SuperKernelSupernet(space, 1, 10), space.random(stream(0, "genotype"))
+            >>> supernet.adopt(genotype)
+            >>> supernet.derive() == genotype
+            True
+        """
+        decisions = self.space.decisions(genotype)
+        for layer in self._layers:
+            beyond = 2 * layer.superkernel.weight.square().sum().clamp_min(1)
+            self.arch[layer.key].copy_(torch.tensor([0.0 if on else 1.0 for on in layer.needs(decisions[layer.key])]))
+            self.arch[layer.key].mul_(beyond)
+
     def _size(self, shape: tuple[int, int, int] | None) -> tuple[int, ...]:
         if shape is None and self.input_shape is None:
             raise ValueError("shape must be given before the first forward pass, got None")
