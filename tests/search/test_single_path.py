@@ -9,7 +9,8 @@ from netwright.data.tensors import Batches
 from netwright.search import spaces
 from netwright.search.latency import CONSTANT, predict
 from netwright.search.lightning import SearchModule
-from netwright.search.single_path import SinglePathNAS, Watched
+from netwright.search.priced import Watched
+from netwright.search.single_path import SinglePathNAS
 from netwright.search.superkernel_supernet import SuperKernelSupernet
 from netwright.train.rmsprop import RMSpropTF
 

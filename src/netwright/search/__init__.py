@@ -82,6 +82,7 @@ _NAMES = {
     "ProxylessMobile14": "spaces.proxyless",
     "SINGLE_PATH_NET": "spaces.single_path",
     "single_path_space": "spaces.single_path",
+    "PricedSearch": "priced",
     "SinglePathNAS": "single_path",
     "SuperKernelDepthwise": "superkernel",
     "SuperKernelSupernet": "superkernel_supernet",
@@ -134,6 +135,7 @@ if TYPE_CHECKING:
         op_strengths,
     )
     from netwright.search.phased import Phased
+    from netwright.search.priced import PricedSearch
     from netwright.search.proxyless import ProxylessNAS
     from netwright.search.random_search import RandomSearch, uniform_genotypes
     from netwright.search.rarts import RARTS
@@ -204,6 +206,7 @@ __all__ = [
     "Objective",
     "PerturbationSelector",
     "Phased",
+    "PricedSearch",
     "ProxylessCPU",
     "ProxylessGPU",
     "ProxylessMobile",
