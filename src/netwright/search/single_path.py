@@ -20,7 +20,7 @@ import torch
 
 from netwright.results import new_axes
 from netwright.search.latency import CONSTANT
-from netwright.search.priced import WARMUP
+from netwright.search.priced import WARMUP, PricedSearch
 from netwright.search.result import SearchResult
 from netwright.search.superkernel_supernet import SuperKernelSupernet
 
