@@ -4,13 +4,14 @@ Stamoulis et al., "Single-Path NAS: Designing Hardware-Efficient ConvNets in les
 arXiv:1904.02877.
 
 Space ``micro-chain`` (stem 8, stages 12, 16, 24 of two layers, kernels 3 and 5, expansions 2 and 4) on Fashion-MNIST at
-16x16; latencies are PyTorch's on this machine, one image at a time on one thread. Times of a step are taken in
-alternating rounds: training the largest network, a step of the search with its penalty and its looks at validation
-data, a step of the softmax over all paths with the same penalty. Searches for three values of lambda by Single-Path NAS
-and by that softmax, with the same data, epochs, optimiser and learning rate (the paper's rule, 0.016 for 256 images);
-each architecture is trained by the protocol of the table of random architectures. What it is held against is the mean
-of those random architectures of the table whose latencies are nearest to its own. The runtime model is compared with
-the clock on random decisions, whole networks measured in turns.
+16x16; latencies are those of PyTorch on this machine for 32 images on one thread (one at a time, the overhead of a call
+would hide what kernels and widths cost). Times of a step are taken in alternating rounds: training the largest network,
+a step of the search with its penalty and its looks at validation data, a step of the softmax over all paths with the
+same penalty. Searches for three values of lambda by Single-Path NAS and by that softmax, with the same data, epochs,
+optimiser and learning rate (the paper's rule, 0.016 for 256 images); each architecture is trained by the protocol of
+the table of random architectures. What it is held against is the mean of those random architectures of the table whose
+latencies are nearest to its own. The runtime model is compared with the clock on random decisions, whole networks
+measured in turns.
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ LAMBDAS = {"0": 0.0, "low": 5.0, "high": 20.0}
 METHODS = ("single path", "all paths")
 BATCH = 64
 LR = 0.016 * BATCH / 256
-NEAREST = 10
+IMAGES = 32  # at once, where latency is measured
+NEAREST = 10  # random architectures that a finding is held against
 STEPS = ("single path", "largest", "all paths")
 
 
@@ -140,8 +142,8 @@ def reproduce(run: Run) -> Evidence:
     """Times, sizes and the runtime model once; searches for every lambda and seed."""
     rounds = run.size("step times: rounds", full=20, fast=1, scaled=False)
     batch = run.size("step times: batch size", full=BATCH, fast=8, scaled=False)
+    repeats = run.size("latencies: timed calls", full=100, fast=3, scaled=False)
     decisions = run.size("runtime model: random decisions", full=30, fast=6, scaled=False)
-    repeats = run.size("runtime model: timed calls", full=200, fast=5, scaled=False)
     images = [
         run.size("search training images", full=4000, fast=64, specified=8000),
         run.size("search validation images", full=1000, fast=64),
@@ -249,7 +251,7 @@ def _latencies(seed: int, decisions: int, repeats: int) -> dict[str, Any]:
     from netwright.search.random_search import uniform_genotypes
     from netwright.search.superkernel_supernet import SuperKernelSupernet
 
-    space, setup = _space(), Setup(repeats=repeats)
+    space, setup = _space(), Setup(batch=IMAGES, repeats=repeats)
     table = measure(space, SHAPE, setup=setup)
     drawn = uniform_genotypes(space, decisions, seed=1)
     supernet = SuperKernelSupernet(space, 1, 10).eval()
