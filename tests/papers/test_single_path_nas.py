@@ -9,6 +9,7 @@ from netwright.cost import LatencyTable
 from netwright.papers import single_path_nas
 from netwright.papers.random_table import RandomTable
 from netwright.search import spaces
+from netwright.search.latency import predict
 from netwright.seeding import stream
 
 SEEDS = 5
@@ -94,6 +95,9 @@ def test_a_finding_is_held_against_random_architectures_of_its_latency():
     assert above.latencies == [1 + 3 * 3.0] * 10 + [1 + 6 * 5.0] * 10
     assert above(9.0) == pytest.approx(0.5)
     assert above(25.0) == pytest.approx(0.7)
+    genotype = SPACE.random(stream(0, "genotype"))
+    found = above.latency(genotype.to_dict())
+    assert found == pytest.approx(predict(SPACE, genotype, priced(), single_path_nas.SHAPE))
 
 
 def test_parameters_are_three_a_layer_more_than_the_largest_network():

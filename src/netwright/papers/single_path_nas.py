@@ -191,17 +191,20 @@ class _Reference:
     """The accuracy that random architectures of the table have at a latency."""
 
     def __init__(self, milliseconds: Mapping[str, Any], table: random_table.RandomTable) -> None:
-        self._table = milliseconds
+        from netwright.cost import LatencyTable
+        from netwright.search.latency import CONSTANT
+
+        times = LatencyTable.from_dict(milliseconds)
+        supernet = _space().supernet(1, 10)
+        self._costs, self._names = supernet.candidate_costs(times, SHAPE), _space().choices()
+        self._constant = times[CONSTANT]
         self.latencies = [self.latency(genotype) for genotype in table.genotypes]
         self.accuracies = table.accuracies
 
     def latency(self, genotype: Mapping[str, Any]) -> float:
         """Milliseconds of an architecture by the table of latencies."""
-        from netwright.cost import LatencyTable
-        from netwright.search.genotype import Genotype
-        from netwright.search.latency import predict
-
-        return predict(_space(), Genotype.from_dict(genotype), LatencyTable.from_dict(self._table), SHAPE)
+        decisions = genotype["decisions"].items()
+        return self._constant + sum(self._costs[key][self._names[key].index(name)] for key, name in decisions)
 
     def __call__(self, latency: float) -> float:
         """Mean accuracy of the random architectures nearest to a latency."""
