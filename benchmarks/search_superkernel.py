@@ -133,7 +133,10 @@ def main() -> int:
         ours = SuperKernelSupernet(space, 1, 10)
         largest: Any = space.build(ours.derive(), 1, 10).to(memory_format=torch.channels_last)
         for text, pair in (
-            ("a training step without penalty", {"NNI": training(network, x, y), "ours": training(ours, x, y), "largest": training(largest, x, y)}),
+            (
+                "a training step without penalty",
+                {"NNI": training(network, x, y), "ours": training(ours, x, y), "largest": training(largest, x, y)},
+            ),
             (
                 "one layer, forward and backward",
                 {"NNI": passes(layer, wide), "ours": passes(SuperKernelDepthwise(96), wide)},

@@ -20,6 +20,7 @@ from netwright import cli, storage
 VERBS = (
     "check",
     "design",
+    "search",
     "evaluate",
     "predict",
     "bench",

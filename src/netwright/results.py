@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 
 def plain(value: Any) -> Any:
-    """A JSON-able copy: tensors and arrays become lists, dataclasses dictionaries, NaN and infinities ``None``.
+    """A JSON-able copy: tensors and arrays become lists, dataclasses dictionaries (by their ``to_dict`` where they have
+    one), NaN and infinities ``None``.
 
     Example:
         >>> import numpy as np
@@ -23,17 +24,17 @@ def plain(value: Any) -> Any:
         {'a': [0, 1], 'b': None, 'c': [1, 'x']}
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = dataclasses.fields(value)
-        return value.to_dict() if isinstance(value, Result) else {f.name: plain(getattr(value, f.name)) for f in fields}
+        own = getattr(value, "to_dict", None)
+        return own() if own else {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [plain(item) for item in value]
     if hasattr(value, "tolist"):
         return plain(value.tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return str(value) if isinstance(value, Path) else value
+    if isinstance(value, Path):
+        return str(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Result:

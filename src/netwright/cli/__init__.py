@@ -43,6 +43,7 @@ def root(
 for verb in (
     designing.check,
     designing.design,
+    searching.search,
     designing.evaluate,
     designing.predict,
     deploying.bench,

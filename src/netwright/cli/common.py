@@ -22,6 +22,16 @@ Jobs = Annotated[int, typer.Option("--jobs", help="Processes at once; -1 for eve
 Download = Annotated[bool, typer.Option("--download", help="Allow the network, to fetch a data set.")]
 SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave out files that cannot be read.")]
 DropUnknown = Annotated[bool, typer.Option("--drop-unknown", help="Leave out test classes that training lacks.")]
+Select = Annotated[
+    str | None,
+    typer.Option(help="How the search decides: magnitude, argmax, sample or perturbation.  [as the method does]"),
+]
+LatencyMs = Annotated[
+    float | None, typer.Option(help="Most milliseconds of one image on one thread, in the sparse runtime.")
+]
+Flops = Annotated[
+    str | None, typer.Option(help="Most floating-point operations, two a multiply-add, zeros included; like 5M.")
+]
 Family = Annotated[str | None, typer.Option("--family", help="Only papers of this package, like search.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A folder written by netwright design.")]
 

@@ -13,10 +13,13 @@ from netwright.cli.common import (
     Debug,
     Download,
     DropUnknown,
+    Flops,
     Jobs,
     Json,
+    LatencyMs,
     Quiet,
     RunPath,
+    Select,
     SkipBroken,
     command_line,
     guarded,
@@ -68,6 +71,9 @@ def design(
         str | None, typer.Option(help="dass, darts, rarts, sd-darts, proxylessnas, fbnet or random.  [dass]")
     ] = None,
     space: Annotated[str | None, typer.Option(help="Search space.  [micro-darts]")] = None,
+    select: Select = None,
+    latency_ms: LatencyMs = None,
+    flops: Flops = None,
     pruning: Annotated[str | None, typer.Option(help="magnitude or hydra.  [magnitude]")] = None,
     baseline: Annotated[str | None, typer.Option(help="Network to compare with.  [mobilenet_v2]")] = None,
     size: Annotated[int | None, typer.Option(help="Height and width that images are resized to.")] = None,
@@ -101,6 +107,8 @@ def design(
         "accuracy_goal": accuracy,
         "search": search,
         "space": space,
+        "select": select,
+        "latency_ms": latency_ms,
         "pruning": pruning,
         "baseline": baseline,
         "size": size,
@@ -124,7 +132,7 @@ def design(
     }
     with guarded(quiet, debug):
         from netwright.design.distributed import is_main, launch, needs_launch
-        from netwright.design.options import Options, duration, from_config
+        from netwright.design.options import Options, duration, from_config, quantity
         from netwright.design.pipeline import design as run_design
         from netwright.design.plan import Plan
         from netwright.design.run import find_folder
@@ -132,6 +140,8 @@ def design(
         settings = {name: value for name, value in given.items() if value is not None}
         if time_budget is not None:
             settings["time_budget"] = duration(time_budget)
+        if flops is not None:
+            settings["flops"] = quantity(flops)
         plan = None
         if config is not None:
             saved = from_config(config)

@@ -2,13 +2,92 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from netwright.cli.common import Debug, Json, Quiet, guarded, show
+from netwright.cli.common import (
+    Debug,
+    Download,
+    DropUnknown,
+    Flops,
+    Json,
+    LatencyMs,
+    Quiet,
+    Select,
+    SkipBroken,
+    command_line,
+    guarded,
+    show,
+)
 from netwright.console import UserError, nearest
+
+
+def search(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A data set by name, a folder or an .npz file.")],
+    method: Annotated[
+        str | None, typer.Option(help="dass, darts, rarts, sd-darts, proxylessnas or fbnet.  [dass]")
+    ] = None,
+    space: Annotated[str | None, typer.Option(help="Search space.  [micro-darts]")] = None,
+    select: Select = None,
+    latency_ms: LatencyMs = None,
+    flops: Flops = None,
+    sparsity: Annotated[
+        float | None, typer.Option(help="Share of zeros that the architecture is for, in [0, 1).  [0.95]")
+    ] = None,
+    time_budget: Annotated[str | None, typer.Option(help="Wall time, like 90s, 10m or 1h30m.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of all stages together.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples in a step.  [64]")] = None,
+    size: Annotated[int | None, typer.Option(help="Height and width that images are resized to.")] = None,
+    search_channels: Annotated[int | None, typer.Option(help="Width of the supernet.  [8]")] = None,
+    channels: Annotated[int | None, typer.Option(help="Width of the network that the limits are for.  [32]")] = None,
+    cells: Annotated[int | None, typer.Option(help="Depth of the network that the limits are for.  [3]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random.  [0]")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder of the search.  [runs/NAME-search-DATE]")] = None,
+    skip_broken: SkipBroken = False,
+    drop_unknown: DropUnknown = False,
+    download: Download = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Search an architecture for DATA and no more: the genotype, how alpha went, the skip share of every epoch."""
+    given = {
+        "data": data,
+        "search": method,
+        "space": space,
+        "select": select,
+        "latency_ms": latency_ms,
+        "sparsity": sparsity,
+        "search_epochs": epochs,
+        "batch_size": batch_size,
+        "size": size,
+        "search_channels": search_channels,
+        "channels": channels,
+        "cells": cells,
+        "seed": seed,
+        "out": out,
+        "skip_broken": skip_broken or None,
+        "drop_unknown": drop_unknown or None,
+        "download": download or None,
+    }
+    with guarded(quiet, debug):
+        from netwright.design.options import Options, duration, quantity
+        from netwright.design.run import find_folder
+        from netwright.design.searching import KIND
+        from netwright.design.searching import search as run_search
+
+        settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        if time_budget is not None:
+            settings["time_budget"] = duration(time_budget)
+        if flops is not None:
+            settings["flops"] = quantity(flops)
+        options = Options(**settings)
+        folder = find_folder(options, KIND)
+        result = run_search(dataclasses.replace(options, out=str(folder)), command_line())
+        show(result, as_json, lambda: f"{result}\nfolder: {folder}")
 
 
 def latency_table(

@@ -51,7 +51,7 @@ class Architecture(Result):
     name: str = ""
     genotype: dict[str, Any] | None = None
     channels: int = 0
-    cells: int = 0
+    cells: int | None = 0
     stem: Stem = "cifar"
 
     def build(self, *, auxiliary: bool = False) -> nn.Module:

@@ -16,6 +16,8 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 # What changes where or how fast a run is computed, not what it computes: free to differ when a run is taken up again.
 MOVABLE = ("out", "devices", "nodes", "strategy", "jobs", "download")
+# What runs of earlier versions did not have: left out where it is not given, so that they can be taken up again.
+LATER = ("select", "latency_ms", "flops")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +43,9 @@ class Options(Result):
     accuracy_goal: float | None = None
     search: str = "dass"
     space: str = "micro-darts"
+    select: str | None = None
+    latency_ms: float | None = None
+    flops: float | None = None
     pruning: str = "magnitude"
     baseline: str = "mobilenet_v2"
     seed: int = 0
@@ -73,12 +78,20 @@ class Options(Result):
             raise UserError(f"lr must be {'finite' if self.lr == math.inf else '> 0'}, got {self.lr}")
         if self.seed < 0:
             raise UserError(f"seed must be >= 0, got {self.seed}")
+        for name in ("latency_ms", "flops"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"{name.replace('_', '-')} must be > 0 and finite, got {value}")
         for name in ("size", "channels", "cells", "search_channels", "search_epochs", "epochs"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name.replace('_', '-')} must be >= 1, got {value}")
         if self.batch_size < 2:
             raise UserError(f"batch-size must be >= 2 (batch norm needs two examples), got {self.batch_size}")
+        self._check_processes()
+        self._check_names()
+
+    def _check_processes(self) -> None:
         if self.devices < 1 or self.nodes < 1:
             raise UserError(f"devices and nodes must be >= 1, got {self.devices} and {self.nodes}")
         if self.jobs == 0 or self.jobs < -1:
@@ -87,11 +100,11 @@ class Options(Result):
             raise UserError(
                 f"batch-size must be a multiple of all processes ({self.devices * self.nodes}), got {self.batch_size}"
             )
-        self._check_names()
 
     def _check_names(self) -> None:
         from netwright.compress import METHODS as PRUNING
         from netwright.search import METHODS as SEARCH
+        from netwright.search import SELECTORS
         from netwright.search.spaces import SPACES
 
         choices: dict[str, Collection[str]] = {
@@ -101,14 +114,30 @@ class Options(Result):
             "strategy": ("auto", "ddp", "fsdp"),
             "logger": ("csv", "tensorboard", "none"),
         }
+        if self.select is not None:
+            choices["select"] = SELECTORS
         for name, known in choices.items():
             value = getattr(self, name)
             if value not in known:
                 raise UserError(f"unknown --{name} {value!r}", cure=nearest(value, known))
+        if self.select is not None:
+            self._check_selector(self.select)
+
+    def _check_selector(self, name: str) -> None:
+        if self.search == "random":
+            raise UserError("select has no meaning with --search random, which draws its architecture")
+        from netwright.search import spaces
+        from netwright.search.brief import refuse
+
+        try:
+            refuse(name, spaces.get(self.space), limited=self.latency_ms is not None or self.flops is not None)
+        except ValueError as error:
+            raise UserError(str(error)) from None
 
     def identity(self) -> dict[str, Any]:
         """What decides the outcome: two runs with equal identity are the same run."""
-        return {name: value for name, value in self.to_dict().items() if name not in MOVABLE}
+        left_out = {*MOVABLE, *(name for name in LATER if getattr(self, name) is None)}
+        return {name: value for name, value in self.to_dict().items() if name not in left_out}
 
 
 def duration(text: str | float) -> float:
@@ -130,6 +159,26 @@ def duration(text: str | float) -> float:
     if not parts or not re.fullmatch(r"(\d+(\.\d+)?(s|sec|m|min|h|d))+", compact):
         raise UserError(f"not a duration: {text!r}", cure="write it like 90s, 15m or 1h30m")
     return float(sum(float(number) * _UNITS[unit] for number, unit in parts))
+
+
+def quantity(text: str | float) -> float:
+    """The number of ``"5000000"``, ``"5e6"``, ``"5M"`` or ``"1.2G"``.
+
+    Raises:
+        UserError: If the text is no number.
+
+    Example:
+        >>> quantity("5M"), quantity("1.2G"), quantity("300k"), quantity("5e6")
+        (5000000.0, 1200000000.0, 300000.0, 5000000.0)
+    """
+    parts = re.fullmatch(r"([0-9.]+(?:e[+-]?[0-9]+)?)([kmgt]?)", str(text).strip().lower())
+    try:
+        number = float(parts[1]) if parts else math.nan
+    except ValueError:
+        number = math.nan
+    if parts is None or math.isnan(number):
+        raise UserError(f"not a number: {text!r}", cure="write it like 5000000, 5e6, 5M or 1.2G")
+    return number * 1000.0 ** " kmgt".index(parts[2] or " ")
 
 
 def from_config(path: str | Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from netwright import storage
-from netwright.console import UserError, note, overall
+from netwright.console import UserError, note, overall, warn
 from netwright.design import distributed
 from netwright.design.budget import RunClock
 from netwright.design.model import Architecture
@@ -24,7 +24,7 @@ from netwright.design.options import Options
 from netwright.design.plan import Plan, make_plan, refit
 from netwright.design.run import RunFolder, find_folder
 from netwright.design.timing import EXPORT_SECONDS
-from netwright.design.verdict import latency
+from netwright.design.verdict import goals, latency
 from netwright.results import Result
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from netwright.search.genotype import Genotype
 
 SAMPLES = 8
+FEW_STEPS = 100
 _PREFIXES = {"model": "", "baseline": "baseline/"}
 
 
@@ -109,7 +110,7 @@ def _stages(run: RunFolder, options: Options, plan: Plan | None, command: str) -
         _report(run)
         return result_of(run)
     clock = RunClock(run)
-    data, report = _load_data(run, options)
+    data, report = load_data(run, options)
     plan = _planned(run, options, data, plan)
     # Nothing is written before data and budget are known to be good.
     if distributed.is_main() and not run.has("plan.json"):
@@ -155,7 +156,8 @@ def _stages(run: RunFolder, options: Options, plan: Plan | None, command: str) -
     return result_of(run)
 
 
-def _load_data(run: RunFolder, options: Options) -> tuple[Data, dict[str, Any]]:
+def load_data(run: RunFolder, options: Options) -> tuple[Data, dict[str, Any]]:
+    """The data of a run, told about and checked when it is new; those of one that goes on must be the same."""
     from netwright.data import check, load
 
     size = None if options.size is None else (options.size, options.size)
@@ -183,10 +185,12 @@ def _load_data(run: RunFolder, options: Options) -> tuple[Data, dict[str, Any]]:
 def _planned(run: RunFolder, options: Options, data: Data, plan: Plan | None) -> Plan:
     if distributed.is_main():
         if run.has("plan.json"):
-            plan = Plan.from_dict(run.read("plan.json"))
+            plan = run.plan()
         else:
             plan = make_plan(options, data) if plan is None else plan.replayed()
             note(str(plan))
+            if (steps := plan.steps("model")) < FEW_STEPS:
+                warn(f"{steps} training steps are too few for a useful network: give a longer --time-budget")
     plan = distributed.agree(plan)
     assert plan is not None
     return plan
@@ -325,6 +329,8 @@ def _measure(
     figures["goal"] = {
         "sparsity": options.sparsity,
         "accuracy": options.accuracy_goal,
+        "latency_ms": options.latency_ms,
+        "flops": options.flops,
         "time_budget": options.time_budget,
         "seconds_used": clock.seconds(),
     }
@@ -348,6 +354,10 @@ def result_of(run: RunFolder) -> DesignResult:
     if goal.get("accuracy") is not None and model["accuracy"] < goal["accuracy"]:
         short = 100 * (goal["accuracy"] - model["accuracy"])
         missed.append(f"accuracy {model['accuracy']:.4f}, {short:.2f} points below the goal of {goal['accuracy']}")
+    for name in ("latency", "operations"):
+        if (limit := goals(figures).get(name)) and not limit["met"]:
+            unit = "ms of latency" if name == "latency" else "FLOPs"
+            missed.append(f"{limit['reached']:,.4g} {unit}, allowed {limit['wanted']:,.4g}")
     if goal["time_budget"] is not None and goal["seconds_used"] > 1.15 * goal["time_budget"]:
         missed.append(f"{goal['seconds_used']:.0f} s used of a budget of {goal['time_budget']:.0f} s")
     return DesignResult(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,11 @@ from torch import nn
 from netwright.console import UserError, clock, table
 from netwright.cost import threads
 from netwright.data.augment import Compose, HorizontalFlip
+from netwright.design.limits import Allowance, widest_within
 from netwright.design.timing import finish_seconds, step_seconds, threads_for, training_step
 from netwright.results import Result
-from netwright.search import spaces
+from netwright.search import method, spaces
+from netwright.search.brief import shared_out
 from netwright.seeding import seeded, stream
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ NETWORKS = ("model", "baseline")
 SEARCH_SHARE, NETWORK_SHARE = 0.1, 0.45
 PHASES = (("pretrain", 0.36), ("prune", 0.32), ("finetune", 0.32))
 AUGMENTED_PASSES = 12
+CELLS, SEARCH_CHANNELS = 3, 8
 CHUNKS = 8  # an epoch under a time budget is at most this part of its phase, so that an amended plan still anneals
 AIM = 0.97  # share of a time budget that is given away: imports and loading the data come before the clock starts
 CHANNELS = (8, 12, 16, 24, 32, 48, 64, 96)
@@ -94,6 +98,10 @@ class Plan(Result):
     def phase(self, network: str, name: str) -> Phase:
         """One phase by its network and name."""
         return next(p for p in self.phases if (p.network, p.name) == (network, name))
+
+    def steps(self, network: str) -> int:
+        """Planned training steps of ``"model"`` or ``"baseline"``, over all phases."""
+        return sum(phase.epochs * phase.steps for phase in self.phases if phase.network == network)
 
     def step(self, network: str) -> float:
         """Planned seconds of a training step of ``"model"`` or ``"baseline"``."""
@@ -169,27 +177,21 @@ def make_plan(options: Options, data: Data) -> Plan:
     Raises:
         UserError: If the budget is too small for one epoch, telling what would be enough.
     """
-    from netwright.design.search_stage import make_supernet
-
     shape, classes, batch = data.shape, len(data.classes), options.batch_size
     per_pass = max(1, len(data.train) // batch)
-    stem, cells = stem_for(shape), options.cells or 3
+    stem, cells = stem_for(shape), cells_for(options)
     baseline, used = _time_baseline(options, shape, classes)
     use = {"baseline": used}
     times = {"baseline": baseline}
 
     genotype = spaces.get(options.space).random(stream(options.seed, "plan"))
     widths = _Sizes(options, genotype, data, cells, stem)
-    search_channels = options.search_channels or 8
-    supernet = make_supernet(options, shape, classes, search_channels, stem)
-    use["search"] = threads_for(supernet, shape, batch)
-    with threads(use["search"]):
-        # A first-order step runs the supernet on two batches.
-        times["search"] = 2 * step_seconds(training_step(supernet, shape, classes, batch), repeats=2)
-    per_step = {"baseline": baseline}
+    search_channels = options.search_channels or SEARCH_CHANNELS
+    times["search"], use["search"] = _time_search(options, shape, classes, stem)
+    per_step, pricing, size = {"baseline": baseline}, 0.0, {"cells": cells, "stem": stem}
     if options.time_budget is None:
         epochs = options.epochs or max(DEFAULT_PASSES, math.ceil(DEFAULT_STEPS / per_pass))
-        channels = options.channels or DEFAULT_CHANNELS
+        channels, pricing = _within_limits(options, data, size, genotype, options.channels or DEFAULT_CHANNELS)
         why = "as given" if options.epochs else f"at least {DEFAULT_STEPS} steps and {DEFAULT_PASSES} passes"
         per_step["model"] = widths.seconds(channels)
         phases = [p for network in NETWORKS for p in _fixed_phases(network, epochs, per_pass, per_step[network])]
@@ -199,9 +201,10 @@ def make_plan(options: Options, data: Data) -> Plan:
 
         def room(step: float) -> float:
             """Seconds for search and training when a step of the network takes ``step``."""
-            return usable_seconds(budget, finish_seconds(step, baseline, len(data.test), batch))
+            return usable_seconds(budget, finish_seconds(step, baseline, len(data.test), batch)) - pricing
 
-        channels = options.channels or widths.largest(lambda step: NETWORK_SHARE * room(step))
+        widest = options.channels or widths.largest(lambda step: NETWORK_SHARE * room(step))
+        channels, pricing = _within_limits(options, data, size, genotype, widest)
         why = f"the largest for {MIN_PASSES:g} passes ({FEWEST_PASSES} while under {MIN_KEPT:,} weights would stay)"
         per_step["model"] = widths.seconds(channels)
         usable = room(per_step["model"])
@@ -214,11 +217,61 @@ def make_plan(options: Options, data: Data) -> Plan:
         if min(p.epochs * p.steps for p in phases) < 2:
             slowest = max(*per_step.values(), times["search"])
             raise _too_small(budget, (AIM * budget - usable + 3 * CHUNKS * slowest / SEARCH_SHARE) / AIM)
+    search["seconds"] += pricing
     model = {"channels": channels, "cells": cells, "stem": stem}
     use["model"] = threads_for(widths.build(channels), shape, batch)
     finish = finish_seconds(per_step["model"], baseline, len(data.test), batch)
     stages = _stages(options, search, model, phases, why, finish)
     return Plan(stages, search, model, tuple(phases), {**times, **widths.times}, use)
+
+
+def search_plan(options: Options, data: Data) -> Plan:
+    """The plan of a search alone: all of the time budget, or a fixed number of epochs.
+
+    Raises:
+        UserError: If the budget is too small for one epoch of every part of the search.
+    """
+    shape, stem, channels = data.shape, stem_for(data.shape), options.search_channels or SEARCH_CHANNELS
+    step, used = _time_search(options, shape, len(data.classes), stem)
+    size = {"cells": cells_for(options), "stem": stem}
+    genotype = spaces.get(options.space).random(stream(options.seed, "plan"))
+    width, pricing = _within_limits(options, data, size, genotype, options.channels or DEFAULT_CHANNELS)
+    limit = None if options.time_budget is None else AIM * options.time_budget - pricing
+    search = _search_sizes(options, data, channels, step, limit, steps=DEFAULT_STEPS, passes=DEFAULT_PASSES)
+    if limit is not None and search["seconds"] > 1.2 * limit:
+        raise _too_small(options.time_budget or 0.0, (pricing + search["seconds"]) / AIM)
+    search["seconds"] += pricing
+    model = {"channels": width, **size}
+    stages = _stages(options, search, model, [], "", 0.0)[:1]
+    return Plan(stages, search, model, (), {"search": step}, {"search": used})
+
+
+def _within_limits(
+    options: Options, data: Data, size: dict[str, Any], genotype: Genotype, channels: int
+) -> tuple[int, float]:
+    """The width that limits leave (one that was asked for stays), and the seconds that they take."""
+    if not Allowance(options, data, size).exists:
+        return channels, 0.0
+    allowed = [channels] if options.channels else [c for c in reversed(CHANNELS) if c <= channels]
+    started = time.monotonic()
+    channels, table = widest_within(options, data, size, genotype, allowed)
+    return channels, time.monotonic() - started + table
+
+
+def _time_search(options: Options, shape: tuple[int, int, int], classes: int, stem: Stem) -> tuple[float, int]:
+    """Seconds of a search step, and the threads it has."""
+    from netwright.design.search_stage import make_supernet
+
+    supernet = make_supernet(options, shape, classes, options.search_channels or SEARCH_CHANNELS, stem)
+    used = threads_for(supernet, shape, options.batch_size)
+    with threads(used):
+        # A first-order step runs the supernet on two batches.
+        return 2 * step_seconds(training_step(supernet, shape, classes, options.batch_size), repeats=2), used
+
+
+def cells_for(options: Options) -> int | None:
+    """Cells of the network; a chain of layers has what it has."""
+    return (options.cells or CELLS) if isinstance(spaces.get(options.space), spaces.Space) else options.cells
 
 
 def _stages(
@@ -304,7 +357,7 @@ def timed_phase(network: str, name: str, limit: float, per_pass: int, step: floa
 class _Sizes:
     """What a width costs and leaves, for the networks of one genotype; everything is built and timed once."""
 
-    def __init__(self, options: Options, genotype: Genotype, data: Data, cells: int, stem: Stem):
+    def __init__(self, options: Options, genotype: Genotype, data: Data, cells: int | None, stem: Stem):
         self.options, self.genotype, self.data, self.cells, self.stem = options, genotype, data, cells, stem
         self.times: dict[str, float] = {}
         self._weights: dict[int, int] = {}
@@ -365,7 +418,9 @@ def refit(plan: Plan, options: Options, data: Data, genotype: Genotype, left: fl
         return plan
     per_pass = max(1, len(data.train) // options.batch_size)
     found = _Sizes(options, genotype, data, plan.model["cells"], plan.model["stem"])
-    channels = options.channels or found.largest(lambda step: left / 2)
+    # Limits were kept at the width of the plan: it stays.
+    limited = Allowance(options, data, {}).exists
+    channels = plan.model["channels"] if limited else options.channels or found.largest(lambda step: left / 2)
     step = found.seconds(channels)
     fitted = [timed_phase("model", name, max(left / 2 * share, step), per_pass, step) for name, share in PHASES]
     others = [p for p in plan.phases if p.network != "model"]
@@ -379,18 +434,25 @@ def refit(plan: Plan, options: Options, data: Data, genotype: Genotype, left: fl
     )
 
 
-def _search_sizes(options: Options, data: Data, channels: int, step: float, limit: float | None) -> dict[str, Any]:
-    from netwright.design.search_stage import STAGE_SHARES
-
+def _search_sizes(
+    options: Options,
+    data: Data,
+    channels: int,
+    step: float,
+    limit: float | None,
+    steps: int = SEARCH_STEPS,
+    passes: int = 1,
+) -> dict[str, Any]:
     per_pass = max(1, len(data.train) // 2 // options.batch_size)
-    shares = STAGE_SHARES.get(options.search, (1.0,))
+    # Random search has no epochs; it is planned as if it had, so that all methods leave as much to the training.
+    shares = getattr(method(options.search), "shares", (1.0,))
     if limit is None:
-        epochs = options.search_epochs or max(len(shares), math.ceil(SEARCH_STEPS / per_pass))
+        epochs = options.search_epochs or max(len(shares), passes, math.ceil(steps / per_pass))
         steps = per_pass
     else:
         steps = max(1, min(per_pass, math.floor(limit / 12 / step)))
         epochs = options.search_epochs or math.floor(limit / (steps * step))
-    split = [max(1, round(share * epochs)) for share in shares]
+    split = shared_out(epochs, shares)
     return {
         "channels": channels,
         "epochs": split,

@@ -9,13 +9,17 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from netwright import storage
 from netwright.console import UserError
 from netwright.design.options import Options
 
-_MARK = "netwright-run"
+if TYPE_CHECKING:
+    from netwright.design.plan import Plan
+
+# By kind of folder: the command that makes it, and the artefact that ends it.
+_KINDS = {"run": ("netwright design", "measurements.json"), "search": ("netwright search", "genotype.json")}
 
 
 class RunFolder:
@@ -23,10 +27,11 @@ class RunFolder:
 
     Args:
         path: The folder; it need not exist.
+        kind: ``"run"`` of a design, or ``"search"`` alone.
     """
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
+    def __init__(self, path: str | Path, kind: str = "run"):
+        self.path, self.kind = Path(path), kind
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -38,6 +43,12 @@ class RunFolder:
     def read(self, name: str) -> Any:
         """A JSON artefact."""
         return storage.read_json(self.path / name)
+
+    def plan(self) -> Plan:
+        """The plan in the folder."""
+        from netwright.design.plan import Plan
+
+        return Plan.from_dict(self.read("plan.json"))
 
     def write(self, name: str, value: object) -> None:
         """Writes a JSON artefact atomically."""
@@ -53,12 +64,14 @@ class RunFolder:
         parts = ("options", "identity")
         if (
             isinstance(content, dict)
-            and content.get("kind") == _MARK
+            and content.get("kind") == f"netwright-{self.kind}"
             and all(isinstance(content.get(name), dict) for name in parts)
         ):
             return content
         raise UserError(
-            "no run of netwright", where=self.path, cure="give a folder that netwright design wrote, or a new one"
+            f"no {self.kind} of netwright",
+            where=self.path,
+            cure=f"give a folder that {_KINDS[self.kind][0]} wrote, or a new one",
         )
 
     def refuse_strangers(self, options: Options) -> None:
@@ -73,9 +86,9 @@ class RunFolder:
                 changed = [n for n in sorted({*before, *now}) if before.get(n) != now.get(n)]
                 told = ", ".join(f"{n} {before.get(n)!r} there, {now.get(n)!r} here" for n in changed[:3])
                 raise UserError(
-                    f"the folder holds another run ({told})",
+                    f"the folder holds another {self.kind} ({told})",
                     where=self.path,
-                    cure="choose another --out, or give the options of that run to go on with it",
+                    cure=f"choose another --out, or give the options of that {self.kind} to go on with it",
                 )
             return
         strangers = (
@@ -83,7 +96,7 @@ class RunFolder:
         )
         if strangers:
             raise UserError(
-                f"the folder is not empty and holds no run ({', '.join(sorted(strangers)[:3])})",
+                f"the folder is not empty and holds no {self.kind} ({', '.join(sorted(strangers)[:3])})",
                 where=self.path,
                 cure="choose another --out",
             )
@@ -93,7 +106,7 @@ class RunFolder:
         self.write(
             "run.json",
             {
-                "kind": _MARK,
+                "kind": f"netwright-{self.kind}",
                 "command": command,
                 "options": options.to_dict(),
                 "identity": options.identity(),
@@ -129,8 +142,10 @@ class RunFolder:
                         folder.rmdir()
 
 
-def find_folder(options: Options) -> Path:
+def find_folder(options: Options, kind: str = "run") -> Path:
     """Where a run goes: ``--out``, else the unfinished run with the same options, else ``runs/NAME-DATE``.
+
+    A search goes to ``runs/NAME-search-DATE``.
 
     Example:
         >>> find_folder(Options(data="some/my-flowers")).name.startswith("my-flowers-2")
@@ -138,12 +153,13 @@ def find_folder(options: Options) -> Path:
     """
     if options.out is not None:
         return Path(options.out)
-    stem = Path(options.data).stem
+    stem = Path(options.data).stem + ("" if kind == "run" else f"-{kind}")
     for folder in sorted(Path("runs").glob(f"{stem}-*")):
         run = RunFolder(folder)
-        if run.has("run.json") and not run.has("measurements.json"):
+        if run.has("run.json") and not run.has(_KINDS[kind][1]):
             content = run.read("run.json")
-            if isinstance(content, dict) and content.get("identity") == options.identity():
+            same_kind = isinstance(content, dict) and content.get("kind") == f"netwright-{kind}"
+            if same_kind and content.get("identity") == options.identity():
                 return folder
     folder, number = Path("runs") / f"{stem}-{datetime.now():%Y-%m-%d}", 2
     while folder.exists():

@@ -13,24 +13,23 @@ from netwright.cost import threads
 from netwright.data.splits import split_train
 from netwright.data.tensors import Batches
 from netwright.design.distributed import agree, barrier, is_main, world_size
+from netwright.design.limits import Allowance
 from netwright.design.options import Options
 from netwright.design.plan import augmentation
 from netwright.search import method, spaces
+from netwright.search.brief import Brief, make_selector
 from netwright.search.genotype import Genotype
 from netwright.seeding import derive, stream
 
 if TYPE_CHECKING:
+    from netwright.data import Data
     from netwright.design.training_stage import Stage
+    from netwright.search.pricing import Limits
     from netwright.search.searcher import EpochEnd, Searcher
     from netwright.search.spaces.network import Stem
     from netwright.search.supernet import Supernet
 
-# Shares of the epochs that a searcher's stages get: DASS trains dense, learns masks, and fine-tunes; FBNet and
-# ProxylessNAS first train weights alone.
-STAGE_SHARES = {"dass": (0.4, 0.2, 0.4), "fbnet": (1 / 9, 8 / 9), "proxylessnas": (1 / 4, 3 / 4)}
-
-# The published rates (0.025, 3e-4, no momentum) are for 50 epochs a stage; a design has a few hundred steps.
-WEIGHT_LR, ALPHA_LR = 0.1, 3e-3
+MOST_DRAWS = 50
 
 
 def make_supernet(options: Options, shape: tuple[int, int, int], classes: int, channels: int, stem: Stem) -> Any:
@@ -40,32 +39,11 @@ def make_supernet(options: Options, shape: tuple[int, int, int], classes: int, c
     )
 
 
-def make_searcher(options: Options, supernet: Supernet, epochs: list[int]) -> Searcher:
+def make_searcher(options: Options, supernet: Supernet, epochs: list[int], limits: Limits | None = None) -> Searcher:
     """The searcher by its name, with the plan's epochs in its stages."""
-    if options.search == "dass":
-        from netwright.search.dass import DASS, DASSStages
-
-        pretrain, pruning, finetune = epochs
-        stages = DASSStages(pretrain, pruning, finetune, lr=WEIGHT_LR, momentum=0.9)
-        return DASS(supernet, density=1 - options.sparsity, stages=stages, unrolled=False, alpha_lr=ALPHA_LR)
-    if options.search == "fbnet":
-        from netwright.search.fbnet import FBNet, TemperatureSchedule
-
-        warmup, search = epochs
-        # As cold in the end, and theta as far from where it began, as after the paper's 80 epochs.
-        schedule = TemperatureSchedule(rate=0.045 * 80 / max(1, search))
-        return FBNet(
-            supernet, warmup_epochs=warmup, epochs=sum(epochs), temperature=schedule, lr=WEIGHT_LR, alpha_lr=0.1
-        )
-    if options.search == "proxylessnas":
-        from netwright.search.proxyless import ProxylessNAS
-
-        warmup, search = epochs
-        return ProxylessNAS(
-            supernet, warmup_epochs=warmup, epochs=search, settle_epochs=0,
-            lr=WEIGHT_LR, warmup_lr=WEIGHT_LR, alpha_lr=ALPHA_LR,
-        )  # fmt: skip
-    searcher: Searcher = method(options.search)(supernet, epochs=sum(epochs), lr=WEIGHT_LR, alpha_lr=ALPHA_LR)
+    chosen = None if options.select is None else make_selector(options.select, supernet.space, limits)
+    brief = Brief(epochs, 1 - options.sparsity, limits, chosen)
+    searcher: Searcher = method(options.search).short(supernet, brief)
     return searcher
 
 
@@ -80,7 +58,7 @@ def run_search(stage: Stage) -> Genotype:
     if run.has("search.json"):
         return Genotype.from_dict(run.read("search.json")["genotype"])
     if options.search == "random":
-        genotype = spaces.get(options.space).random(stream(options.seed, "search"))
+        genotype = _drawn(options, data, plan.model)
         if is_main():
             run.write("search.json", {"genotype": genotype.to_dict(), "seed": options.seed, "wall_time": 0.0})
         barrier()
@@ -92,7 +70,8 @@ def run_search(stage: Stage) -> Genotype:
         from netwright.nn.batchnorm import synchronise
 
         supernet = synchronise(supernet)
-    searcher = make_searcher(options, supernet, sizes["epochs"])
+    limits = agree(Allowance(options, data, plan.model).limits(run) if is_main() else None)
+    searcher = make_searcher(options, supernet, sizes["epochs"], limits)
     checkpoint = run / "work/search.ckpt"
     if checkpoint.exists():
         searcher.load_state_dict(storage.read_checkpoint(checkpoint))
@@ -124,6 +103,16 @@ def run_search(stage: Stage) -> Genotype:
         checkpoint.unlink(missing_ok=True)
     barrier()
     return result.genotype
+
+
+def _drawn(options: Options, data: Data, model: dict[str, Any]) -> Genotype:
+    """A random genotype within the limits."""
+    allowance, draws = Allowance(options, data, model), stream(options.seed, "search")
+    for _ in range(MOST_DRAWS):
+        genotype = spaces.get(options.space).random(draws)
+        if not allowance.over(genotype):
+            return genotype
+    return allowance.cheapest()
 
 
 class _Clock:

@@ -10,7 +10,7 @@ from netwright.page import Em, Text
 
 Figures = Mapping[str, Any]
 
-ONNX_RUNTIME = "ONNX Runtime"
+ONNX_RUNTIME, OUR_RUNTIMES = "ONNX Runtime", "netwright's"
 
 # Medians of the same graph, timed twice, differ by a few percent; less than this is called "not faster".
 NOISE = 0.05
@@ -65,6 +65,13 @@ def goals(measurements: Figures) -> dict[str, dict[str, Any]]:
         if goal and reached is not None:
             slack = ROUNDING if name == "sparsity" else 0.0
             found[name] = {"wanted": goal, "reached": reached, "met": reached >= goal - slack}
+    ours = latency(model, runtime=OUR_RUNTIMES)
+    for name, most, costs in (
+        ("latency", wanted.get("latency_ms"), None if ours is None else ours["median_ms"]),
+        ("operations", wanted.get("flops"), None if model.get("macs") is None else 2 * model["macs"]),
+    ):
+        if most and costs is not None:
+            found[name] = {"wanted": most, "reached": costs, "met": costs <= most}
     budget, used = wanted.get("time_budget"), wanted.get("seconds_used")
     if budget and used is not None:
         found["time"] = {"wanted": budget, "reached": used, "met": used <= 1.15 * budget}
@@ -78,6 +85,15 @@ def _goal_clause(name: str, goal: Mapping[str, Any]) -> str | Em:
             return f"the run took {clock(reached)} of the {clock(wanted)} allowed"
         over = f"{clock(reached - wanted)} ({percent(reached / wanted - 1, 0)}) over the {clock(wanted)} allowed"
         return f"the run was {over}" if goal["met"] else Em(f"the time goal is missed, {over}")
+    if name in ("latency", "operations"):
+        allowed, taken = (
+            (milliseconds(wanted), milliseconds(reached))
+            if name == "latency"
+            else (f"{wanted:,.0f} FLOPs", f"{reached:,.0f}")
+        )
+        if goal["met"]:
+            return f"it takes {taken} of the {allowed} allowed"
+        return Em(f"it takes {taken}, more than the {allowed} allowed")
     if goal["met"]:
         return f"the goal of {percent(wanted)} {name} is met"
     return Em(f"the goal of {percent(wanted)} {name} is missed by {_points(wanted - reached)}")

@@ -21,7 +21,17 @@ METHODS = {
 }
 """Searchers by the name that ``--search`` takes: "module:class"."""
 
+SELECTORS = ("magnitude", "argmax", "sample", "perturbation")
+"""Selectors by the name that ``--select`` takes; see :func:`netwright.search.brief.make_selector`."""
+
 _NAMES = {
+    "Brief": "brief",
+    "ExpectedCost": "pricing",
+    "Limit": "pricing",
+    "Limits": "pricing",
+    "NetworkCost": "pricing",
+    "WithinLimits": "pricing",
+    "multiply_adds": "pricing",
     "CellGenotype": "genotype",
     "CellsGenotype": "genotype",
     "ChoiceGenotype": "genotype",
@@ -111,6 +121,7 @@ if TYPE_CHECKING:
     from netwright.search.alternating import Alternating
     from netwright.search.bilevel import FirstOrder, SecondOrder
     from netwright.search.binary_gate import BinaryGate
+    from netwright.search.brief import Brief
     from netwright.search.darts import DARTS
     from netwright.search.dass import DASS, DASSStages
     from netwright.search.drawing import draw
@@ -136,6 +147,7 @@ if TYPE_CHECKING:
     )
     from netwright.search.phased import Phased
     from netwright.search.priced import PricedSearch
+    from netwright.search.pricing import ExpectedCost, Limit, Limits, NetworkCost, WithinLimits, multiply_adds
     from netwright.search.proxyless import ProxylessNAS
     from netwright.search.random_search import RandomSearch, uniform_genotypes
     from netwright.search.rarts import RARTS
@@ -182,10 +194,12 @@ __all__ = [
     "METHODS",
     "RARTS",
     "SDDARTS",
+    "SELECTORS",
     "SINGLE_PATH_NET",
     "Alternating",
     "ArgmaxSelector",
     "BinaryGate",
+    "Brief",
     "CellGenotype",
     "CellsGenotype",
     "Choice",
@@ -194,15 +208,19 @@ __all__ = [
     "CostPenalty",
     "DASSStages",
     "EpochEnd",
+    "ExpectedCost",
     "FBNet",
     "FirstOrder",
     "FixedGate",
     "Gate",
     "Genotype",
     "GumbelSoftmaxGate",
+    "Limit",
+    "Limits",
     "MagnitudeSelector",
     "MaskedGate",
     "Network",
+    "NetworkCost",
     "Objective",
     "PerturbationSelector",
     "Phased",
@@ -235,6 +253,7 @@ __all__ = [
     "TemperatureSchedule",
     "ThresholdSelector",
     "WidthSearch",
+    "WithinLimits",
     "alpha_hessian_eig",
     "discretisation_accuracy",
     "discretisation_gap",
@@ -247,6 +266,7 @@ __all__ = [
     "loss_and_accuracy",
     "mbconv_space",
     "method",
+    "multiply_adds",
     "op_strengths",
     "rho_sharpness",
     "sample_genotypes",

@@ -8,12 +8,13 @@ Liu, Simonyan and Yang, "DARTS: Differentiable Architecture Search", ICLR 2019, 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from netwright.search.bilevel import FirstOrder, SecondOrder
 from netwright.search.searcher import Searcher, Stage
 
 if TYPE_CHECKING:
+    from netwright.search.brief import Brief
     from netwright.search.objective import Objective
     from netwright.search.selection import Selector
     from netwright.search.supernet import Supernet
@@ -69,3 +70,15 @@ class DARTS(Searcher):
             **options,
         )
         self.order = order
+
+    @classmethod
+    def short(cls, supernet: Supernet, brief: Brief) -> Self:
+        """With the settings of a short search."""
+        return cls(
+            supernet,
+            objective=brief.objective,
+            selector=brief.selector,
+            epochs=sum(brief.epochs),
+            lr=brief.lr,
+            alpha_lr=brief.alpha_lr,
+        )

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from netwright.nn.sparse import init_scores, set_density, sparsify, train_mode
 from netwright.search.bilevel import FirstOrder, SecondOrder
@@ -23,6 +23,7 @@ from netwright.search.searcher import Searcher, Stage
 from netwright.seeding import seeded
 
 if TYPE_CHECKING:
+    from netwright.search.brief import Brief
     from netwright.search.objective import Objective
     from netwright.search.selection import Selector
     from netwright.search.supernet import Supernet
@@ -85,6 +86,8 @@ class DASS(Searcher):
         ([0.0, 1.0, 2.0], 'micro-darts-2-shared')
     """
 
+    shares = (0.4, 0.2, 0.4)
+
     def __init__(
         self,
         supernet: Supernet,
@@ -116,6 +119,16 @@ class DASS(Searcher):
         )
         self.density = density
         set_density(self.supernet, 1.0)
+
+    @classmethod
+    def short(cls, supernet: Supernet, brief: Brief) -> Self:
+        """First order, with momentum."""
+        pretrain, prune, finetune = brief.epochs
+        stages = DASSStages(pretrain, prune, finetune, lr=brief.lr, momentum=0.9)
+        return cls(
+            supernet, brief.density, stages, unrolled=False,
+            objective=brief.objective, selector=brief.selector, alpha_lr=brief.alpha_lr,
+        )  # fmt: skip
 
     def config(self) -> dict[str, Any]:
         """The settings, as plain values."""

@@ -16,22 +16,24 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from netwright.data.splits import split_train
-from netwright.search.latency import CONSTANT, ExpectedLatency
+from netwright.search.latency import ExpectedLatency
 from netwright.search.objective import CostPenalty, Objective, TaskLoss
 from netwright.search.phased import Phased
+from netwright.search.pricing import ExpectedCost
 from netwright.search.sampling import SampleSelector
 from netwright.search.searcher import Searcher
 from netwright.search.stages import Stage
 from netwright.search.supernet import Choice, Gate
 
 if TYPE_CHECKING:
+    from netwright.search.brief import Brief
     from netwright.search.genotype import Genotype
     from netwright.search.selection import Selector
     from netwright.search.supernet import Supernet
@@ -154,28 +156,25 @@ class TemperatureSchedule:
         return self.init * math.exp(-self.rate * epochs)
 
 
-class _Latency(ExpectedLatency):
+class _Watched:
     """LAT of the masks in the unit of the loss, and what an epoch records of it in the unit of the table."""
 
-    def __init__(self, table: Mapping[Any, float], unit: float):
-        super().__init__(table, unit)
+    def __init__(self, cost: ExpectedCost):
+        self.cost = cost
         self._seen: list[float] = []
 
     def __call__(self, supernet: Any) -> Tensor:
-        latency = super().__call__(supernet)
-        self._seen.append(float(latency.detach()) * self.unit)
+        latency = self.cost(supernet)
+        self._seen.append(float(latency.detach()) * self.cost.unit)
         return latency
 
     def figures(self, supernet: Supernet, genotype: Genotype) -> dict[str, float]:
         """Latencies under P, of a genotype, and of the masks since the last call."""
-        costs, p, choices = supernet.candidate_costs(self.table), supernet.mixing_weights(), supernet.keyed_choices()
-        constant, seen = float(self.table.get(CONSTANT, 0.0)), self._seen
-        decisions = supernet.space.decisions(genotype)
-        self._seen = []
+        seen, self._seen = self._seen, []
+        expected = supernet.priced(self.cost.candidates(supernet), drawn=False)
         return {
-            "expected_latency": constant + sum(float(p[key].detach() @ p[key].new_tensor(costs[key])) for key in costs),
-            "argmax_latency": constant
-            + sum(costs[key][choices[key].names.index(name)] for key, name in decisions.items()),
+            "expected_latency": self.cost.constant + float(expected.detach()),
+            "argmax_latency": self.cost.of(supernet, genotype),
             **({"relaxed_latency": sum(seen) / len(seen)} if seen else {}),
         }
 
@@ -192,7 +191,8 @@ class FBNet(Searcher):
     Args:
         supernet: The network with the choices.
         latency: Milliseconds of every candidate by its key, as :func:`netwright.search.latency.measure` gives them; an
-            entry ``"constant"`` is what no choice changes. None leaves latency out of the loss.
+            entry ``"constant"`` is what no choice changes. Or any other cost (:mod:`netwright.search.pricing`), in
+            units of which the loss takes logarithms. None leaves latency out of the loss.
         alpha, beta: Factor and power of the latency term.
         w_split: Share of the training data for the weights in :meth:`split`, in (0, 1).
         warmup_epochs: First epochs, in which only weights are trained; below ``epochs``.
@@ -225,10 +225,12 @@ class FBNet(Searcher):
         ([5.0, 5.0], 'micro-chain')
     """
 
+    shares = (1 / 9, 8 / 9)
+
     def __init__(
         self,
         supernet: Supernet,
-        latency: Mapping[Any, float] | None = None,
+        latency: Mapping[Any, float] | ExpectedCost | None = None,
         alpha: float = 0.2,
         beta: float = 0.6,
         w_split: float = 0.8,
@@ -260,11 +262,13 @@ class FBNet(Searcher):
             raise ValueError(f"form must be 'fbnet' or 'add_power', got {form!r}")
         self.temperature = temperature or TemperatureSchedule()
         self.gate = GumbelSoftmaxGate(self.temperature(0), per_sample, hard, skip_below)
-        self.latency = None if latency is None else _Latency(latency, unit)
+        self.latency: _Watched | None = None
+        if latency is not None:
+            priced = latency if isinstance(latency, ExpectedCost) else ExpectedLatency(latency, unit)
+            self.latency = _Watched(priced)
         objective: Objective = TaskLoss()
         if self.latency is not None:
-            cost: Any = self.latency
-            objective = objective + CostPenalty(form, cost, alpha=alpha, beta=beta, apply_to="both")
+            objective = objective + CostPenalty(form, self.latency, alpha=alpha, beta=beta, apply_to="both")
         whole = Stage(SEARCH, epochs, lr, lr_min, weight_decay)
         turn = whole.lr_at(warmup_epochs / epochs)
         super().__init__(
@@ -308,6 +312,16 @@ class FBNet(Searcher):
     def tau(self) -> float:
         """The temperature now; it depends on the epochs that theta has had, so a resumed search has the same one."""
         return self.temperature(self._stage_epoch if self.stage.name == SEARCH else 0)
+
+    @classmethod
+    def short(cls, supernet: Supernet, brief: Brief) -> Self:
+        """As cold in the end, and theta as far from where it began, as after the paper's 80 epochs."""
+        warmup, search = brief.epochs
+        return cls(
+            supernet, brief.limits, warmup_epochs=warmup, epochs=warmup + search,
+            temperature=TemperatureSchedule(rate=0.045 * 80 / search), lr=brief.lr, alpha_lr=0.1,
+            selector=brief.chosen or SampleSelector(limits=brief.limits),
+        )  # fmt: skip
 
     def config(self) -> dict[str, Any]:
         """The settings, as plain values."""

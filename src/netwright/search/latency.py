@@ -30,13 +30,15 @@ from netwright.console import task
 from netwright.cost.timing import LatencyTable, alternate, cpu_name, threads, turn
 from netwright.nn.modes import in_mode
 from netwright.search.genotype import Chosen
+from netwright.search.pricing import ExpectedCost
 from netwright.seeding import derive, stream
 
 if TYPE_CHECKING:
     from netwright.deploy import SparseModel
     from netwright.search.genotype import Genotype
+    from netwright.search.pricing import Costs
     from netwright.search.spaces import AnySpace
-    from netwright.search.supernet import OperationKey
+    from netwright.search.supernet import OperationKey, Supernet
 
 Runtime = Literal["torch", "native"]
 Shape = tuple[int, int, int]
@@ -228,9 +230,7 @@ def _clocked(network: nn.Module, paths: Iterable[str], spent: defaultdict[str, l
 
 
 def _timed_native(network: nn.Module, paths: list[str], x: Tensor, setup: Setup) -> tuple[float, dict[str, float]]:
-    from netwright import deploy
-
-    compiled = deploy.compile(network, x, threads=setup.threads)
+    compiled = _compiled(network, x, setup.threads)
     whole = 1e3 * float(np.median(_calls(compiled, x, setup.repeats)))
     profile = compiled.profile(x, repeats=setup.repeats)
     # Steps are timed one by one: what the clock adds to each is what their sum exceeds the whole call by. A profile
@@ -243,6 +243,14 @@ def _timed_native(network: nn.Module, paths: list[str], x: Tensor, setup: Setup)
             if step.path == path or step.path.startswith(f"{path}."):
                 parts[path] += stretch * max(0.0, step.microseconds - clock)
     return whole, parts
+
+
+def _compiled(network: nn.Module, x: Tensor, threads: int) -> SparseModel:
+    """Not by ``deploy.compile``, which would advise another runtime for networks with few zeros."""
+    from netwright.deploy.graph import capture, optimise
+    from netwright.deploy.model import SparseModel
+
+    return SparseModel(optimise(capture(network, (x,))), threads=threads)
 
 
 def _calls(compiled: SparseModel, x: Tensor, repeats: int) -> list[float]:
@@ -315,15 +323,13 @@ def measured_all(
         for number, genotype in enumerate(genotypes):
             network: Any = setup.network(space, genotype, shape, num_classes, seed=derive(seed, "measured"))
             if setup.runtime == "native":
-                from netwright import deploy
-
-                turns[str(number)] = partial(_calls, deploy.compile(network, x, threads=setup.threads), x, calls)
+                turns[str(number)] = partial(_calls, _compiled(network, x, setup.threads), x, calls)
             else:
                 turns[str(number)] = partial(turn, partial(network, x), calls=calls, untimed=5)
         return [1e3 * float(np.median(seconds)) for seconds in alternate(turns, rounds=rounds).values()]
 
 
-class ExpectedLatency:
+class ExpectedLatency(ExpectedCost):
     """Expected latency of a supernet, differentiable: the ``cost`` of a penalty
     (:class:`~netwright.search.objective.CostPenalty`).
 
@@ -350,7 +356,8 @@ class ExpectedLatency:
         if bad := [key for key, ms in table.items() if not ms >= 0]:
             raise ValueError(f"latencies must be >= 0, got {table[bad[0]]} for {bad[0]}")
         self.table, self.unit = table, unit
+        self.constant = float(table.get(CONSTANT, 0.0))
 
-    def __call__(self, supernet: Any) -> Tensor:
-        """The expectation for inputs of the last shape."""
-        return (supernet.expected_cost(self.table) + float(self.table.get(CONSTANT, 0.0))) / self.unit
+    def candidates(self, supernet: Supernet) -> Costs:
+        """The cost of every candidate by key, for inputs of the supernet's last shape."""
+        return supernet.candidate_costs(self.table)

@@ -23,6 +23,7 @@ from netwright.nn.batchnorm import frozen_statistics
 from netwright.search.bilevel import Step, finite
 from netwright.search.latency import ExpectedLatency
 from netwright.search.objective import CostPenalty, Objective, TaskLoss
+from netwright.search.pricing import ExpectedCost
 from netwright.search.searcher import Searcher
 from netwright.search.single_level import SingleLevel
 from netwright.search.stages import Stage
@@ -106,7 +107,7 @@ class PricedSearch(Searcher):
     Args:
         supernet: The network with the choices.
         latency: Milliseconds by operation (:func:`netwright.search.latency.measure`); an entry ``"constant"`` is what
-            no choice changes. None leaves latency out of the loss.
+            no choice changes. Or any other cost (:mod:`netwright.search.pricing`). None leaves it out of the loss.
         lam: lambda, the factor of ln R in the second stage, >= 0.
         warmup: Share of the epochs before latency counts, in [0, 1).
         epochs: Epochs, warm-up included.
@@ -143,7 +144,7 @@ class PricedSearch(Searcher):
     def __init__(
         self,
         supernet: Supernet,
-        latency: Mapping[Any, float] | None = None,
+        latency: Mapping[Any, float] | ExpectedCost | None = None,
         lam: float = 20.0,
         warmup: float = 0.625,
         *,
@@ -165,7 +166,9 @@ class PricedSearch(Searcher):
                 raise ValueError(f"{name} must lie in [0, 1), got {share}")
         if not 0 < decay <= 1 or not decay_epochs > 0:
             raise ValueError(f"decay must lie in (0, 1] and decay_epochs be > 0, got {decay} and {decay_epochs}")
-        self.latency = None if latency is None else ExpectedLatency(latency)
+        self.latency: ExpectedCost | None = None
+        if latency is not None:
+            self.latency = latency if isinstance(latency, ExpectedCost) else ExpectedLatency(latency)
         objective: Objective = TaskLoss(label_smoothing)
         self._penalty: CostPenalty | None = None
         if self.latency is not None:

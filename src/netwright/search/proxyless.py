@@ -15,7 +15,7 @@ which it does not.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +25,12 @@ from netwright.search.bilevel import FirstOrder, Gradients, average
 from netwright.search.binary_gate import BinaryGate
 from netwright.search.latency import ExpectedLatency
 from netwright.search.objective import CostPenalty, Evaluation, TaskLoss
+from netwright.search.pricing import FULL
 from netwright.search.searcher import Searcher
 from netwright.search.stages import Stage
 
 if TYPE_CHECKING:
+    from netwright.search.brief import Brief
     from netwright.search.objective import Objective
     from netwright.search.selection import Selector
     from netwright.search.supernet import Supernet
@@ -222,6 +224,8 @@ class ProxylessNAS(Searcher):
         (6, 'two')
     """
 
+    shares = (1 / 4, 3 / 4)
+
     def __init__(
         self,
         supernet: Supernet,
@@ -283,6 +287,16 @@ class ProxylessNAS(Searcher):
                 raise ValueError(f"choice {key!r} must have at least 2 candidates in mode 'two', got {len(choice)}")
         self.algo, self.settle_epochs = algo, settle_epochs
         self._reward_cost, self._priced = cost if algo == "reinforce" else None, False
+
+    @classmethod
+    def short(cls, supernet: Supernet, brief: Brief) -> Self:
+        """No pause between warm-up and search."""
+        warmup, search = brief.epochs
+        return cls(
+            supernet, latency=brief.limits, ref=None if brief.limits is None else FULL, selector=brief.selector,
+            warmup_epochs=warmup, epochs=search, settle_epochs=0,
+            lr=brief.lr, warmup_lr=brief.lr, alpha_lr=brief.alpha_lr,
+        )  # fmt: skip
 
     def config(self) -> dict[str, Any]:
         """The settings, as plain values."""

@@ -8,12 +8,13 @@ arXiv:2008.03901, doi:10.1109/ACCESS.2022.3185095.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from netwright.search.relaxed_split import RelaxedSplit
 from netwright.search.searcher import Searcher, Stage
 
 if TYPE_CHECKING:
+    from netwright.search.brief import Brief
     from netwright.search.objective import Objective
     from netwright.search.selection import Selector
     from netwright.search.supernet import Supernet
@@ -87,4 +88,16 @@ class RARTS(Searcher):
             method=RelaxedSplit(lam, beta, fused=fused, y_scale=y_lr / lr, monotone_check=monotone_check),
             stages=[stage],
             **options,
+        )
+
+    @classmethod
+    def short(cls, supernet: Supernet, brief: Brief) -> Self:
+        """With the settings of a short search."""
+        return cls(
+            supernet,
+            objective=brief.objective,
+            selector=brief.selector,
+            epochs=sum(brief.epochs),
+            lr=brief.lr,
+            alpha_lr=brief.alpha_lr,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -44,12 +45,33 @@ class SearchResult(Result):
     skip_share: tuple[float, ...] = ()
     epochs: tuple[dict[str, float], ...] = ()
 
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> SearchResult:
+        """The result that ``to_dict`` gave."""
+        from netwright.search.genotype import Genotype
+
+        history = [{key: torch.tensor(alpha) for key, alpha in alphas.items()} for alphas in content["alpha_history"]]
+        return SearchResult(
+            genotype=Genotype.from_dict(content["genotype"]),
+            alpha_history=tuple(history),
+            cost=dict(content["cost"]),
+            seed=content["seed"],
+            wall_time=content["wall_time"],
+            config=dict(content["config"]),
+            skip_share=tuple(content["skip_share"]),
+            epochs=tuple(content["epochs"]),
+        )
+
     def __str__(self) -> str:
         last = self.epochs[-1] if self.epochs else {}
+        from netwright.search import spaces
+
         rows: list[list[object]] = [["epochs", str(len(self.epochs))], ["seed", str(self.seed)]]
         rows += [["seconds", f"{self.wall_time:.1f}"]]
         rows += [[name, f"{value:.4g}"] for name, value in {**last, **self.cost}.items()]
-        return f"{self.genotype}\n{table(rows, ['figure', 'value'])}"
+        decisions = spaces.get(self.genotype.space).decisions(self.genotype)
+        found = table([[key, name] for key, name in decisions.items()], ["choice", "operation"])
+        return f"{found}\n\n{table(rows, ['figure', 'value'])}"
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """How decided each choice is (its largest softmax weight, one line a choice), and the skip share."""

@@ -18,12 +18,14 @@ from torch import Tensor
 
 from netwright.nn.batchnorm import recalibrate
 from netwright.search.pairs import to_device
+from netwright.search.pricing import WithinLimits
 from netwright.search.selection import mixing
 from netwright.search.supernet import FixedGate
 from netwright.seeding import stream
 
 if TYPE_CHECKING:
     from netwright.search.genotype import Genotype
+    from netwright.search.pricing import Limits
     from netwright.search.supernet import Supernet
 
 CALIBRATION_BATCHES = 20
@@ -116,6 +118,7 @@ class SampleSelector:
         samples: Architectures to draw; equal ones are scored once.
         evaluate: Score of a genotype, higher is better: the paper trains each. By default
             :func:`inherited_accuracy`, which trains nothing.
+        limits: What a candidate may cost; the most probable one is then the most probable within them.
 
     Raises:
         ValueError: If ``samples`` is below 0; in :meth:`select`, if there is nothing to score on.
@@ -128,16 +131,23 @@ class SampleSelector:
         (4, 'micro-chain')
     """
 
-    def __init__(self, samples: int = 6, evaluate: Callable[[Genotype], float] | None = None):
+    def __init__(
+        self,
+        samples: int = 6,
+        evaluate: Callable[[Genotype], float] | None = None,
+        limits: Limits | None = None,
+    ):
         if samples < 0:
             raise ValueError(f"samples must be >= 0, got {samples}")
-        self.samples, self.evaluate = samples, evaluate
+        self.samples, self.evaluate, self.limits = samples, evaluate, limits
 
     def candidates(self, supernet: Supernet, *, seed: int = 0) -> list[Genotype]:
         """What is scored: the most probable architecture, then the drawn ones, each once."""
-        found = [supernet.derive()]
+        limits = self.limits
+        found = [supernet.derive(None if limits is None else WithinLimits(limits))]
         if self.samples:
-            found += sample_genotypes(supernet, self.samples, generator=stream(seed, "samples"))
+            drawn = sample_genotypes(supernet, self.samples, generator=stream(seed, "samples"))
+            found += [genotype for genotype in drawn if limits is None or not limits.over(supernet, genotype)]
         return list(dict.fromkeys(found))
 
     def select(

@@ -25,7 +25,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ from netwright.search.stages import Stage
 from netwright.seeding import seeded
 
 if TYPE_CHECKING:
+    from netwright.search.brief import Brief
     from netwright.search.genotype import Genotype
     from netwright.search.selection import Selector
     from netwright.search.supernet import Supernet
@@ -88,6 +89,8 @@ class Searcher:
         ValueError: If a value is out of range, two stages share a name, or there are no architecture parameters.
     """
 
+    shares: ClassVar[tuple[float, ...]] = (1.0,)
+    """Share of the epochs of a short search that each part of it gets."""
     restarts = True
 
     def __init__(
@@ -135,6 +138,17 @@ class Searcher:
         self._counts: defaultdict[str, int] = defaultdict(int)
         self._figures: list[dict[str, float]] = []
         self._alphas: list[dict[str, Tensor]] = []
+
+    @classmethod
+    def short(cls, supernet: Supernet, brief: Brief) -> Self:
+        """The method with the settings of a short search; one with settings of its own overrides this."""
+        return cls(
+            supernet,
+            objective=brief.objective,
+            selector=brief.selector,
+            stages=[Stage("search", sum(brief.epochs), brief.lr)],
+            alpha_lr=brief.alpha_lr,
+        )
 
     @property
     def stage(self) -> Stage:

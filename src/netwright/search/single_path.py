@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from netwright.results import new_axes
-from netwright.search.latency import CONSTANT
 from netwright.search.priced import WARMUP, PricedSearch
+from netwright.search.pricing import ExpectedCost
 from netwright.search.result import SearchResult
 from netwright.search.superkernel_supernet import SuperKernelSupernet
 
@@ -28,8 +28,37 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from netwright.search.genotype import Genotype
+    from netwright.search.pricing import Costs
     from netwright.search.stages import Stage
     from netwright.search.supernet import Supernet
+
+
+class MultiplyAdds(ExpectedCost):
+    """The multiply-adds of a supernet's choices for inputs of its last shape, as a price.
+
+    Example:
+        >>> from netwright.search import spaces
+        >>> supernet = SuperKernelSupernet(spaces.get("micro-chain"), 1, 10)
+        >>> _ = supernet(torch.zeros(1, 1, 16, 16))
+        >>> MultiplyAdds()(supernet).item() == MultiplyAdds().of(supernet, supernet.derive())
+        True
+    """
+
+    def __init__(self) -> None:
+        self._counted: dict[tuple[int, ...], dict[str, list[float]]] = {}
+
+    def candidates(self, supernet: Supernet) -> Costs:
+        """The multiply-adds of every candidate by key."""
+        if supernet.input_shape is None:
+            raise ValueError("the supernet must have had a forward pass, got none")
+        channels, height, width = shape = supernet.input_shape
+        if shape not in self._counted:
+            from netwright.cost import count
+
+            operations = supernet.operations((channels, height, width))
+            table = {key: float(count(module, size).macs) for key, (module, size) in operations.items()}
+            self._counted[shape] = supernet.candidate_costs(table, (channels, height, width))
+        return self._counted[shape]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,7 +113,7 @@ class SinglePathNAS(PricedSearch):
     def __init__(
         self,
         supernet: Supernet,
-        latency: Mapping[Any, float] | None = None,
+        latency: Mapping[Any, float] | ExpectedCost | None = None,
         lam: float = 20.0,
         warmup: float = 0.625,
         indicator_dropout: float = 0.4,
@@ -112,23 +141,15 @@ class SinglePathNAS(PricedSearch):
         if self.latency is None:
             return {}
         with torch.no_grad():
-            return {"modelled_latency": float(self.latency(self.supernet)), "decided_latency": self._decided_latency()}
-
-    def _decided_latency(self) -> float:
-        assert self.latency is not None
-        table = self.latency.table
-        return float(self.superkernels.decided_cost(table)) + float(table.get(CONSTANT, 0.0))
+            modelled = float(self.latency(self.supernet)) * self.latency.unit
+        return {"modelled_latency": modelled, "decided_latency": self.latency.of(self.supernet, genotype)}
 
     def _cost(self) -> dict[str, float]:
         if self._shape is None:
             return {}
-        from netwright.cost import count
-
-        channels, height, width = self._shape
-        operations = self.superkernels.operations((channels, height, width))
-        macs = {key: float(count(module, size).macs) for key, (module, size) in operations.items()}
-        found = {"macs": float(self.superkernels.decided_cost(macs, (channels, height, width)))}
-        return found if self.latency is None else found | {"latency": self._decided_latency()}
+        genotype = self.supernet.derive()
+        found = {"macs": MultiplyAdds().of(self.supernet, genotype)}
+        return found if self.latency is None else found | {"latency": self.latency.of(self.supernet, genotype)}
 
     def result(self, train: Any = None, val: Any = None) -> SinglePathResult:
         """What the search has found so far."""

@@ -12,7 +12,7 @@ are off leak relu(beta) into the projection.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -140,29 +140,22 @@ class SuperKernelMBConv(nn.Module):
         c_in, height, width = shape
         return {name: (name, c_in, c_out, height, width, self.stride, self.kind) for name in self.names if name != SKIP}
 
-    def rows(
-        self, keys: Mapping[str, OperationKey], table: Mapping[OperationKey, float]
-    ) -> tuple[list[float], list[float]]:
-        """The times that the model of the layer's runtime needs; as :meth:`SuperKernelDepthwise.rows`.
+    def rows(self, costs: Sequence[float]) -> tuple[list[float], list[float]]:
+        """What the model of the layer's runtime needs; as :meth:`SuperKernelDepthwise.rows`.
 
         Args:
-            keys: What :meth:`keys` gave.
-            table: Time of an operation by its key.
+            costs: The cost of every candidate, in their order.
 
         Raises:
-            KeyError: If one of them is missing.
             ValueError: If one of them is not positive and finite.
         """
         times = {}
-        for name, key in keys.items():
-            if key in table:
+        for name, cost in zip(self.names, costs, strict=True):
+            if name != SKIP:
                 block = Block.of(name)
-                ratio = self.superkernel.ratios[self.expansions.index(block.expansion)]
-                times[block.kernel, ratio] = float(table[key])
+                times[block.kernel, self.superkernel.ratios[self.expansions.index(block.expansion)]] = cost
         try:
             return self.superkernel.rows(times)
-        except KeyError as error:
-            raise KeyError(f"{error.args[0]}, layer {self.key!r}") from None
         except ValueError as error:
             raise ValueError(f"{error}, layer {self.key!r}") from None
 

@@ -13,7 +13,7 @@ indicators of all layers (:mod:`netwright.search.superkernel`) are computed at o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -184,28 +184,18 @@ class SuperKernelSupernet(Supernet):
                         found[key] = layer.candidates[candidate](), places[name][0]
         return found
 
-    def expected_cost(
-        self,
-        table: Mapping[OperationKey, float],
-        shape: tuple[int, int, int] | None = None,
-        *,
-        drawn: bool | None = False,
-    ) -> Float[Tensor, ""]:
-        """The modelled cost of all layers, differentiable in weights and thresholds.
+    def priced(self, costs: Mapping[str, Sequence[float]], *, drawn: bool | None = None) -> Float[Tensor, ""]:
+        """The modelled cost of all layers, differentiable in weights and thresholds; :meth:`expected_cost` is this.
 
         Args:
-            table: Cost of an operation by its key, as :meth:`operations` lists them; needed are those of the largest
-                kernel and of the largest expansion.
-            shape: (C, H, W) of the network's input; by default that of the last ``forward``.
-            drawn: Whether the indicators are dropped as in the last pass; None means in training.
+            costs: Cost of every candidate by key; those of the largest kernel and of the largest expansion are used.
+            drawn: Without effect: what is dropped in a pass is not cheaper.
 
         Raises:
-            KeyError: If the table misses an operation.
-            ValueError: If a cost is not positive, or no shape is given before the first ``forward``.
+            ValueError: If a cost that is used is not positive.
         """
-        places = self._shapes(self._size(shape))
-        rows = [layer.rows(layer.keys(*places[name]), table) for name, layer in self.named_choices()]
-        decided = self.decide(drawn=self.training if drawn is None else drawn)
+        rows = [layer.rows(costs[layer.key]) for layer in self._layers]
+        decided = self.decide()
         by_ratio, by_kernel = (decided.rings.new_tensor(side) for side in zip(*rows, strict=True))
         return runtime(by_ratio, by_kernel, decided).sum()
 
@@ -213,22 +203,16 @@ class SuperKernelSupernet(Supernet):
         self, table: Mapping[OperationKey, float], shape: tuple[int, int, int] | None = None
     ) -> dict[str, list[float]]:
         """The cost of every candidate by key; as :meth:`Supernet.candidate_costs`."""
-        places, costs = self._shapes(self._size(shape)), {}
+        size = shape or self.input_shape
+        if size is None:
+            raise ValueError("shape must be given before the first forward pass, got None")
+        places, costs = self._shapes(tuple(size)), {}
         for name, layer in self.named_choices():
             keys = layer.keys(*places[name])
             if missing := [key for key in keys.values() if key not in table]:
                 raise KeyError(f"the table has no cost for {missing}")
             costs[layer.key] = [float(table[keys[n]]) if n in keys else 0.0 for n in layer.names]
         return costs
-
-    @torch.no_grad()
-    def decided_cost(
-        self, table: Mapping[OperationKey, float], shape: tuple[int, int, int] | None = None
-    ) -> Float[Tensor, ""]:
-        """The cost of what the layers have decided, by the table itself and not by the model; no gradient."""
-        weights = self.mixing_weights()
-        costs = self.candidate_costs(table, shape)
-        return torch.stack([weights[key] @ weights[key].new_tensor(row) for key, row in costs.items()]).sum()
 
     def derive(self, selector: Selector | None = None) -> Genotype:
         """The genotype that ``selector`` (what the thresholds say, by default) reads off."""
@@ -257,11 +241,6 @@ class SuperKernelSupernet(Supernet):
             beyond = 2 * layer.superkernel.weight.square().sum().clamp_min(1)
             self.arch[layer.key].copy_(torch.tensor([0.0 if on else 1.0 for on in layer.needs(decisions[layer.key])]))
             self.arch[layer.key].mul_(beyond)
-
-    def _size(self, shape: tuple[int, int, int] | None) -> tuple[int, ...]:
-        if shape is None and self.input_shape is None:
-            raise ValueError("shape must be given before the first forward pass, got None")
-        return tuple(shape or self.input_shape or ())
 
     def _shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[tuple[int, int, int], int]]:
         """Input (C, H, W) and output channels of every layer for a network input of ``shape``."""

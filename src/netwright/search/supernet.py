@@ -458,8 +458,11 @@ class Supernet(nn.Module):
             KeyError: If the table misses an operation.
             ValueError: If no shape is given before the first ``forward``.
         """
+        return self.priced(self.candidate_costs(table, shape), drawn=drawn)
+
+    def priced(self, costs: Mapping[str, Sequence[float]], *, drawn: bool | None = None) -> Float[Tensor, ""]:
+        """sum over keys l and candidates i of m_li t_li, with t given by key; see :meth:`expected_cost`."""
         weights = self.mixing_weights(drawn=self.training if drawn is None else drawn)
-        costs = self.candidate_costs(table, shape)
         flat = torch.cat([weights[key] for key in costs])
         return flat @ flat.new_tensor([cost for row in costs.values() for cost in row])
 

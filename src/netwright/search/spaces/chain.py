@@ -183,7 +183,7 @@ class Chain:
                 expand=True if self.keep_expansion else None,
             )  # fmt: skip
 
-        width = _scaled(self.stem, scale)
+        width, before = _scaled(self.stem, scale), self.stem
         stride = self.stem_stride * strides[stem]
         layers: list[nn.Module] = [
             nn.Sequential(nn.Conv2d(in_channels, width, 3, min(stride, 2), 1, bias=False), norm(width), activation())
@@ -199,14 +199,15 @@ class Chain:
                     name: lambda n=name, i=width, o=c_out, s=step: mbconv(n, i, o, s) for name in self.blocks
                 }
                 if self.skip and (index or self.skip_first):
-                    if step == 1 and c_out == width:
+                    # By the widths of the space, so that networks of every width have the same choices.
+                    if step == 1 and stage.channels == before:
                         candidates[SKIP] = nn.Identity
                     elif self.skip_projection:
                         candidates[SKIP] = lambda i=width, o=c_out, s=step: nn.Sequential(
                             nn.Conv2d(i, o, 1, s, bias=False), norm(o)
                         )
                 layers.append(choose(f"layer_{number}", candidates, stride=step, kind=self._kind))
-            width = c_out
+            width, before = c_out, stage.channels
         if self.head is not None:
             head = _scaled(self.head, max(1.0, scale))
             layers.append(nn.Sequential(nn.Conv2d(width, head, 1, bias=False), norm(head), activation()))
