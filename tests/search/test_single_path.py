@@ -1,15 +1,24 @@
 """The search of Single-Path NAS: one optimiser, schedule, warm-up, penalty, what resumes."""
 
+import json
+
 import pytest
 import torch
 from tests.support.searches import equal, images
 from torch import nn
 
+from netwright.cost import count
 from netwright.data.tensors import Batches
+from netwright.results import plain
 from netwright.search import spaces
-from netwright.search.latency import CONSTANT, predict
+from netwright.search.brief import Brief
+from netwright.search.history import paint_alphas
+from netwright.search.latency import CONSTANT, operations_of, predict
 from netwright.search.lightning import SearchModule
-from netwright.search.priced import Watched
+from netwright.search.priced import PricedSearch, Watched
+from netwright.search.pricing import Limit, Limits, MultiplyAdds, NetworkCost, multiply_adds
+from netwright.search.result import SearchResult
+from netwright.search.sampling import SampleSelector
 from netwright.search.single_path import SinglePathNAS
 from netwright.search.superkernel_supernet import SuperKernelSupernet
 from netwright.train.rmsprop import RMSpropTF
@@ -172,17 +181,60 @@ def test_latency_steers_the_search():
 
 
 def test_multiply_adds_are_those_of_the_derived_layers():
-    from netwright.cost import count
-    from netwright.search.latency import operations_of
-
     net = supernet()
     result = single_path(net, lam=50.0, epochs=3, warmup=0.0, lr=0.05).search(*loaders(8), seed=0)
     network = result.genotype.build(1, 3, channels=4)
     operations = net.operations(SHAPE)
     keys = [key for key in operations_of(network, SHAPE).values() if key is not None]
-    assert result.cost["macs"] == sum(count(*operations[key]).macs for key in keys)
-    axes = result.plot()
-    assert len(axes.lines) == 18
+    assert result.cost["expected_macs"] == sum(count(*operations[key]).macs for key in keys)
+
+
+def test_histories_of_thresholds_are_drawn_as_such(tmp_path):
+    from matplotlib.figure import Figure
+
+    result = single_path(lam=50.0, epochs=2, warmup=0.0, lr=0.05).search(*loaders(2), seed=0)
+    assert result.by_thresholds
+    assert len(result.plot().lines) == 6
+    again = SearchResult.from_dict(json.loads(json.dumps(plain(result.to_dict()))))
+    figure = Figure()
+    paint_alphas(again, figure)
+    charts = [ax for ax in figure.axes if ax.get_title()]
+    assert [ax.get_title() for ax in charts] == [f"layer_{i}" for i in range(6)]
+    history = [float(thresholds["layer_1"][0]) for thresholds in result.alpha_history]
+    assert charts[1].lines[0].get_ydata() == pytest.approx(history)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["kernel 5", "expansion 2", "expansion 4"]
+
+
+def limited(most):
+    big = dict.fromkeys(("channels",), 16)
+    cost = NetworkCost(CHAIN, multiply_adds(CHAIN, SHAPE, 3, **big), SHAPE, 3, **big)
+    return cost, Limits(Limit(cost, most, "multiply-adds"))
+
+
+def test_a_short_search_keeps_to_its_limits():
+    cost, _ = limited(1.0)
+    net = supernet()
+    whole = cost.of(net, net.derive())
+    _, limits = limited(0.4 * whole)
+    searcher = SinglePathNAS.short(net, Brief([1, 1], limits=limits))
+    result = searcher.search(*loaders(), seed=0)
+    assert cost.of(net, result.genotype) <= 0.4 * whole
+    free = SinglePathNAS.short(supernet(), Brief([1, 2], lr=0.5))
+    assert isinstance(free.latency, MultiplyAdds)
+    assert [stage.epochs for stage in free.stages] == [1, 2]
+    with pytest.raises(ValueError, match="select must be argmax, got SampleSelector"):
+        SinglePathNAS.short(supernet(), Brief([1, 1], chosen=SampleSelector(2)))
+
+
+def test_the_same_training_over_all_paths():
+    paths = CHAIN.supernet(1, 3, channels=4)
+    searcher = PricedSearch(paths, table(supernet()), lam=50.0, epochs=2, warmup=0.5, lr=0.05)
+    result = searcher.search(*loaders(8), seed=0)
+    assert result.genotype.space == CHAIN.name
+    first, _, last = result.alpha_history
+    assert all(not torch.equal(first[key], last[key]) for key in first)
+    assert not result.by_thresholds
+    assert PricedSearch.short(CHAIN.supernet(1, 3, channels=4), Brief([1, 2])).latency is not None
 
 
 def test_the_average_follows_the_weights():

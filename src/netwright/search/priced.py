@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
@@ -23,13 +23,14 @@ from netwright.nn.batchnorm import frozen_statistics
 from netwright.search.bilevel import Step, finite
 from netwright.search.latency import ExpectedLatency
 from netwright.search.objective import CostPenalty, Objective, TaskLoss
-from netwright.search.pricing import ExpectedCost
+from netwright.search.pricing import ExpectedCost, MultiplyAdds
 from netwright.search.searcher import Searcher
 from netwright.search.single_level import SingleLevel
 from netwright.search.stages import Stage
 from netwright.train.rmsprop import RMSpropTF
 
 if TYPE_CHECKING:
+    from netwright.search.brief import Brief
     from netwright.search.selection import Selector
     from netwright.search.supernet import Supernet
 
@@ -140,6 +141,7 @@ class PricedSearch(Searcher):
     """
 
     restarts = False  # both stages are one training
+    shares = (5 / 8, 3 / 8)
 
     def __init__(
         self,
@@ -198,6 +200,16 @@ class PricedSearch(Searcher):
         self.lam, self.ema = lam, ema
         self.decay, self.decay_epochs = decay, decay_epochs
         self.averaged: AveragedModel | None = None
+
+    @classmethod
+    def short(cls, supernet: Supernet, brief: Brief) -> Self:
+        """With a rate for batches of 64 or 128; the price is multiply-adds where there are no limits."""
+        warmup, search = brief.epochs
+        epochs, price = warmup + search, MultiplyAdds() if brief.limits is None else brief.limits
+        return cls(
+            supernet, price, lam=5.0, warmup=warmup / epochs, epochs=epochs, ema=None,
+            lr=0.08 * brief.lr, decay_epochs=0.3 * epochs, selector=brief.selector,
+        )  # fmt: skip
 
     def config(self) -> dict[str, Any]:
         """The settings, as plain values."""

@@ -91,7 +91,7 @@ class Searcher:
 
     shares: ClassVar[tuple[float, ...]] = (1.0,)
     """Share of the epochs of a short search that each part of it gets."""
-    restarts = True
+    restarts: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -138,6 +138,22 @@ class Searcher:
         self._counts: defaultdict[str, int] = defaultdict(int)
         self._figures: list[dict[str, float]] = []
         self._alphas: list[dict[str, Tensor]] = []
+
+    @classmethod
+    def supernet_of(cls, space: Any, in_channels: int, num_classes: int, **options: Any) -> Supernet:
+        """The supernet that the method searches on: the space's own, where it needs no other.
+
+        Args:
+            space: The space.
+            in_channels: Channels of the images.
+            num_classes: Number of classes.
+            **options: As ``space.supernet`` takes them.
+
+        Raises:
+            ValueError: If the method cannot search the space.
+        """
+        supernet: Supernet = space.supernet(in_channels, num_classes, **options)
+        return supernet
 
     @classmethod
     def short(cls, supernet: Supernet, brief: Brief) -> Self:

@@ -12,80 +12,29 @@ millisecond less is worth 20 / R.)
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
-from netwright.results import new_axes
 from netwright.search.priced import WARMUP, PricedSearch
-from netwright.search.pricing import ExpectedCost
-from netwright.search.result import SearchResult
+from netwright.search.pricing import ExpectedCost, MultiplyAdds, WithinLimits
+from netwright.search.selection import ArgmaxSelector
 from netwright.search.superkernel_supernet import SuperKernelSupernet
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
+    from netwright.search.brief import Brief
     from netwright.search.genotype import Genotype
-    from netwright.search.pricing import Costs
     from netwright.search.stages import Stage
     from netwright.search.supernet import Supernet
-
-
-class MultiplyAdds(ExpectedCost):
-    """The multiply-adds of a supernet's choices for inputs of its last shape, as a price.
-
-    Example:
-        >>> from netwright.search import spaces
-        >>> supernet = SuperKernelSupernet(spaces.get("micro-chain"), 1, 10)
-        >>> _ = supernet(torch.zeros(1, 1, 16, 16))
-        >>> MultiplyAdds()(supernet).item() == MultiplyAdds().of(supernet, supernet.derive())
-        True
-    """
-
-    def __init__(self) -> None:
-        self._counted: dict[tuple[int, ...], dict[str, list[float]]] = {}
-
-    def candidates(self, supernet: Supernet) -> Costs:
-        """The multiply-adds of every candidate by key."""
-        if supernet.input_shape is None:
-            raise ValueError("the supernet must have had a forward pass, got none")
-        channels, height, width = shape = supernet.input_shape
-        if shape not in self._counted:
-            from netwright.cost import count
-
-            operations = supernet.operations((channels, height, width))
-            table = {key: float(count(module, size).macs) for key, (module, size) in operations.items()}
-            self._counted[shape] = supernet.candidate_costs(table, (channels, height, width))
-        return self._counted[shape]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class SinglePathResult(SearchResult):
-    """What a search with superkernels found; ``alpha_history`` holds thresholds, and ``cost`` has ``macs`` of the
-    layers with superkernels and, where there was a table, the ``latency`` of the architecture by it."""
-
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """Thresholds over the epochs, one line each, and the share of layers that are left out."""
-        ax = new_axes(ax)
-        for key in self.alpha_history[0] if self.alpha_history else ():
-            path = torch.stack([thresholds[key] for thresholds in self.alpha_history])
-            ax.plot(range(len(path)), path.numpy(), color="0.7", linewidth=0.8)
-        ax.set_xlabel("epoch")
-        ax.set_ylabel("threshold")
-        share = ax.twinx()
-        share.plot(range(1, len(self.skip_share) + 1), self.skip_share, color="tab:red", marker=".")
-        share.set_ylabel("share of layers left out")
-        share.set_ylim(0, 1.02)
-        return ax
 
 
 class SinglePathNAS(PricedSearch):
     """Two stages, ``warmup`` and ``search``, of one training; the defaults are those of the paper.
 
     Besides the figures of :class:`~netwright.search.priced.PricedSearch` an epoch has ``modelled_latency`` and, by the
-    table itself, ``decided_latency``, both in milliseconds.
+    table itself, ``decided_latency``, both in milliseconds. The result's ``alpha_history`` holds the thresholds; its
+    ``cost`` is that of what is decided, the ``latency`` by the table.
 
     Args:
         supernet: A supernet of superkernels.
@@ -126,9 +75,26 @@ class SinglePathNAS(PricedSearch):
         super().__init__(supernet, latency, lam, warmup, **options)
         self.superkernels, self.indicator_dropout = supernet, indicator_dropout
 
+    @classmethod
+    def supernet_of(cls, space: Any, in_channels: int, num_classes: int, **options: Any) -> Supernet:
+        """A supernet of superkernels."""
+        return SuperKernelSupernet(space, in_channels, num_classes, **options)
+
+    @classmethod
+    def short(cls, supernet: Supernet, brief: Brief) -> Self:
+        """As :meth:`PricedSearch.short`.
+
+        Raises:
+            ValueError: If a selector is asked for that thresholds have no use for.
+        """
+        if brief.chosen is not None and not isinstance(brief.chosen, (ArgmaxSelector, WithinLimits)):
+            kind = type(brief.chosen).__name__
+            raise ValueError(f"superkernels decide by their thresholds, so select must be argmax, got {kind}")
+        return super().short(supernet, brief)
+
     def config(self) -> dict[str, Any]:
         """The settings, as plain values."""
-        own = {"squared": self.superkernels.squared, "scale": self.superkernels.scale}
+        own = {"architecture": "thresholds", "squared": self.superkernels.squared, "scale": self.superkernels.scale}
         return {**super().config(), "indicator_dropout": self.indicator_dropout, **own}
 
     def begin_stage(self, stage: Stage) -> None:
@@ -144,13 +110,10 @@ class SinglePathNAS(PricedSearch):
             modelled = float(self.latency(self.supernet)) * self.latency.unit
         return {"modelled_latency": modelled, "decided_latency": self.latency.of(self.supernet, genotype)}
 
+    # Of what is decided: the model is for gradients.
     def _cost(self) -> dict[str, float]:
         if self._shape is None:
             return {}
         genotype = self.supernet.derive()
-        found = {"macs": MultiplyAdds().of(self.supernet, genotype)}
+        found = {"expected_macs": MultiplyAdds().of(self.supernet, genotype)}
         return found if self.latency is None else found | {"latency": self.latency.of(self.supernet, genotype)}
-
-    def result(self, train: Any = None, val: Any = None) -> SinglePathResult:
-        """What the search has found so far."""
-        return SinglePathResult(**vars(super().result(train, val)))

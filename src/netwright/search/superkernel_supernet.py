@@ -88,6 +88,10 @@ class SuperKernelSupernet(Supernet):
         scale: Scale = "none",
         **options: Any,
     ) -> None:
+        if not callable(getattr(space, "network", None)):
+            raise ValueError(
+                f"a supernet of superkernels must have a space of blocks, such as 'micro-chain', got {space.name!r}"
+            )
         super().__init__(space, num_classes)
         self.indicator_dropout = 0.0
         self.squared, self.scale = squared, scale
