@@ -67,10 +67,9 @@ class BinaryGate(Gate):
 
     def draw(self, alpha: Float[Tensor, " candidates"], part: str, batch: int) -> Int[Tensor, " drawn"]:
         """The numbers of the candidates of a pass, the one that runs first; one alone for a pass of the weights."""
-        drawn: Tensor = self.draw_all([alpha], part, batch)[0]
-        return drawn
+        return self.draw_all([alpha], part, batch)[0]
 
-    def draw_all(self, alphas: Sequence[Tensor], part: str, batch: int) -> list[Tensor | None]:
+    def draw_all(self, alphas: Sequence[Tensor], part: str, batch: int) -> list[Any]:
         """The numbers for several choices, drawn in one piece."""
         sizes = [len(alpha) for alpha in alphas]
         pairs = part != "weights" and self.mode == "two"
