@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 class SinglePathNAS(PricedSearch):
     """Two stages, ``warmup`` and ``search``, of one training; the defaults are those of the paper.
 
-    Besides the figures of :class:`~netwright.search.priced.PricedSearch` an epoch has ``modelled_latency`` and, by the
-    table itself, ``decided_latency``, both in milliseconds. The result's ``alpha_history`` holds the thresholds; its
-    ``cost`` is that of what is decided, the ``latency`` by the table.
+    Besides the figures of :class:`~netwright.search.priced.PricedSearch` an epoch has ``modelled_cost`` and, by the
+    table itself, ``decided_cost``, in the unit of the table. The result's ``alpha_history`` holds the thresholds; its
+    ``cost`` is that of what is decided.
 
     Args:
         supernet: A supernet of superkernels.
@@ -55,7 +55,7 @@ class SinglePathNAS(PricedSearch):
         >>> batch = torch.rand(6, 1, 16, 16), torch.tensor([0, 1, 2, 0, 1, 2])
         >>> search = SinglePathNAS(supernet, table, epochs=2, warmup=0.5, lr=1e-3)
         >>> result = search.search([batch], [batch], seed=0)
-        >>> len(result.genotype.decisions), result.cost["latency"]
+        >>> len(result.genotype.decisions), result.cost["decided_cost"]
         (6, 3.0)
     """
 
@@ -103,17 +103,16 @@ class SinglePathNAS(PricedSearch):
         self.superkernels.indicator_dropout = self.indicator_dropout if stage.name == WARMUP else 0.0
 
     def epoch_figures(self, genotype: Genotype) -> dict[str, float]:
-        """Latencies; see the class."""
+        """Costs; see the class."""
         if self.latency is None:
             return {}
         with torch.no_grad():
             modelled = float(self.latency(self.supernet)) * self.latency.unit
-        return {"modelled_latency": modelled, "decided_latency": self.latency.of(self.supernet, genotype)}
+        return {"modelled_cost": modelled, "decided_cost": self.latency.of(self.supernet, genotype)}
 
-    # Of what is decided: the model is for gradients.
     def _cost(self) -> dict[str, float]:
         if self._shape is None:
             return {}
-        genotype = self.supernet.derive()
+        genotype = self.supernet.derive()  # its cost is exact; the supernet's own is a model, for gradients
         found = {"expected_macs": MultiplyAdds().of(self.supernet, genotype)}
-        return found if self.latency is None else found | {"latency": self.latency.of(self.supernet, genotype)}
+        return found if self.latency is None else found | {"decided_cost": self.latency.of(self.supernet, genotype)}
