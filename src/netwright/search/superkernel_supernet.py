@@ -13,14 +13,13 @@ indicators of all layers (:mod:`netwright.search.superkernel`) are computed at o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from netwright.nn.modes import in_mode
 from netwright.search.spaces.operations import channels_last
 from netwright.search.superkernel import Decided, Scale, decide, draw_scales, runtime
 from netwright.search.superkernel_block import Candidates, SuperKernelMBConv
@@ -249,22 +248,5 @@ class SuperKernelSupernet(Supernet):
     def _shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[tuple[int, int, int], int]]:
         """Input (C, H, W) and output channels of every layer for a network input of ``shape``."""
         if shape not in self._known_shapes:
-            found: dict[str, tuple[tuple[int, int, int], int]] = {}
-
-            def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
-                def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-                    found[name] = tuple(inputs[0].shape[1:]), output.shape[1]
-
-                return hook
-
-            handles = [layer.register_forward_hook(watch(name)) for name, layer in self.named_choices()]
-            latest = self.input_shape
-            try:
-                with in_mode(self, training=False), torch.no_grad():
-                    self(next(self.parameters()).new_zeros(1, *shape))
-            finally:
-                self.input_shape = latest
-                for handle in handles:
-                    handle.remove()
-            self._known_shapes[shape] = found
+            self._known_shapes[shape] = self._places(shape)
         return self._known_shapes[shape]
