@@ -1,5 +1,7 @@
 """Writes what comes from cards and evidence: docs/methods/, docs/reproduced.md, and README.md's table.
 
+A family's comparison becomes docs/methods/family-NAME.md, which a page of the guide includes.
+
     python scripts/method_pages.py            writes them
     python scripts/method_pages.py --check    writes nothing; exits 1 when README.md's table is stale
 
@@ -15,12 +17,14 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 from netwright.console import clock
 from netwright.papers.evidence import Evidence, Verdict, mean, standard_error
-from netwright.papers.index import Paper, module_of, papers
+from netwright.papers.index import Paper, comparisons, module_of, papers
 from netwright.papers.run import published
-from netwright.storage import atomic_path, digest, write_text
+from netwright.results import save_figure
+from netwright.storage import digest, write_text
 
 START, END = "<!-- evidence -->", "<!-- /evidence -->"
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,23 +129,34 @@ def values(figures: Sequence[float | None]) -> str:
     return f"{mean(figures):.4g}" + (f" ± {error:.2g}" if math.isfinite(error) else "")
 
 
-def evidence_parts(evidence: Evidence) -> list[str]:
-    """The evidence as Markdown."""
-    claims = [
-        [
-            claim.text,
-            f"**{claim.verdict}**",
-            figure(claim),
-            claim.reason,
-            "gated" if claim.gated else "reported only",
-        ]
+def claims_table(evidence: Evidence) -> str:
+    """Every claim with its verdict."""
+    rows = [
+        [claim.text, f"**{claim.verdict}**", figure(claim), claim.reason, "gated" if claim.gated else "reported only"]
         for claim in evidence.claims.values()
     ]
+    return table(["claim", "verdict", "figure", "rule", "weight"], rows)
+
+
+def evidence_parts(evidence: Evidence) -> list[str]:
+    """The evidence as Markdown."""
     metrics = list(dict.fromkeys(name for figures in evidence.figures.values() for name in figures))
     arms = [
         [arm, *(values(figures[name]) if name in figures else "" for name in metrics)]
         for arm, figures in evidence.figures.items()
     ]
+    return [
+        f"**{evidence.verdict}**",
+        claims_table(evidence),
+        f"![Every arm and seed]({evidence.slug}.svg)",
+        "Every dot is a seed; the diamond is the mean, the bar its 90 % bootstrap interval.",
+        table(["arm (mean ± standard error)", *metrics], arms),
+        *provenance_parts(evidence),
+    ]
+
+
+def provenance_parts(evidence: Evidence) -> list[str]:
+    """Sizes, and how the evidence was made."""
     sizes = [[name, f"{s.used:g}", f"{s.specified:g}"] for name, s in evidence.settings.items()]
     facts = evidence.machine | evidence.versions
     made = (
@@ -150,24 +165,28 @@ def evidence_parts(evidence: Evidence) -> list[str]:
         + ", ".join(f"{name} {value}" for name, value in facts.items())
         + "."
     )
-    return [
-        f"**{evidence.verdict}**",
-        table(["claim", "verdict", "figure", "rule", "weight"], claims),
-        f"![Every arm and seed]({evidence.slug}.svg)",
-        "Every dot is a seed; the diamond is the mean, the bar its 90 % bootstrap interval.",
-        table(["arm (mean ± standard error)", *metrics], arms),
-        *([table(["size", "used", "specified"], sizes)] if sizes else []),
-        made,
+    return [*([table(["size", "used", "specified"], sizes)] if sizes else []), made]
+
+
+def family_part(module: ModuleType, evidence: Evidence | None) -> str:
+    """docs/methods/family-NAME.md: what is compared, and what was found."""
+    card = module.CARD
+    parts = [
+        (inspect.getdoc(module) or "").strip(),
+        f"```bash\nnetwright reproduce --family {card.family} --fast\n"
+        f"netwright reproduce --family {card.family} --jobs 2\n```",
     ]
-
-
-def write_picture(evidence: Evidence, path: Path) -> None:
-    """The evidence's picture as SVG with the same bytes each time."""
-    import matplotlib
-
-    with matplotlib.rc_context({"svg.hashsalt": evidence.slug}), atomic_path(path) as temporary:
-        figure_of = evidence.plot().figure
-        figure_of.savefig(temporary, format="svg", metadata={"Date": None})
+    if evidence is None:
+        return "\n\n".join([*parts, "No full run is recorded yet."]) + "\n"
+    parts += [
+        f"![Percentiles of all methods](../methods/{card.slug}.svg)",
+        "Every dot is a seed; the diamond is the mean, the bar its 90 % bootstrap interval, the line the median of the "
+        "table.",
+        table(module.COLUMNS, module.ranking(evidence)),
+        claims_table(evidence),
+        *provenance_parts(evidence),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def with_table(readme: str, body: str) -> str:
@@ -198,7 +217,12 @@ def main(arguments: Sequence[str] | None = None, *, root: Path = ROOT) -> int:
     for card, evidence in found:
         write_text(root / "docs" / "methods" / f"{card.slug}.md", method_page(card, evidence))
         if evidence is not None:
-            write_picture(evidence, root / "docs" / "methods" / f"{card.slug}.svg")
+            save_figure(evidence.plot().get_figure(root=True), root / "docs" / "methods" / f"{card.slug}.svg")
+    for module in comparisons().values():
+        evidence = published(module.CARD.slug)
+        write_text(root / "docs" / "methods" / f"{module.CARD.slug}.md", family_part(module, evidence))
+        if evidence is not None:
+            save_figure(module.figure(evidence), root / "docs" / "methods" / f"{module.CARD.slug}.svg")
     return 0
 
 

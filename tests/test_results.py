@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from netwright.results import History, Result, new_axes, plain
+from netwright.results import History, Result, new_axes, plain, save_figure
 
 
 @dataclass(frozen=True)
@@ -99,3 +99,20 @@ def test_new_axes_leave_pyplot_alone():
     axes = new_axes(size=(2, 1))
     assert plt.get_fignums() == before
     assert tuple(axes.figure.get_size_inches()) == (2, 1)
+
+
+@pytest.mark.parametrize(("suffix", "start"), [(".svg", b"<?xml"), (".png", b"\x89PNG")])
+def test_a_figure_is_written_as_its_suffix_says_and_the_same_twice(tmp_path, suffix, start):
+    for folder in ("a", "b"):
+        ax = new_axes()
+        ax.plot([1, 2, 3])
+        save_figure(ax.get_figure(root=True), tmp_path / folder / f"curve{suffix}")
+    first, second = ((tmp_path / folder / f"curve{suffix}").read_bytes() for folder in ("a", "b"))
+    assert first == second
+    assert first.startswith(start)
+
+
+def test_a_figure_of_another_kind_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"path must end with one of \.svg, \.png, got 'curve\.pdf'"):
+        save_figure(new_axes().get_figure(root=True), tmp_path / "curve.pdf")
+    assert not list(tmp_path.iterdir())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from netwright.console import table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def plain(value: Any) -> Any:
@@ -64,6 +66,28 @@ def new_axes(ax: Axes | None = None, *, size: tuple[float, float] = (5.0, 3.2)) 
     from matplotlib.figure import Figure
 
     return Figure(figsize=size, layout="constrained").subplots()
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Writes a figure as its suffix says, atomically; the same drawing gives the same bytes.
+
+    Args:
+        figure: The figure.
+        path: Ends with ``.svg`` or ``.png``.
+
+    Raises:
+        ValueError: If the suffix is another one.
+    """
+    import matplotlib
+
+    from netwright.storage import atomic_path
+
+    metadata = {".svg": {"Date": None}, ".png": {"Software": None}}
+    target = Path(path)
+    if target.suffix not in metadata:
+        raise ValueError(f"path must end with one of {', '.join(metadata)}, got {target.name!r}")
+    with matplotlib.rc_context({"svg.hashsalt": target.stem}), atomic_path(target) as temporary:
+        figure.savefig(temporary, format=target.suffix[1:], metadata=metadata[target.suffix], dpi=150)
 
 
 @dataclasses.dataclass(frozen=True)

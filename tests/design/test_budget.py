@@ -150,9 +150,18 @@ class FakeSearcher:
         ends = 0
         for found in self.stages:
             ends += found.epochs
-            if self.epoch <= ends:
+            if self.epoch < ends:  # at its end a stage has given way to the next one, as in a real search
                 return found
         return self.stages[-1]
+
+    @property
+    def stage_epoch(self) -> int:
+        return self.epoch - sum(found.epochs for found in self.stages[: self.stages.index(self.stage)])
+
+    @property
+    def epochs_left(self) -> dict[str, int]:
+        left = {found.name: found.epochs for found in self.stages[self.stages.index(self.stage) :]}
+        return left | {self.stage.name: self.stage.epochs - self.stage_epoch}
 
     def set_epochs(self, epochs: dict[str, int]) -> None:
         for found in self.stages:

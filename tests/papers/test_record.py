@@ -94,7 +94,8 @@ def test_text_names_verdict_claims_and_arms():
     text = str(EVIDENCE)
     assert text.splitlines()[0] == "Coins: supported (full, 3 seeds, 2 s)"
     assert "supported  gain   why" in text
-    assert "0.8 ± 0.058" in text
+    assert "0.8 ± 0.058 [0.7333, 0.8667]" in text
+    assert "0.5333 ± 0.033\n" in text
 
 
 def test_plot_shows_every_seed_of_every_arm():

@@ -172,8 +172,8 @@ def test_verbs_choose_papers_by_family(experiment, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "_reproduce", lambda going, record: calls.append(going.slug) or _Printed())
     shown = CliRunner().invoke(app, ["papers", "--family", "console", "--json"])
     assert [row["slug"] for row in json.loads(shown.stdout)] == ["coin-toss"]
-    assert CliRunner().invoke(app, ["reproduce", "--family", "console"]).exit_code == 0
-    assert calls == ["coin-toss"]
+    assert CliRunner().invoke(app, ["reproduce", "--family", "search"]).exit_code == 0
+    assert calls == ["family-search"]
     nothing = CliRunner().invoke(app, ["reproduce"])
     assert (nothing.exit_code, "no paper was named" in nothing.output) == (2, True)
     assert CliRunner().invoke(app, ["papers", "--family", "nonsense"]).exit_code == 2
@@ -190,13 +190,13 @@ def test_several_papers_get_folders_of_their_own(experiment, tmp_path, monkeypat
     reproduce(["coin-toss", "dass", "coin-toss"], out=tmp_path)
     reproduce("coin-toss", out=tmp_path)
     reproduce("coin-toss")
-    reproduce(family="console")
+    reproduce(family="search")
     assert calls == [
         ("coin-toss", tmp_path / "coin-toss"),
         ("dass", tmp_path / "dass"),
         ("coin-toss", tmp_path),
         ("coin-toss", Path("reproduce/coin-toss")),
-        ("coin-toss", Path("reproduce/coin-toss")),
+        ("family-search", Path("reproduce/family-search")),
     ]
     calls.clear()
     reproduce("all")
@@ -208,7 +208,7 @@ def test_several_papers_get_folders_of_their_own(experiment, tmp_path, monkeypat
     [
         ({"slugs": ["coin-tos"]}, "did you mean coin-toss"),
         ({}, "no paper was named"),
-        ({"family": "consol"}, "did you mean console"),
+        ({"family": "serch"}, "did you mean search"),
         ({"slugs": ["coin-toss"], "seeds": 0}, "seeds must be >= 1, got 0"),
         ({"slugs": ["coin-toss"], "scale": 0.0}, "scale must be > 0"),
     ],

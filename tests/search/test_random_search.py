@@ -1,8 +1,9 @@
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
-from netwright.search import spaces
+from netwright.search import random_search, spaces
 from netwright.search.random_search import RandomSearch, RandomSearchResult, uniform_genotypes
 
 SPACE = spaces.get("micro-darts-2-shared")
@@ -59,3 +60,26 @@ def test_refusals():
             RandomSearch(SPACE, convolutions, trials=count)
     with pytest.raises(FloatingPointError, match="score of every genotype"):
         RandomSearch(SPACE, lambda g: float("nan"), trials=2).search(seed=0)
+
+
+def test_as_many_trials_as_end_nearest_to_the_time(monkeypatch):
+    clock = SimpleNamespace(now=50.0)
+    clock.perf_counter = lambda: clock.now
+    monkeypatch.setattr(random_search, "time", clock)
+
+    def evaluate(genotype):
+        clock.now += 2.0
+        return convolutions(genotype)
+
+    def trials(seconds, most=24):
+        return RandomSearch(SPACE, evaluate, trials=most).search(seed=0, seconds=seconds)
+
+    assert [len(trials(seconds).scores) for seconds in (0.1, 4.0, 10.9, 11.1)] == [1, 2, 5, 6]
+    result = trials(8.0)
+    assert result.genotypes == tuple(uniform_genotypes(SPACE, 4, seed=0))
+    assert (result.wall_time, result.config["trials"]) == (8.0, 4)
+    assert len(trials(1e9, most=3).scores) == 3
+    with pytest.raises(ValueError, match="seconds must be > 0 or None, got 0"):
+        trials(0)
+    with pytest.raises(ValueError, match="seconds must be None where trials run side by side"):
+        RandomSearch(SPACE, evaluate).search(seed=0, jobs=2, seconds=1.0)

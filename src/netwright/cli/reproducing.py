@@ -35,7 +35,7 @@ def reproduce(
     slugs: Annotated[
         list[str] | None, typer.Argument(metavar="SLUG...", help="Papers, as netwright papers lists them, or all.")
     ] = None,
-    family: Annotated[str | None, typer.Option(help="Every paper of this package, like search.")] = None,
+    family: Annotated[str | None, typer.Option(help="Compare all methods of a family (search); no SLUG then.")] = None,
     fast: Annotated[
         bool, typer.Option("--fast", help="A few seconds in place of minutes; no verdict to publish.")
     ] = False,
@@ -49,7 +49,7 @@ def reproduce(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Run the experiments that test papers' claims. Exit 0 whatever is found; an interrupted run goes on."""
+    """Run the experiments that test papers' claims, or compare a family. Exit 0 whatever is found; a rerun goes on."""
     with guarded(quiet, debug):
         from netwright.papers import reproduce as run_papers
 

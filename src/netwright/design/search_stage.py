@@ -127,21 +127,22 @@ class _Clock:
         now = time.monotonic()
         took, self._last = now - self._last, now
         searcher = ended.searcher
-        left = searcher.epochs - searcher.epoch
+        planned = searcher.epochs_left
+        left = sum(planned.values())
         if self.limit is None or left == 0:
             return
         room = agree(math.floor((self.limit - searcher.seconds) / took))
         if room >= left:
             return
-        current = searcher.stages.index(searcher.stage)
-        done = searcher.epoch - sum(s.epochs for s in searcher.stages[:current])
-        changes = {}
-        for place, part in enumerate(searcher.stages[current:]):
-            planned = part.epochs - (done if place == 0 else 0)
-            kept = max(0 if place == 0 else 1, math.floor(planned * max(0, room) / left))
-            changes[part.name] = kept + (done if place == 0 else 0)
-        if changes == {part.name: part.epochs for part in searcher.stages[current:]}:
+        present = searcher.stage.name
+        begun = present if searcher.stage_epoch else None  # a stage that has not begun keeps an epoch
+        kept = {
+            name: max(0 if name == begun else 1, math.floor(epochs * max(0, room) / left))
+            for name, epochs in planned.items()
+        }
+        if kept == planned:
             return
+        changes = kept | {present: kept[present] + searcher.stage_epoch}
         searcher.set_epochs(changes)
         told = ", ".join(f"{name} {number}" for name, number in changes.items())
         self.stage.amend(self.stage.plan.amended(f"search: {told}", f"time, seen after epoch {searcher.epoch}"))

@@ -169,6 +169,37 @@ class Paper(Reference):
         return resolve(self.method)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The card of an experiment that compares the methods of a family with one another; no single paper's claim.
+
+    Attributes:
+        family: The package of the methods, ``"search"``.
+        title: What is compared.
+        claims: What is said of the family, as for a paper.
+        metric: The figure that tables and pictures show.
+        seeds: Seeds of a full run.
+        fast_seeds: Seeds of a fast one.
+    """
+
+    family: str
+    title: str
+    claims: tuple[Claim, ...]
+    metric: str
+    seeds: int = 5
+    fast_seeds: int = 1
+
+    @property
+    def slug(self) -> str:
+        """Name of its folder and of its file of evidence.
+
+        Example:
+            >>> Comparison(family="search", title="All searches", claims=(), metric="accuracy").slug
+            'family-search'
+        """
+        return f"family-{self.family}"
+
+
 NETWRIGHT = Reference(
     title="netwright: neural networks that are sparse and stay accurate",
     authors=("{The netwright authors}",),
@@ -206,15 +237,24 @@ def resolve(target: str) -> Any:
 
 
 @functools.cache
-def modules() -> dict[str, ModuleType]:
-    """Slug to the module with ``CARD`` and ``reproduce``: netwright's own, then those of entry points."""
+def _experiments() -> tuple[ModuleType, ...]:
+    """netwright's own modules that have a ``CARD``."""
     import netwright.papers as package
 
-    found: dict[str, ModuleType] = {}
-    for info in pkgutil.iter_modules(package.__path__):
-        module = importlib.import_module(f"{package.__name__}.{info.name}")
-        if hasattr(module, "CARD"):
-            found[module.CARD.slug] = module
+    found = (importlib.import_module(f"{package.__name__}.{i.name}") for i in pkgutil.iter_modules(package.__path__))
+    return tuple(module for module in found if hasattr(module, "CARD"))
+
+
+@functools.cache
+def comparisons() -> dict[str, ModuleType]:
+    """Family to the module that compares its methods, with a :class:`Comparison` as ``CARD`` and ``reproduce``."""
+    return {module.CARD.family: module for module in _experiments() if isinstance(module.CARD, Comparison)}
+
+
+@functools.cache
+def modules() -> dict[str, ModuleType]:
+    """Slug to the module with ``CARD`` and ``reproduce``: netwright's own, then those of entry points."""
+    found = {module.CARD.slug: module for module in _experiments() if isinstance(module.CARD, Paper)}
     for entry in importlib.metadata.entry_points(group=GROUP):
         try:
             module = entry.load()
@@ -235,15 +275,33 @@ def papers() -> tuple[Paper, ...]:
 
 
 def module_of(slug: str) -> ModuleType:
-    """The module with the card and the experiment of a paper.
+    """The module with the card and the experiment of a paper, or of a comparison.
 
     Raises:
         UserError: If no paper has this slug; the nearest is named.
     """
     known = modules()
-    if slug not in known:
+    module = known.get(slug) or next((m for m in comparisons().values() if m.CARD.slug == slug), None)
+    if module is None:
         raise UserError(f"no paper is called {slug!r}", cure=nearest(slug, known))
-    return known[slug]
+    return module
+
+
+def comparison(family: str) -> Comparison:
+    """The card of the comparison of a family.
+
+    Raises:
+        UserError: If this family is not compared; the nearest is named.
+
+    Example:
+        >>> comparison("search").slug
+        'family-search'
+    """
+    known = comparisons()
+    if family not in known:
+        raise UserError(f"no comparison of the family {family!r}", cure=nearest(family, known))
+    card: Comparison = known[family].CARD
+    return card
 
 
 def get(slug: str) -> Paper:
@@ -256,7 +314,10 @@ def get(slug: str) -> Paper:
         >>> get("dass").arxiv
         '2207.06968'
     """
-    return module_of(slug).CARD
+    card = module_of(slug).CARD
+    if not isinstance(card, Paper):
+        raise UserError(f"{slug!r} is no paper", cure=f"give --family {card.family}")
+    return card
 
 
 def cite(what: Any) -> str:

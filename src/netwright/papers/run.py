@@ -22,7 +22,7 @@ from typing import Any
 
 from netwright.console import UserError, nearest, note
 from netwright.papers.evidence import Evidence, Setting, Verdict
-from netwright.papers.index import get, module_of, papers
+from netwright.papers.index import Comparison, Paper, comparison, get, module_of, papers
 from netwright.papers.provenance import commit, machine, sources, versions
 from netwright.parallel import run_all
 from netwright.results import plain
@@ -36,7 +36,7 @@ class Run:
     """One reproduction under way: its budget, and the arms that are finished.
 
     Args:
-        slug: The paper.
+        slug: The paper, or the comparison of a family (``family-search``).
         fast: The budget of seconds on one thread instead of minutes on two cores.
         seeds: How many seeds; the card's number by default.
         scale: Multiplies the sizes of :meth:`size`, for a larger machine.
@@ -63,7 +63,7 @@ class Run:
         ray: str | None = None,
         out: str | os.PathLike[str] | None = None,
     ):
-        self.card = get(slug)
+        self.card: Paper | Comparison = module_of(slug).CARD
         count = (self.card.fast_seeds if fast else self.card.seeds) if seeds is None else seeds
         if count < 1:
             raise UserError(f"seeds must be >= 1, got {count}", cure="give a whole number of seeds with --seeds")
@@ -219,7 +219,8 @@ class Run:
 
     def command(self) -> str:
         """What to type for the same run; without ``--out``, which names a private folder."""
-        words = ["netwright", "reproduce", self.slug, *(["--fast"] if self.fast else [])]
+        named = ["--family", self.card.family] if isinstance(self.card, Comparison) else [self.slug]
+        words = ["netwright", "reproduce", *named, *(["--fast"] if self.fast else [])]
         words += ["--seeds", str(self._asked_seeds)] if self._asked_seeds is not None else []
         words += ["--scale", f"{self.scale:g}"] if self.scale != 1 else []
         words += ["--jobs", str(self.jobs)] if self.jobs != 1 else []
@@ -346,7 +347,7 @@ def reproduce(
     record: bool = False,
     family: str | None = None,
 ) -> list[Evidence]:
-    """Reproduces papers one after another and writes their evidence.
+    """Reproduces papers one after another, or compares the methods of a family, and writes the evidence.
 
     An interrupted reproduction goes on when it is started again with the same budget and folder.
 
@@ -359,14 +360,14 @@ def reproduce(
         out: Folder of one paper, or of several, each in a folder of its own; ``reproduce/SLUG`` by default.
         scale: Multiplies data and epochs, for a larger machine.
         record: Also publish the evidence with the package; only for full runs of at least three seeds.
-        family: Every paper whose method lives in this package, ``"search"``.
+        family: The family whose methods are compared, ``"search"``, instead of papers.
 
     Returns:
-        The evidence of each paper, in order; a claim that fails is a result, not an error.
+        The evidence of each paper, in order, or of the comparison; a claim that fails is a result, not an error.
 
     Raises:
-        UserError: If a name is unknown, nothing is asked for, the folder is in use or another paper's, or a
-            run that is not full is to be recorded.
+        UserError: If a name is unknown, nothing is asked for, papers and a family are, the folder is in use or another
+            paper's, or a run that is not full is to be recorded.
     """
     chosen = _chosen(slugs, family)
     if record and (fast or scale < 1 or (seeds is not None and seeds < PUBLISHED_SEEDS)):
@@ -383,12 +384,20 @@ def reproduce(
 
 def _chosen(slugs: Iterable[str], family: str | None) -> list[str]:
     asked = [slugs] if isinstance(slugs, str) else list(slugs)
+    if family is not None:
+        if asked:
+            raise UserError(
+                f"a family is compared as a whole, got {', '.join(asked)} beside it",
+                cure="leave out either the papers or --family",
+            )
+        return [comparison(family).slug]
     if asked == ["all"]:
         asked = [card.slug for card in papers()]
-    if family is not None:
-        asked += [row["slug"] for row in list_papers(family)]
     if not asked:
-        raise UserError("no paper was named", cure="name one of `netwright papers`, or all of them with: all")
+        raise UserError(
+            "no paper was named",
+            cure="name one of `netwright papers`, all of them with: all, or a family with --family",
+        )
     return [get(slug).slug for slug in dict.fromkeys(asked)]
 
 

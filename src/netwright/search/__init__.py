@@ -112,6 +112,9 @@ _NAMES = {
     "Stage": "stages",
     "EpochEnd": "searcher",
     "Searcher": "searcher",
+    "Deadline": "deadline",
+    "Pace": "deadline",
+    "rehearse": "deadline",
     "SearchModule": "lightning",
     "SearchResult": "result",
 }
@@ -124,6 +127,7 @@ if TYPE_CHECKING:
     from netwright.search.brief import Brief
     from netwright.search.darts import DARTS
     from netwright.search.dass import DASS, DASSStages
+    from netwright.search.deadline import Deadline, Pace, rehearse
     from netwright.search.drawing import draw
     from netwright.search.fbnet import FBNet, GumbelSoftmaxGate, TemperatureSchedule
     from netwright.search.genotype import (
@@ -207,6 +211,7 @@ __all__ = [
     "ChoiceSpace",
     "CostPenalty",
     "DASSStages",
+    "Deadline",
     "EpochEnd",
     "ExpectedCost",
     "FBNet",
@@ -222,6 +227,7 @@ __all__ = [
     "Network",
     "NetworkCost",
     "Objective",
+    "Pace",
     "PerturbationSelector",
     "Phased",
     "PricedSearch",
@@ -268,6 +274,7 @@ __all__ = [
     "method",
     "multiply_adds",
     "op_strengths",
+    "rehearse",
     "rho_sharpness",
     "sample_genotypes",
     "single_path_space",

@@ -9,8 +9,9 @@ A search over shared weights is compared with :func:`uniform_genotypes` of its s
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -46,11 +47,18 @@ def uniform_genotypes(space: Space, count: int, *, seed: int) -> list[Genotype]:
     """
     if not 1 <= count <= space.size:
         raise ValueError(f"count must lie in 1..{space.size} for space {space.name!r}, got {count}")
+    return list(itertools.islice(_drawn(space, seed), count))
+
+
+def _drawn(space: Space, seed: int) -> Iterator[Genotype]:
+    """Different genotypes, one after the other, as many as the space has."""
     generator = stream(seed, "random search", space.name)
-    found: dict[Genotype, None] = {}
-    while len(found) < count:
-        found[space.random(generator)] = None
-    return list(found)
+    found: set[Genotype] = set()
+    while len(found) < space.size:
+        genotype = space.random(generator)
+        if genotype not in found:
+            found.add(genotype)
+            yield genotype
 
 
 def percentile(scores: Sequence[float], score: float) -> float:
@@ -133,23 +141,41 @@ class RandomSearch:
             raise ValueError(f"trials must lie in 1..{space.size} for space {space.name!r}, got {trials}")
         self.space, self.evaluate, self.trials = space, evaluate, trials
 
-    def search(self, *, seed: int, jobs: int = 1, ray: str | None = None) -> RandomSearchResult:
+    def search(
+        self, *, seed: int, jobs: int = 1, ray: str | None = None, seconds: float | None = None
+    ) -> RandomSearchResult:
         """Draws, scores and ranks; ties go to the first drawn.
 
         Args:
             seed: Seed of the draw.
             jobs: Processes at once.
             ray: Address of a Ray cluster.
+            seconds: Wall time, > 0: as many trials as end nearest to it, one after the other, at least one and at most
+                ``trials``.
 
         Raises:
+            ValueError: If ``seconds`` is not positive, or comes with several processes.
             FloatingPointError: If a score is not finite.
         """
+        if seconds is not None and not seconds > 0:
+            raise ValueError(f"seconds must be > 0 or None, got {seconds}")
+        if seconds is not None and (jobs != 1 or ray is not None):
+            raise ValueError(f"seconds must be None where trials run side by side, got {seconds}")
         start = time.perf_counter()
-        genotypes = uniform_genotypes(self.space, self.trials, seed=seed)
-        calls = [(genotype,) for genotype in genotypes]
-        scores = [
-            float(s) for s in run_all(self.evaluate, calls, jobs=jobs, ray=ray, description="random architectures")
-        ]
+        if seconds is None:
+            genotypes = uniform_genotypes(self.space, self.trials, seed=seed)
+            calls = [(genotype,) for genotype in genotypes]
+            scores = [
+                float(s) for s in run_all(self.evaluate, calls, jobs=jobs, ray=ray, description="random architectures")
+            ]
+        else:
+            genotypes, scores = [], []
+            for genotype in itertools.islice(_drawn(self.space, seed), self.trials):
+                genotypes.append(genotype)
+                scores.append(float(self.evaluate(genotype)))
+                spent = time.perf_counter() - start
+                if spent + spent / len(scores) / 2 > seconds:
+                    break
         for genotype, score in zip(genotypes, scores, strict=True):
             if not -float("inf") < score < float("inf"):
                 raise FloatingPointError(f"the score of every genotype must be finite, got {score} for {genotype}")
@@ -158,7 +184,7 @@ class RandomSearch:
             genotype=genotypes[best],
             seed=seed,
             wall_time=time.perf_counter() - start,
-            config={"searcher": type(self).__name__, "space": self.space.name, "trials": self.trials},
+            config={"searcher": type(self).__name__, "space": self.space.name, "trials": len(scores)},
             genotypes=tuple(genotypes),
             scores=tuple(scores),
         )

@@ -177,6 +177,17 @@ class Searcher:
         return sum(stage.epochs for stage in self.stages)
 
     @property
+    def stage_epoch(self) -> int:
+        """Epochs done of the present stage."""
+        return self._stage_epoch
+
+    @property
+    def epochs_left(self) -> dict[str, int]:
+        """Epochs left of the present stage and of those to come, by name."""
+        left = {stage.name: stage.epochs for stage in self.stages[self._stage :]}
+        return left | {self.stage.name: self.stage.epochs - self._stage_epoch}
+
+    @property
     def finished(self) -> bool:
         """Whether every stage has had its epochs."""
         return self._started and self._stage == len(self.stages) - 1 and self._stage_epoch >= self.stage.epochs

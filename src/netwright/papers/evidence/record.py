@@ -113,7 +113,7 @@ class Evidence(Result):
 
     def __str__(self) -> str:
         rows = [
-            [arm, *(_summary(metrics[name]) if name in metrics else "" for name in self._metrics())]
+            [arm, *(self._summary(name, metrics[name]) if name in metrics else "" for name in self._metrics())]
             for arm, metrics in self.figures.items()
             if set(metrics) & set(self._metrics())
         ]
@@ -123,6 +123,15 @@ class Evidence(Result):
         head = f"{self.title}: {self.verdict} ({self.budget}, {len(self.seeds)} seeds, {clock(self.seconds)})"
         return "\n\n".join(
             [head, table(claims, ["verdict", "claim", "figures"]), table(rows, ["arm", *self._metrics()])]
+        )
+
+    def _summary(self, name: str, values: Values) -> str:
+        """Mean and standard error, and the 90 % interval of the figure that pictures show too."""
+        error, (low, high) = standard_error(values), bootstrap(values) if name == self.metric else (math.nan, math.nan)
+        return (
+            f"{mean(values):.4g}"
+            + (f" ± {error:.2g}" if math.isfinite(error) else "")
+            + (f" [{low:.4g}, {high:.4g}]" if math.isfinite(low) else "")
         )
 
     def _metrics(self) -> list[str]:
@@ -149,11 +158,6 @@ class Evidence(Result):
         ax.set_xlabel(metric.replace("_", " "))
         ax.set_title(f"{self.slug}: {self.verdict}")
         return ax
-
-
-def _summary(values: Values) -> str:
-    error = standard_error(values)
-    return f"{mean(values):.4g}" + (f" ± {error:.2g}" if math.isfinite(error) else "")
 
 
 def _validate(data: Any, path: str | os.PathLike[str]) -> Evidence:
