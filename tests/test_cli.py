@@ -26,6 +26,7 @@ VERBS = (
     "bench",
     "export",
     "latency-table",
+    "train",
     "report",
     "doctor",
     "papers",
@@ -163,6 +164,24 @@ class Hostile:
         name = dice.choice(sorted(values))
         return [name, values[name]()]
 
+    def train_option(self) -> list[str]:
+        dice, word = self.dice, self.word
+        methods = ["tract:lambda_=0", "tract:lambda=1", "tract:", "ps-kd:alpha_T", "gradient-noise:eta=-1", "plain:a=1"]
+        values: dict[str, Callable[[], str]] = {
+            "--method": lambda: dice.choice([*[m for m in methods if m != "tract:"], word()]),
+            "--model": lambda: dice.choice(
+                [word(), f"{word()}.onnx", self.path(["void", "text.txt"]), "timm:" + word()]
+            ),
+            "--lr": lambda: dice.choice(["0", "-0.1", "nan", "inf", "fast", ""]),
+            "--weight-decay": lambda: dice.choice(["-1", "nan", "inf", "much", ""]),
+            "--precision": word,
+            "--strategy": word,
+            "--seed": lambda: dice.choice(["-1", "1.5", "", "abc"]),
+        }
+        values |= {f"--{name}": self.whole for name in ("epochs", "batch-size", "size", "devices", "nodes")}
+        name = dice.choice(sorted(values))
+        return [name, values[name]()]
+
     def bench_option(self) -> list[str]:
         dice, word = self.dice, self.word
         values: dict[str, Callable[[], str]] = {
@@ -196,6 +215,8 @@ class Hostile:
             lambda: ["design", "digits", *self.design_option(), *self.design_option()],
             lambda: ["design", *self.design_option(), word(), word()],
             lambda: ["design", "digits", dice.choice(["--sparsity", "--epochs", "--out", "--config"])],  # no value
+            lambda: ["train", "digits", "--epochs", "1", *self.train_option()],
+            lambda: ["train", dice.choice([word(), self.path(self.data)])],
             lambda: ["evaluate", self.bad_run(), *([word()] if dice.random() < 0.5 else [])],
             lambda: ["evaluate", self.run, dice.choice([word(), self.path(self.data)])],
             lambda: ["predict", self.bad_run(), self.path(self.images)],
@@ -273,6 +294,8 @@ def test_a_thousand_bad_commands(here: Path, tmp_path: Path, run: Path):
         (["design", "digits", "--search", "das"], "did you mean dass?"),
         (["design", "digits", "--pruning", "hydr"], "did you mean hydra?"),
         (["design", "digits", "--space", "micro-dart"], "did you mean micro-darts"),
+        (["train", "digits", "--method", "trct"], "did you mean tract?"),
+        (["train", "digits", "--model", "resnt18"], "did you mean resnet18?"),
         (["reproduce", "das"], "did you mean dass?"),
         (["cite", "dasss"], "did you mean dass?"),
         (["bench", "resnt18"], "did you mean resnet18?"),

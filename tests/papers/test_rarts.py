@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from netwright.papers import rarts
-from netwright.papers.run import Run
 
 SEEDS = 3
 
@@ -90,18 +89,3 @@ def test_widths_meet_their_budgets(kind):
     assert found["validation accuracy"] == pytest.approx(
         sum(found[f"accuracy at {share:g}"] for share in rarts.SHARES) / len(rarts.SHARES)
     )
-
-
-def test_the_best_value_is_tried_with_a_seed_of_its_own(tmp_path):
-    run = Run("rarts", seeds=2, out=tmp_path)
-    seen = []
-
-    def arm(seed, value):
-        seen.append(seed)
-        return {"validation accuracy": 1 - abs(value - 0.1)}
-
-    best, tried = rarts._best(run, "x", {value: [value] for value in (0.0, 0.1, 0.5)}, arm)
-    assert best == 0.1
-    assert seen == [rarts.TUNING_SEED] * 3
-    assert rarts.TUNING_SEED not in run.seeds
-    assert list(tried) == ["tuning: x 0", "tuning: x 0.1", "tuning: x 0.5"]

@@ -83,6 +83,15 @@ def test_one_hot_supernet_equals_the_derived_network(space):
     torch.testing.assert_close(supernet(x), derived(x), rtol=1e-5, atol=1e-5)
 
 
+def test_weights_lie_in_the_order_of_the_images():
+    supernet = CHAIN.supernet(1, 3)
+    for copied in (supernet, copy.deepcopy(supernet)):
+        weights = [p for p in copied.weight_parameters() if p.ndim == 4]
+        assert len(weights) > 20
+        for weight in weights:
+            assert weight.stride() == torch.empty_like(weight, memory_format=torch.channels_last).stride()
+
+
 def test_the_same_seed_gives_the_same_network_and_json_keeps_a_genotype():
     genotype = CHAIN.random(stream(0, "random"))
     again = Genotype.from_json(genotype.to_json())

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from netwright import __version__
-from netwright.cli import deploying, designing, reproducing, searching
+from netwright.cli import deploying, designing, reproducing, searching, training
 
 app = typer.Typer(
     name="netwright",
@@ -49,6 +49,7 @@ for verb in (
     deploying.bench,
     deploying.export,
     searching.latency_table,
+    training.train,
     designing.report,
     designing.doctor,
     reproducing.papers,

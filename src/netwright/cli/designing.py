@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,6 +26,9 @@ from netwright.cli.common import (
     show,
 )
 from netwright.console import UserError
+
+if TYPE_CHECKING:
+    from netwright.page import Page
 
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -169,11 +172,11 @@ def design(
             raise typer.Exit(1)
 
 
-def _told(folder: str | Path) -> str:
+def _told(folder: str | Path, page: Page | None = None) -> str:
     from netwright.design.report import build
     from netwright.page import text_of
 
-    return f"{text_of(build(folder).verdict)}\nreport: {Path(folder) / 'report.html'}\nrun folder: {folder}"
+    return f"{text_of((page or build(folder)).verdict)}\nreport: {Path(folder) / 'report.html'}\nrun folder: {folder}"
 
 
 def evaluate(
@@ -215,13 +218,14 @@ def report(run: RunPath, as_json: Json = False, quiet: Quiet = False, debug: Deb
     with guarded(quiet, debug):
         from netwright.design.report import build
         from netwright.design.run import RunFolder
+        from netwright.design.train_page import is_training, page
 
-        RunFolder(run).described()
-        build(run).write(run)
+        made = page(run) if is_training(RunFolder(run)) else build(run)
+        made.write(run)
         if as_json:
             sys.stdout.write((run / "report.json").read_text())
         else:
-            show(None, False, lambda: _told(run))
+            show(None, False, lambda: _told(run, made))
 
 
 def doctor(

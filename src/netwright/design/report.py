@@ -35,7 +35,7 @@ from netwright.page import (
     png,
 )
 
-__all__ = ["build", "readme_text"]
+__all__ = ["build", "confusion_blocks", "data_blocks", "readme_text", "settings_blocks"]
 
 PARTS = ("run", "data", "plan", "search", "training", "measurements", "classes", "architecture")
 MOST_MISTAKES = 24
@@ -80,11 +80,11 @@ def build(folder: str | Path) -> Page:
         ),
         ("The architecture", lambda: _search(parts.get("search"))),
         ("Training curves", lambda: _charts(charts.curves(parts.get("training") or {}))),
-        ("Confusion matrix", lambda: _confusion(measurements.get("model"), classes)),
+        ("Confusion matrix", lambda: confusion_blocks(measurements.get("model"), classes)),
         ("Mistakes", lambda: _mistakes(path / "mistakes.npz", classes)),
-        ("Data", lambda: _data(parts.get("data"))),
+        ("Data", lambda: data_blocks(parts.get("data"))),
         ("Plan and time", lambda: _plan(parts.get("plan"), measurements)),
-        ("Settings, versions and how to replay", lambda: _settings(parts.get("run"))),
+        ("Settings, versions and how to replay", lambda: settings_blocks(parts.get("run"))),
     ]
     made = [(title, blocks()) for title, blocks in folded]
     sections = first + [Section(title, blocks, folded=True) for title, blocks in made if blocks]
@@ -266,7 +266,8 @@ def _search(search: Mapping[str, Any] | None) -> list[Block]:
     return [*blocks, *([KeyValues(facts)] if facts else [])]
 
 
-def _confusion(model: Mapping[str, Any] | None, classes: Sequence[str]) -> list[Block]:
+def confusion_blocks(model: Mapping[str, Any] | None, classes: Sequence[str]) -> list[Block]:
+    """Confusion matrix and most frequent mistakes of a network's figures; nothing without them."""
     matrix = (model or {}).get("confusion")
     if not matrix:
         return []
@@ -307,7 +308,8 @@ def _mistakes(file: Path, classes: Sequence[str]) -> list[Block]:
     return [Paragraph(reading), Bullets(captions)]
 
 
-def _data(data: Mapping[str, Any] | None) -> list[Block]:
+def data_blocks(data: Mapping[str, Any] | None) -> list[Block]:
+    """What a run wrote down of its data; nothing without it."""
     if not data:
         return []
     counts = data.get("counts") or {}
@@ -377,7 +379,8 @@ def _amendment(change: Any) -> str:
     return ", ".join(f"{name} {value}" for name, value in change.items())
 
 
-def _settings(run: Mapping[str, Any] | None) -> list[Block]:
+def settings_blocks(run: Mapping[str, Any] | None) -> list[Block]:
+    """Command, options, versions and machine of a run; nothing without them."""
     if not run:
         return []
     blocks: list[Block] = []

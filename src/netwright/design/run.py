@@ -9,17 +9,38 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from netwright import storage
 from netwright.console import UserError
-from netwright.design.options import Options
 
 if TYPE_CHECKING:
     from netwright.design.plan import Plan
 
 # By kind of folder: the command that makes it, and the artefact that ends it.
-_KINDS = {"run": ("netwright design", "measurements.json"), "search": ("netwright search", "genotype.json")}
+_KINDS = {
+    "run": ("netwright design", "measurements.json"),
+    "search": ("netwright search", "genotype.json"),
+    "training": ("netwright train", "result.json"),
+}
+
+
+class Asked(Protocol):
+    """The options of a run: those of ``design``, or of ``train``."""
+
+    @property
+    def data(self) -> str:
+        """The data set."""
+
+    @property
+    def out(self) -> str | None:
+        """The folder that was asked for."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of them, JSON-able."""
+
+    def identity(self) -> dict[str, Any]:
+        """Those that decide the outcome."""
 
 
 class RunFolder:
@@ -27,7 +48,7 @@ class RunFolder:
 
     Args:
         path: The folder; it need not exist.
-        kind: ``"run"`` of a design, or ``"search"`` alone.
+        kind: ``"run"`` of a design, ``"search"`` or ``"training"`` alone.
     """
 
     def __init__(self, path: str | Path, kind: str = "run"):
@@ -62,9 +83,11 @@ class RunFolder:
         """
         content = self.read("run.json") if self.has("run.json") else None
         parts = ("options", "identity")
+        # What a training leaves of its network is read as if a design had left it.
+        known = {f"netwright-{kind}" for kind in (self.kind, "training" if self.kind == "run" else self.kind)}
         if (
             isinstance(content, dict)
-            and content.get("kind") == f"netwright-{self.kind}"
+            and content.get("kind") in known
             and all(isinstance(content.get(name), dict) for name in parts)
         ):
             return content
@@ -74,7 +97,7 @@ class RunFolder:
             cure=f"give a folder that {_KINDS[self.kind][0]} wrote, or a new one",
         )
 
-    def refuse_strangers(self, options: Options) -> None:
+    def refuse_strangers(self, options: Asked) -> None:
         """Makes sure that the folder is free, or holds the very run that these options describe.
 
         Raises:
@@ -101,7 +124,7 @@ class RunFolder:
                 cure="choose another --out",
             )
 
-    def describe(self, options: Options, command: str) -> None:
+    def describe(self, options: Asked, command: str) -> None:
         """Writes ``run.json``: what was asked for, with which versions, where and when."""
         self.write(
             "run.json",
@@ -142,12 +165,13 @@ class RunFolder:
                         folder.rmdir()
 
 
-def find_folder(options: Options, kind: str = "run") -> Path:
+def find_folder(options: Asked, kind: str = "run") -> Path:
     """Where a run goes: ``--out``, else the unfinished run with the same options, else ``runs/NAME-DATE``.
 
-    A search goes to ``runs/NAME-search-DATE``.
+    A search goes to ``runs/NAME-search-DATE``, a training to ``runs/NAME-training-DATE``.
 
     Example:
+        >>> from netwright.design.options import Options
         >>> find_folder(Options(data="some/my-flowers")).name.startswith("my-flowers-2")
         True
     """

@@ -25,6 +25,7 @@ from netwright.papers import random_table, small_images
 from netwright.papers.evidence import Evidence, Verdict, all_of, compare, decide
 from netwright.papers.index import Claim, Paper
 from netwright.papers.run import Arms, Run
+from netwright.papers.tuning import best
 
 if TYPE_CHECKING:
     from torch import nn
@@ -68,7 +69,6 @@ BETAS = (1e-3, 1e-2, 1e-1)
 L1 = {"RARTS": (0.01, 0.03, 0.1), "slimming": (3e-4, 1e-3, 3e-3)}
 SHARES = (0.5, 0.3)
 PASSES = 2 / 5  # backward passes of a fused RARTS step over those of second-order DARTS
-TUNING_SEED = 1000
 TOLERANCE = 1e-6
 MODEL = {  # lambda, beta and the length of the steps
     "RARTS (10, 10)": ("exact", 10.0, 10.0, 0.01),
@@ -139,7 +139,7 @@ def reproduce(run: Run) -> Evidence:
         arms |= run.arms({f"model: {name}": [*settings, steps]}, _model, seeds=[0])
     arms |= run.arms({"step times": [rounds, batch]}, _times, seeds=[0])
 
-    beta, tried = _best(run, "beta", {value: ["RARTS", value, epochs, batch, images] for value in BETAS}, _tuned)
+    beta, tried = best(run, "beta", {value: ["RARTS", value, epochs, batch, images] for value in BETAS}, _tuned)
     arms |= tried
     methods = {
         "DARTS-1": ["DARTS-1", 0.0, epochs],
@@ -161,20 +161,11 @@ def reproduce(run: Run) -> Evidence:
     arms["table"] = {name: [values] for name, values in table.figures().items()}
 
     for name, strengths in L1.items():
-        l1, tried = _best(run, f"{name}, l1", {value: [name, value, width, True] for value in strengths}, _width)
+        l1, tried = best(run, f"{name}, l1", {value: [name, value, width, True] for value in strengths}, _width)
         arms |= tried
         arms |= run.arms({f"width: {name}": [name, l1, width, False]}, _width)
     arms |= run.arms({"width: whole": ["slimming", 0.0, width, False]}, _width)
     return run.evidence(arms, judge(arms))
-
-
-def _best(run: Run, name: str, each: dict[float, list[Any]], function: Callable[..., Any]) -> tuple[float, Arms]:
-    """The value with the highest validation accuracy for a seed that is not among the run's, and the arms of all."""
-    if run.fast:
-        return list(each)[len(each) // 2], {}
-    tried = run.arms({f"tuning: {name} {value:g}": a for value, a in each.items()}, function, seeds=[TUNING_SEED])
-    accuracies = [figures["validation accuracy"][0] for figures in tried.values()]
-    return max(zip(accuracies, each, strict=True))[1], tried
 
 
 def _model(seed: int, kind: str, lam: float, beta: float, lr: float, steps: int) -> dict[str, Any]:

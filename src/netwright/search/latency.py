@@ -313,9 +313,10 @@ def measured_all(
         num_classes: Number of classes.
         setup: As for :func:`measure`; its repeats are spread over the rounds.
         seed: Of the pattern of zeros.
-        rounds: Rounds, at least 1.
+        rounds: Rounds, at least 1; no more than there are repeats.
     """
     setup = setup or Setup()
+    rounds = min(rounds, setup.repeats)
     calls = math.ceil(setup.repeats / rounds)
     x = setup.input(shape)
     with threads(setup.threads), torch.inference_mode():

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from netwright.search.genotype import Genotype
-    from netwright.search.spaces import Space
+    from netwright.search.spaces import AnySpace
 
 
-def uniform_genotypes(space: Space, count: int, *, seed: int) -> list[Genotype]:
+def uniform_genotypes(space: AnySpace, count: int, *, seed: int) -> list[Genotype]:
     """Different genotypes, drawn uniformly from a space without replacement.
 
     Args:
@@ -50,7 +50,7 @@ def uniform_genotypes(space: Space, count: int, *, seed: int) -> list[Genotype]:
     return list(itertools.islice(_drawn(space, seed), count))
 
 
-def _drawn(space: Space, seed: int) -> Iterator[Genotype]:
+def _drawn(space: AnySpace, seed: int) -> Iterator[Genotype]:
     """Different genotypes, one after the other, as many as the space has."""
     generator = stream(seed, "random search", space.name)
     found: set[Genotype] = set()
@@ -136,7 +136,7 @@ class RandomSearch:
         (20, True)
     """
 
-    def __init__(self, space: Space, evaluate: Callable[[Genotype], float], trials: int = 24):
+    def __init__(self, space: AnySpace, evaluate: Callable[[Genotype], float], trials: int = 24):
         if not 1 <= trials <= space.size:
             raise ValueError(f"trials must lie in 1..{space.size} for space {space.name!r}, got {trials}")
         self.space, self.evaluate, self.trials = space, evaluate, trials

@@ -1,26 +1,152 @@
-"""Training: the one loop over Lightning's Trainer, its schedules and its callbacks."""
+"""Training: the one loop over Lightning's Trainer, its schedules, and the training methods.
+
+A method is functions and modules for a loop of one's own, and a callback for Lightning's Trainer. ``METHODS`` tells
+where each is, by the name that people type, in the order in which several are put together: TrAct wraps a layer before
+Weight Compander does.
+"""
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_NAMES = {
-    "Classifier": "netwright.train.fit",
-    "CosineProgress": "netwright.train.schedules",
-    "Deadline": "netwright.train.schedules",
-    "RMSpropTF": "netwright.train.rmsprop",
-    "distillation_loss": "netwright.train.distillation",
-    "evaluate": "netwright.train.fit",
-    "fit": "netwright.train.fit",
+METHODS = {
+    "plain": "netwright.train.fit:Classifier",
+    "tract": "netwright.train.callbacks:TrActCallback",
+    "weight-compander": "netwright.train.callbacks:WeightCompanderCallback",
+    "gradient-noise": "netwright.train.callbacks:GradientNoiseCallback",
+    "ps-kd": "netwright.train.callbacks:PSKDCallback",
 }
 
-METHODS = {"plain": "netwright.train.fit:Classifier"}
+_NAMES = {
+    "Classifier": "fit",
+    "CosineProgress": "schedules",
+    "Deadline": "schedules",
+    "GradientNoise": "gradient_noise",
+    "GradientNoiseCallback": "callbacks",
+    "NoisyOptimizer": "gradient_noise",
+    "PSKDCallback": "callbacks",
+    "PSKDLoss": "self_distillation",
+    "PSKDTargets": "self_distillation",
+    "RMSpropTF": "rmsprop",
+    "StepProgress": "schedules",
+    "TrActCallback": "callbacks",
+    "TrActConv1d": "tract",
+    "TrActConv2d": "tract",
+    "TrActLinear": "tract",
+    "WeightCompander": "weight_compander",
+    "WeightCompanderCallback": "callbacks",
+    "add_gradient_noise_": "gradient_noise",
+    "apply_tract": "tract",
+    "apply_weight_compander": "weight_compander",
+    "compand": "weight_compander",
+    "crossover": "weight_compander",
+    "distillation_loss": "distillation",
+    "evaluate": "fit",
+    "expand_inverse": "weight_compander",
+    "fit": "fit",
+    "fit_pskd": "self_distillation",
+    "noise_variance": "gradient_noise",
+    "param_groups": "weight_compander",
+    "pskd_alpha": "self_distillation",
+    "register_gradient_noise": "gradient_noise",
+    "remove_tract": "tract",
+    "remove_weight_compander": "weight_compander",
+    "tract_gradient": "tract",
+    "weight_statistics": "weight_compander",
+}
+_MODULES = (
+    "callbacks",
+    "distillation",
+    "gradient_noise",
+    "methods",
+    "rmsprop",
+    "schedules",
+    "self_distillation",
+    "tract",
+    "weight_compander",
+)
 
-__all__ = ["METHODS", "Classifier", "CosineProgress", "Deadline", "RMSpropTF", "distillation_loss", "evaluate", "fit"]
+if TYPE_CHECKING:
+    from netwright.train.callbacks import GradientNoiseCallback, PSKDCallback, TrActCallback, WeightCompanderCallback
+    from netwright.train.distillation import distillation_loss
+    from netwright.train.fit import Classifier, evaluate, fit
+    from netwright.train.gradient_noise import (
+        GradientNoise,
+        NoisyOptimizer,
+        add_gradient_noise_,
+        noise_variance,
+        register_gradient_noise,
+    )
+    from netwright.train.rmsprop import RMSpropTF
+    from netwright.train.schedules import CosineProgress, Deadline, StepProgress
+    from netwright.train.self_distillation import PSKDLoss, PSKDTargets, fit_pskd, pskd_alpha
+    from netwright.train.tract import (
+        TrActConv1d,
+        TrActConv2d,
+        TrActLinear,
+        apply_tract,
+        remove_tract,
+        tract_gradient,
+    )
+    from netwright.train.weight_compander import (
+        WeightCompander,
+        apply_weight_compander,
+        compand,
+        crossover,
+        expand_inverse,
+        param_groups,
+        remove_weight_compander,
+        weight_statistics,
+    )
+
+__all__ = [
+    "METHODS",
+    "Classifier",
+    "CosineProgress",
+    "Deadline",
+    "GradientNoise",
+    "GradientNoiseCallback",
+    "NoisyOptimizer",
+    "PSKDCallback",
+    "PSKDLoss",
+    "PSKDTargets",
+    "RMSpropTF",
+    "StepProgress",
+    "TrActCallback",
+    "TrActConv1d",
+    "TrActConv2d",
+    "TrActLinear",
+    "WeightCompander",
+    "WeightCompanderCallback",
+    "add_gradient_noise_",
+    "apply_tract",
+    "apply_weight_compander",
+    "compand",
+    "crossover",
+    "distillation_loss",
+    "evaluate",
+    "expand_inverse",
+    "fit",
+    "fit_pskd",
+    "noise_variance",
+    "param_groups",
+    "pskd_alpha",
+    "register_gradient_noise",
+    "remove_tract",
+    "remove_weight_compander",
+    "tract_gradient",
+    "weight_statistics",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name in _NAMES:
-        return getattr(importlib.import_module(_NAMES[name]), name)
+        return getattr(importlib.import_module(f"netwright.train.{_NAMES[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"netwright.train.{name}")
     raise AttributeError(f"module 'netwright.train' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_MODULES])

@@ -181,6 +181,11 @@ class _EpochLoader:
     def __len__(self) -> int:
         return len(self.data)
 
+    @property
+    def dataset(self) -> Any:
+        """The data set behind the batches, for callbacks that remember something of each example."""
+        return getattr(self.data, "dataset", None)
+
 
 class _Keeper(lightning.Callback):
     """Seeds each epoch, watches the loss, records the figures, moves the bar and writes the checkpoint."""

@@ -38,7 +38,26 @@ class Progress(lightning.Callback):
         self.progress = state_dict["progress"]
 
 
-class CosineProgress(Progress):
+class RateProgress(Progress):
+    """Sets the learning rate of every parameter group to its own at the start times a factor of the progress."""
+
+    def factor(self, progress: float) -> float:
+        """The share of the learning rate that holds at ``progress`` in [0, 1]."""
+        raise NotImplementedError
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Sets the learning rate of this step."""
+        step = self.step_size(trainer, batch_idx)
+        factor = self.factor(self.progress + step / 2)
+        for optimizer in trainer.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+        self.progress += step
+
+
+class CosineProgress(RateProgress):
     """Cosine annealing of every parameter group from its own learning rate, after a linear warm-up.
 
         lr(p) = lr * (floor + (1 - floor) (1 + cos(pi p)) / 2)
@@ -73,16 +92,34 @@ class CosineProgress(Progress):
         annealed = (progress - self.warmup) / (1 - self.warmup)
         return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * min(1.0, annealed))) / 2
 
-    def on_train_batch_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Sets the learning rate of this step."""
-        step = self.step_size(trainer, batch_idx)
-        factor = self.factor(self.progress + step / 2)
-        for optimizer in trainer.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
-        self.progress += step
+
+class StepProgress(RateProgress):
+    """A learning rate that is multiplied by ``gamma`` at each milestone.
+
+    Args:
+        milestones: Shares of the run, in (0, 1), ascending.
+        gamma: Factor of each, in (0, 1].
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> steps = StepProgress((0.5, 0.75))
+        >>> [round(steps.factor(p), 3) for p in (0.49, 0.5, 0.8)]
+        [1.0, 0.1, 0.01]
+    """
+
+    def __init__(self, milestones: Sequence[float], gamma: float = 0.1):
+        if list(milestones) != sorted(milestones) or not all(0 < share < 1 for share in milestones):
+            raise ValueError(f"milestones must lie in (0, 1) and ascend, got {tuple(milestones)}")
+        if not 0 < gamma <= 1:
+            raise ValueError(f"gamma must lie in (0, 1], got {gamma}")
+        super().__init__()
+        self.milestones, self.gamma = tuple(milestones), gamma
+
+    def factor(self, progress: float) -> float:
+        """The share of the learning rate that holds at ``progress`` in [0, 1]."""
+        return self.gamma ** sum(progress >= share for share in self.milestones)
 
 
 def steps_left(trainer: lightning.Trainer, batch_idx: int) -> int:

@@ -1,0 +1,111 @@
+"""Small classification problems on which the experiments of the training methods run."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import lightning
+    from torch import nn
+
+    from netwright.data import Normalise, TensorImages
+
+
+@functools.lru_cache(maxsize=2)
+def _whole(name: str) -> tuple[TensorImages, TensorImages | None]:
+    """What training images are drawn from, and the test part; for data without an official one, all and None."""
+    import torch
+
+    from netwright.data import TensorImages, load
+
+    data = load(name)
+    parts: list[Any] = [data.train, data.validation, *([data.test] if "test" in data.split_off else [])]
+    images, labels = (torch.cat([getattr(part, field) for part in parts]) for field in ("images", "labels"))
+    official = None if "test" in data.split_off else data.test
+    return TensorImages(images, labels), official  # type: ignore[return-value]  # small data lie in memory
+
+
+@functools.lru_cache(maxsize=2)
+def parts(name: str, seed: int, train: int, held_out: int, test: int) -> tuple[dict[str, TensorImages], Normalise]:
+    """Stratified training, validation and test parts, and the layer that standardises them.
+
+    Args:
+        name: ``"fashion-mnist"``, ``"digits"``, ``"mnist-5000"``.
+        seed: Of the choice of training and validation images, and of the test images where there is no official part.
+        train: Training images.
+        held_out: Validation images; with 0 there is no such part.
+        test: Test images, at most.
+    """
+    import torch
+
+    from netwright.data import Normalise, split_train, subset
+
+    pool, official = _whole(name)
+    used = subset(pool, train + held_out, seed=seed)
+    found = {"train": pool.subset(used)}
+    if held_out:
+        rest, held = split_train(found["train"].labels, held_out / (train + held_out), seed=seed)
+        found |= {"train": pool.subset(used[rest]), "validation": pool.subset(used[held])}
+    if official is None:
+        other = torch.ones(len(pool), dtype=torch.bool)
+        other[used] = False
+        official, seed_of_test = pool.subset(other.nonzero().flatten()), seed
+    else:
+        seed_of_test = 0
+    found["test"] = official.subset(subset(official, min(test, len(official)), seed=seed_of_test))
+    pixels = found["train"].images.float() / 255
+    return found, Normalise((float(pixels.mean()),), (float(pixels.std()),))
+
+
+def train(
+    network: nn.Module,
+    data: tuple[dict[str, TensorImages], Normalise],
+    *,
+    epochs: int,
+    batch: int,
+    lr: float,
+    seed: int,
+    weight_decay: float = 0.0,
+    label_smoothing: float = 0.0,
+    optimizer: Callable[[Any], Any] | None = None,
+    methods: Sequence[lightning.Callback] = (),
+    schedule: lightning.Callback | None = None,
+) -> dict[str, float]:
+    """Trains by Nesterov's momentum 0.9 with one cosine unless told otherwise; what the last epoch recorded.
+
+    Batches depend on the seed alone, so paired arms see the same ones.
+    """
+    from netwright.data import Batches
+    from netwright.train.fit import Classifier, fit
+    from netwright.train.schedules import CosineProgress
+
+    parts, normalise = data
+    indexed = any(getattr(method, "indexed", False) for method in methods)
+    module = Classifier(network, lr=lr, weight_decay=weight_decay, label_smoothing=label_smoothing)
+    history = fit(
+        module,
+        Batches(parts["train"], batch, seed=seed, normalise=normalise, indexed=indexed),
+        epochs=epochs,
+        optimizer=optimizer,
+        callbacks=[*methods, CosineProgress() if schedule is None else schedule],
+        seed=seed,
+    )
+    return history.last
+
+
+def measured(network: nn.Module, data: tuple[dict[str, TensorImages], Normalise], part: str) -> dict[str, float]:
+    """Accuracy in [0, 1], NLL in nats, ECE in percent and AURC times 1000 on a part."""
+    from netwright import metrics
+    from netwright.data import Batches
+    from netwright.train.fit import evaluate
+
+    images, normalise = data[0][part], data[1]
+    found = evaluate(network, Batches(images, 500, shuffle=False, drop_last=False, normalise=normalise))
+    return {
+        "accuracy": metrics.accuracy(*found),
+        "NLL": metrics.nll(*found),
+        "ECE": metrics.expected_calibration_error(*found),
+        "AURC": metrics.aurc(*found),
+    }

@@ -1,0 +1,194 @@
+"""``netwright train`` end to end on tiny data: its folder, resumption, what the other verbs make of it, bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import lightning
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from netwright import cli, storage
+from netwright.console import UserError
+from netwright.design.model import load_run
+from netwright.design.train import TrainOptions, train
+from netwright.design.train_page import curves, page
+
+ALL = ("weight-compander", "ps-kd:alpha_T=0.5", "tract", "gradient-noise:eta=0.0001")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Two classes that a bright half tells apart."""
+    draws = np.random.default_rng(0)
+    labels = np.arange(240) % 2
+    images = draws.integers(0, 120, (240, 8, 8))
+    images[:, :4] += 120 * labels[:, None, None]
+    path = tmp_path_factory.mktemp("data") / "halves.npz"
+    np.savez(path, x=images.astype(np.uint8), y=labels)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def finished(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "all"
+    train(TrainOptions(data=data, methods=ALL, epochs=4, lr=0.05, out=str(folder)), command="netwright train it")
+    return folder
+
+
+def invoke(*arguments: str):
+    return CliRunner().invoke(cli.app, list(arguments))
+
+
+def test_the_folder(finished: Path):
+    assert {p.name for p in finished.iterdir() if not p.name.startswith(".")} == {
+        "architecture.json", "data.json", "model.safetensors", "report.html", "report.json", "report.md", "result.json",
+        "run.json", "training.json", "work",
+    }  # fmt: skip
+    assert list((finished / "work").iterdir()) == []
+    result = storage.read_json(finished / "result.json")
+    assert result["accuracy"] > 0.9
+    assert sum(map(sum, result["confusion"])) == result["examples"] == 48
+    epochs = storage.read_json(finished / "training.json")["epochs"]
+    assert len(epochs) == 4
+    assert epochs[-1]["grad_noise/sigma"] < epochs[0]["grad_noise/sigma"]
+
+
+def test_weights_are_plain(finished: Path):
+    names = set(storage.read_tensors(finished / "model.safetensors"))
+    assert names == set(load_run(finished).network.state_dict())
+    assert not any("parametrizations" in name for name in names)
+
+
+def test_the_page(finished: Path):
+    text = (finished / "report.md").read_text()
+    assert "trained with weight-compander, ps-kd, tract, gradient-noise, is right on" in text
+    assert "gradient-noise (eta = 0.0001): Adds annealed Gaussian noise" in text
+    assert "netwright train it" in text
+    before = (finished / "report.html").read_bytes()
+    assert "<svg" in before.decode()
+    page(finished).write(finished)
+    assert (finished / "report.html").read_bytes() == before
+
+
+def test_the_other_verbs_take_it(finished: Path, data: str, tmp_path: Path):
+    accuracy = storage.read_json(finished / "result.json")["accuracy"]
+    evaluated = json.loads(invoke("evaluate", str(finished), "--json").stdout)
+    assert evaluated["accuracy"] == pytest.approx(accuracy)
+    reported = invoke("report", str(finished))
+    assert "small_convnet, trained with" in reported.stdout
+    exported = invoke("export", str(finished), "--format", "safetensors", "--out", str(tmp_path / "a.safetensors"))
+    assert exported.exit_code == 0, exported.stderr
+
+
+def test_the_same_command_tells_the_same_again(finished: Path, data: str):
+    before = (finished / "result.json").read_bytes()
+    again = train(TrainOptions(data=data, methods=ALL, epochs=4, lr=0.05, out=str(finished)))
+    assert again.folder == str(finished)
+    assert (finished / "result.json").read_bytes() == before
+    with pytest.raises(UserError, match="the folder holds another training"):
+        train(TrainOptions(data=data, epochs=4, lr=0.05, out=str(finished)))
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(finished: Path, data: str, tmp_path: Path, monkeypatch):
+    options = TrainOptions(data=data, methods=ALL, epochs=4, lr=0.05, out=str(tmp_path / "run"))
+    ends = lightning.Callback.on_train_epoch_end
+    with monkeypatch.context() as patched:
+
+        def stop(self, trainer, pl_module):
+            if trainer.current_epoch == 2:
+                raise KeyboardInterrupt
+            return ends(self, trainer, pl_module)
+
+        patched.setattr("netwright.train.schedules.CosineProgress.on_train_epoch_end", stop, raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            train(options)
+    assert (tmp_path / "run" / "work" / "train.ckpt").is_file()
+    train(options)
+    a, b = (storage.read_tensors(folder / "model.safetensors") for folder in (finished, tmp_path / "run"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_is_trained_further(finished: Path, data: str, tmp_path: Path, capsys):
+    out = tmp_path / "further"
+    result = train(TrainOptions(data=data, model=str(finished), epochs=1, lr=1e-6, out=str(out), augment=False))
+    assert result.accuracy == pytest.approx(storage.read_json(finished / "result.json")["accuracy"], abs=0.05)
+    tensors = storage.read_tensors(finished / "model.safetensors")
+    tensors["head.0.weight"][:32] = 0
+    sparse = tmp_path / "sparse"
+    sparse.mkdir()
+    storage.write_tensors(sparse / "model.safetensors", tensors)
+    storage.write_json(sparse / "architecture.json", storage.read_json(finished / "architecture.json"))
+    capsys.readouterr()
+    train(TrainOptions(data=data, model=str(sparse), epochs=1, out=str(tmp_path / "filled")))
+    assert "of the run's weights are zero; training fills them" in capsys.readouterr().err
+    with pytest.raises(UserError, match="knows 2 classes"):
+        train(TrainOptions(data="digits", model=str(finished), out=str(tmp_path / "other")))
+
+
+NETWORK = """
+import torch
+from torch import nn
+
+def good():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+
+def wide():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+
+def blind():
+    return nn.Linear(5, 2)
+"""
+
+
+def test_a_function_in_a_file(data: str, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("nets.py").write_text(NETWORK)
+    found = invoke("train", data, "--model", "nets.py:good", "--epochs", "2", "--out", "run", "--json")
+    assert found.exit_code == 0, found.stderr
+    assert json.loads(found.stdout)["methods"] == []
+    assert Path("run/model.safetensors").is_file()
+    assert not Path("run/architecture.json").exists()
+    for name, message in (
+        ("wide", "must give logits of 2 classes, got 2 x 3"),
+        ("blind", "cannot take inputs of 1 x 8"),
+    ):
+        found = invoke("train", data, "--model", f"nets.py:{name}", "--out", name)
+        assert found.exit_code == 2
+        assert message in found.stderr
+        assert not Path(name).exists()
+
+
+def test_the_first_line_names_the_folder(data: str, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = invoke("train", data, "--epochs", "1", "--method", "tract")
+    assert found.exit_code == 0, found.stderr
+    assert found.stderr.startswith("run folder: runs/halves-training-")
+    assert found.stdout.startswith("small_convnet, trained with tract, is right on")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": 0}, "epochs must be >= 1, got 0"),
+        ({"batch_size": 1}, "batch-size must be >= 2"),
+        ({"lr": float("nan")}, "lr must be > 0 and finite, got nan"),
+        ({"weight_decay": -1.0}, "weight-decay must be >= 0"),
+        ({"precision": "bf16-mxed"}, "did you mean bf16-mixed"),
+        ({"methods": ("ps-dk",)}, "did you mean ps-kd"),
+        ({"model": "net.onnx"}, "an ONNX file cannot be trained"),
+        ({"devices": 3}, "multiple of all processes"),
+    ],
+)
+def test_bad_input(settings: dict, message: str):
+    with pytest.raises(UserError, match=message):
+        TrainOptions(data="digits", **settings)
+
+
+def test_unfinished_and_empty(tmp_path: Path):
+    with pytest.raises(UserError, match="no training of netwright"):
+        page(tmp_path)
+    assert curves([]) is None

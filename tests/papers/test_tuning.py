@@ -1,0 +1,28 @@
+"""How hyper-parameters of an experiment are chosen."""
+
+from __future__ import annotations
+
+from netwright.papers.run import Run
+from netwright.papers.tuning import TUNING_SEED, best
+
+
+def test_the_best_value_is_tried_with_a_seed_of_its_own(tmp_path):
+    run = Run("rarts", seeds=2, out=tmp_path)
+    seen = []
+
+    def arm(seed, value):
+        seen.append(seed)
+        return {"validation accuracy": 1 - abs(value - 0.1)}
+
+    found, tried = best(run, "x", {value: [value] for value in (0.0, 0.1, 0.5)}, arm)
+    assert found == 0.1
+    assert seen == [TUNING_SEED] * 3
+    assert TUNING_SEED not in run.seeds
+    assert list(tried) == ["tuning: x 0", "tuning: x 0.1", "tuning: x 0.5"]
+
+
+def test_a_fast_run_takes_the_middle(tmp_path):
+    def arm(seed, value):
+        raise AssertionError("nothing is tried")
+
+    assert best(Run("rarts", fast=True, out=tmp_path), "x", {"a": [1], "b": [2], "c": [3]}, arm) == ("b", {})

@@ -1,0 +1,378 @@
+"""Training methods alone and all together, in whatever else a Trainer does."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from netwright.console import UserError
+from netwright.data.tensors import Batches, TensorImages
+from netwright.seeding import seeded
+from netwright.train import METHODS
+from netwright.train.callbacks import (
+    GradientNoiseCallback,
+    PSKDCallback,
+    TrActCallback,
+    WeightCompanderCallback,
+)
+from netwright.train.fit import Classifier, fit
+from netwright.train.methods import callbacks as by_name
+from netwright.train.methods import parse
+from netwright.train.tract import TrActConv2d, traced
+from netwright.train.weight_compander import companded, latents
+
+EXAMPLES, BATCH, CLASSES, EPOCHS = 64, 16, 3, 3
+MAKE = {
+    "tract": lambda: [TrActCallback()],
+    "weight-compander": lambda: [WeightCompanderCallback(learnable=True)],
+    "gradient-noise": lambda: [GradientNoiseCallback(eta=0.01, seed=4)],
+    "ps-kd": lambda: [PSKDCallback(0.9)],
+}
+MAKE["all"] = lambda: [callback for name in list(MAKE)[:4] for callback in MAKE[name]()]
+
+
+def network() -> nn.Sequential:
+    with seeded(0, "init"):
+        return nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3)
+        )
+
+
+class Plain(lightning.LightningModule):
+    """What a user's own module looks like."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = network()
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return functional.cross_entropy(self(x), y)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
+
+
+class TwoOptimizers(Plain):
+    """Manual optimisation of features and head, each by its own optimiser."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        first, second = self.optimizers()
+        first.zero_grad()
+        second.zero_grad()
+        self.manual_backward(loss)
+        first.step()
+        if batch_idx % 2 == 0:
+            second.step()
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.net[:4].parameters(), lr=0.05), torch.optim.Adam(self.net[4:].parameters())
+
+
+def data(indexed: bool, **share) -> Batches:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (EXAMPLES, 1, 6, 6), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(CLASSES, (EXAMPLES,), generator=generator)
+    return Batches(TensorImages(images, labels), BATCH, seed=1, indexed=indexed, **share)
+
+
+def train(name: str | None, module=None, compiled=False, **options):
+    """Trains with the methods called ``name``, or none; the module and the callbacks."""
+    module = Plain() if module is None else module
+    callbacks = MAKE[name]() if name else []
+    trainer = lightning.Trainer(
+        max_epochs=EPOCHS, callbacks=callbacks, logger=False, enable_checkpointing=False, accelerator="cpu",
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, **options,
+    )  # fmt: skip
+    with seeded(3, "dropout"):
+        # The whole of what Inductor gets to see for all methods together, what Dynamo makes of it for each alone.
+        backend = "aot_eager" if name == "all" else "eager"
+        trainer.fit(torch.compile(module, backend=backend) if compiled else module, data(name in ("ps-kd", "all")))
+    return module, {type(callback).__name__: callback for callback in callbacks}
+
+
+def check(name: str, module: nn.Module, callbacks: dict, updates: list[int]) -> None:
+    """Each method did what it is there for."""
+    if name in ("tract", "all"):
+        assert traced(module) == ["net.0"]
+        assert isinstance(module.net[0], TrActConv2d)
+    if name in ("weight-compander", "all"):
+        assert sorted(companded(module)) == ["net.0", "net.4", "net.6"]
+        for (latent, weight), step in zip(latents(module), companded(module).values(), strict=True):
+            assert not torch.allclose(latent, weight, atol=1e-3)
+            assert float(weight.detach().abs().max()) < step.bound
+            assert float(step.alpha.detach()) != 0
+    if name in ("gradient-noise", "all"):
+        assert [noise.t for noise in callbacks["GradientNoiseCallback"].noises] == updates
+    if name in ("ps-kd", "all"):
+        memory = callbacks["PSKDCallback"].targets
+        assert bool(memory.seen.all())
+        assert torch.allclose(memory.predictions.sum(1), torch.ones(EXAMPLES), atol=1e-5)
+        assert float(memory.predictions.std()) > 0
+    assert all(bool(p.isfinite().all()) for p in module.parameters())
+
+
+def output(module: nn.Module) -> torch.Tensor:
+    x = torch.linspace(0, 1, 3 * 36).view(3, 1, 6, 6)
+    with torch.no_grad():
+        return module.eval().net(x)
+
+
+STEPS = EPOCHS * EXAMPLES // BATCH
+SETTINGS = {
+    "alone": ({}, [STEPS]),
+    "accumulation": ({"accumulate_grad_batches": 2}, [STEPS // 2]),
+    "clipping": ({"gradient_clip_val": 0.5}, [STEPS]),
+    "bf16": ({"precision": "bf16-mixed"}, [STEPS]),
+    "two optimisers": ({"module": TwoOptimizers}, [STEPS, STEPS // 2]),
+    "compile": ({"compiled": True}, [STEPS]),
+}
+
+
+@pytest.fixture(scope="module")
+def without():
+    """What a network answers that was trained without any method, by setting."""
+    kept = {}
+
+    def of(setting: str) -> torch.Tensor:
+        if setting not in kept:
+            options, _ = SETTINGS[setting if setting != "compile" else "alone"]
+            kept[setting] = output(train(None, **_built(options))[0])
+        return kept[setting]
+
+    return of
+
+
+def _built(options: dict) -> dict:
+    return {key: value() if key == "module" else value for key, value in options.items()}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("name", MAKE)
+def test_matrix(name, setting, without):
+    options, updates = SETTINGS[setting]
+    module, callbacks = train(name, **_built(options))
+    check(name, module, callbacks, updates)
+    assert not torch.allclose(output(module), without(setting), atol=1e-3)
+    if setting == "compile":
+        assert torch.allclose(output(module), output(train(name)[0]), atol=1e-4)
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_resumed_run_is_bit_equal(name, tmp_path: Path):
+    class Stop(lightning.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if (trainer.current_epoch, batch_idx) == (2, 1):
+                raise RuntimeError("killed")
+
+    def run(*more, checkpoint=None):
+        callbacks, module = MAKE[name](), Classifier(network(), lr=0.05)
+        fit(module, data(True), epochs=4, callbacks=[Unindexed(name), *callbacks, *more], seed=5, checkpoint=checkpoint)
+        return module, callbacks
+
+    whole, first = run()
+    with pytest.raises(RuntimeError, match="killed"):
+        run(Stop(), checkpoint=tmp_path / "a.ckpt")
+    again, second = run(checkpoint=tmp_path / "a.ckpt")
+    assert whole.state_dict().keys() == again.state_dict().keys()
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in whole.state_dict().items())
+    for a, b in zip(first, second, strict=True):
+        states = (a.state_dict(), b.state_dict())
+        assert str(states[0]) == str(states[1])
+
+
+class Unindexed(lightning.Callback):
+    """Hands on batches of three as pairs, to methods that ask for no index."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def on_fit_start(self, trainer, pl_module):
+        if self.name not in ("ps-kd", "all"):
+            step = pl_module.training_step
+            pl_module.training_step = lambda batch, batch_idx: step(batch[:2], batch_idx)
+
+
+class Watch(lightning.Callback):
+    """Norms of the gradient when the optimiser steps."""
+
+    def __init__(self):
+        self.norms = []
+
+    def on_fit_start(self, trainer, pl_module):
+        (optimizer,) = trainer.optimizers
+        optimizer.register_step_post_hook(self.see)
+
+    def see(self, optimizer, args, kwargs):
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"]]
+        self.norms.append(float(torch.stack([g.norm() for g in grads]).norm()))
+
+
+@pytest.mark.parametrize("clip", ["trainer", "module"])
+def test_noise_comes_after_clipping_whoever_clips(clip):
+    class Own(Classifier):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=1e-6)
+
+    norms = {}
+    for order in ("clip_then_noise", "noise_then_clip"):
+        watch = Watch()
+        module = Own(network(), clip=1e-3) if clip == "module" else Plain()
+        trainer = lightning.Trainer(
+            max_epochs=1, callbacks=[GradientNoiseCallback(eta=0.04, order=order), watch], logger=False,
+            enable_checkpointing=False, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
+            gradient_clip_val=1e-3 if clip == "trainer" else None,
+        )  # fmt: skip
+        trainer.fit(module, data(False))
+        norms[order] = watch.norms
+    count = sum(p.numel() for p in network().parameters())
+    assert max(norms["noise_then_clip"]) < 1.01e-3
+    assert norms["clip_then_noise"][0] == pytest.approx(0.2 * count**0.5, rel=0.15)
+
+
+def test_noise_after_manual_clipping_cannot_be_clipped(capsys):
+    trainer = lightning.Trainer(
+        max_epochs=1, callbacks=[GradientNoiseCallback(order="noise_then_clip")], logger=False, accelerator="cpu",
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(TwoOptimizers(), data(False))
+    assert "the noise comes after the clipping" in capsys.readouterr().err
+
+
+def test_a_module_is_left_as_it_was_when_training_fails():
+    class Stop(lightning.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            raise RuntimeError("killed")
+
+    module, noise = Classifier(network()), GradientNoiseCallback()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="killed"):
+            fit(module, data(True), epochs=1, callbacks=[PSKDCallback(), noise, Stop()])
+        assert "training_step" not in module.__dict__
+        assert not module._forward_hooks
+        assert noise._handles == []
+
+
+def test_tract_after_the_compander_is_refused():
+    with pytest.raises(ValueError, match="apply TrAct first"):
+        fit(Classifier(network()), data(False), epochs=1, callbacks=[WeightCompanderCallback(), TrActCallback()])
+
+
+def test_effective_decay_and_the_optimisers_own():
+    callback = WeightCompanderCallback(effective_decay=0.1)
+    with pytest.raises(ValueError, match="weight_decay of companded layers must be 0"):
+        fit(Classifier(network()), data(False), epochs=1, callbacks=[callback])
+    sizes = []
+    for decay in (0.0, 3.0):
+        module = Classifier(network(), weight_decay=0.0)
+        fit(module, data(False), epochs=2, callbacks=[WeightCompanderCallback(effective_decay=decay)])
+        sizes.append(sum(float(weight.detach().norm()) for _, weight in latents(module)))
+    assert sizes[1] < 0.9 * sizes[0]
+
+
+def test_names():
+    assert parse("tract") == ("tract", {})
+    assert parse("ps-kd:alpha_T=0.5,teacher=snapshot")[1] == {"alpha_T": 0.5, "teacher": "snapshot"}
+    assert parse("weight-compander:learnable=true")[1] == {"learnable": True}
+    found = by_name([name for name in reversed(METHODS) if name != "plain"])
+    kinds = [TrActCallback, WeightCompanderCallback, GradientNoiseCallback, PSKDCallback]
+    assert [type(callback) for callback in found] == kinds
+    assert by_name(["gradient-noise:eta=0.3"])[0].eta == 0.3
+    assert by_name(["plain"]) == []
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["trat"], "did you mean tract?"),
+        (["tract", "tract:lambda_=1"], "comes twice"),
+        (["tract:lambda=1"], "did you mean lambda_?"),
+        (["tract:lambda_"], "no value in 'lambda_'"),
+        (["tract:lambda_=-1"], "tract: lambda_ must be > 0"),
+        (["tract:lambda_=big"], "tract: "),
+        (["gradient-noise:eta=0.1,eta=0.2"], "eta comes twice"),
+        (["weight-compander:effective_decay=-1"], "effective_decay must be >= 0"),
+    ],
+)
+def test_bad_names(texts, message):
+    with pytest.raises(UserError, match=message.replace("?", r"\?")):
+        by_name(texts)
+
+
+SCRIPT = """
+import importlib.util, sys, torch, lightning
+spec = importlib.util.spec_from_file_location("shared", sys.argv[1])
+shared = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(shared)
+torch.set_num_threads(1)
+folder, found = sys.argv[2], {}
+for name in shared.MAKE:
+    module, callbacks = shared.distributed(name)
+    found[name] = dict(module.state_dict())
+    for callback in callbacks:
+        if isinstance(callback, shared.PSKDCallback):
+            found[name] |= callback.targets.state_dict()
+        if isinstance(callback, shared.GradientNoiseCallback):
+            found[name]["t"] = torch.tensor(callback.noises[0].t)
+torch.save(found, f"{folder}/{torch.distributed.get_rank()}.pt")
+"""
+
+
+def distributed(name: str, devices: int = 2):
+    """A network without batch norm, whose gradients of a batch are the means of its halves'."""
+    with seeded(0, "init"):
+        net = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.Tanh(), nn.Linear(8, CLASSES))
+    callbacks = MAKE[name]()
+    for callback in callbacks:
+        if isinstance(callback, TrActCallback):
+            callback.sync_gram = True
+    module = Classifier(net, lr=0.05)
+    options = {"devices": devices, "strategy": "ddp"} if devices > 1 else {}
+    fit(module, data(True), epochs=EPOCHS, callbacks=[Unindexed(name), *callbacks], **options)
+    return module, callbacks
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path: Path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    processes = []
+    for rank in range(2):
+        environment = {
+            **os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "RANK": str(rank),
+            "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "test", "LOCAL_WORLD_SIZE": "2",
+        }  # fmt: skip
+        command = [sys.executable, "-c", SCRIPT, __file__, str(tmp_path)]
+        processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    errors = [process.communicate(timeout=180)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors[0][-2000:]
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    for name in MAKE:
+        assert all(torch.equal(value, found[1][name][key]) for key, value in found[0][name].items()), name
+        alone, callbacks = distributed(name, 1)
+        for key, value in alone.state_dict().items():
+            assert torch.allclose(value, found[0][name][key], atol=1e-5), (name, key)
+        if name in ("ps-kd", "all"):
+            assert torch.allclose(callbacks[-1].targets.predictions, found[0][name]["predictions"], atol=1e-5)
+            assert bool(found[0][name]["seen"].all())
