@@ -28,9 +28,10 @@ def invoke(*arguments: str):
     return CliRunner().invoke(cli.app, list(arguments))
 
 
-def test_a_search_leaves_genotype_history_and_skip_share_and_is_not_run_twice(tmp_path):
+@pytest.mark.parametrize("method", ["proxylessnas", "single-path"])
+def test_a_search_leaves_genotype_history_and_skip_share_and_is_not_run_twice(method, tmp_path):
     folder = tmp_path / "found"
-    arguments = ["search", "digits", "--method", "proxylessnas", *SMALL, "--flops", "250k", "--out", str(folder)]
+    arguments = ["search", "digits", "--method", method, *SMALL, "--flops", "250k", "--out", str(folder)]
     made = invoke(*arguments, "--json")
     assert made.exit_code == 0, made.stderr
     result = json.loads(made.stdout)

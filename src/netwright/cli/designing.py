@@ -71,7 +71,8 @@ def design(
     time_budget: Annotated[str | None, typer.Option(help="Wall time, like 90s, 10m or 1h30m.")] = None,
     accuracy: Annotated[float | None, typer.Option(help="Goal for the test accuracy; exit 1 when missed.")] = None,
     search: Annotated[
-        str | None, typer.Option(help="dass, darts, rarts, sd-darts, proxylessnas, fbnet or random.  [dass]")
+        str | None,
+        typer.Option(help="dass, darts, rarts, sd-darts, proxylessnas, fbnet, single-path or random.  [dass]"),
     ] = None,
     space: Annotated[str | None, typer.Option(help="Search space.  [micro-darts]")] = None,
     select: Select = None,

@@ -28,7 +28,7 @@ from netwright.console import UserError, nearest
 def search(
     data: Annotated[str, typer.Argument(metavar="DATA", help="A data set by name, a folder or an .npz file.")],
     method: Annotated[
-        str | None, typer.Option(help="dass, darts, rarts, sd-darts, proxylessnas or fbnet.  [dass]")
+        str | None, typer.Option(help="dass, darts, rarts, sd-darts, proxylessnas, fbnet or single-path.  [dass]")
     ] = None,
     space: Annotated[str | None, typer.Option(help="Search space.  [micro-darts]")] = None,
     select: Select = None,

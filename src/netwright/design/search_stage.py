@@ -19,13 +19,14 @@ from netwright.design.plan import augmentation
 from netwright.search import method, spaces
 from netwright.search.brief import Brief, make_selector
 from netwright.search.genotype import Genotype
+from netwright.search.searcher import Searcher
 from netwright.seeding import derive, stream
 
 if TYPE_CHECKING:
     from netwright.data import Data
     from netwright.design.training_stage import Stage
     from netwright.search.pricing import Limits
-    from netwright.search.searcher import EpochEnd, Searcher
+    from netwright.search.searcher import EpochEnd
     from netwright.search.spaces.network import Stem
     from netwright.search.supernet import Supernet
 
@@ -33,10 +34,9 @@ MOST_DRAWS = 50
 
 
 def make_supernet(options: Options, shape: tuple[int, int, int], classes: int, channels: int, stem: Stem) -> Any:
-    """The supernet of the run's space."""
-    return spaces.get(options.space).supernet(
-        in_channels=shape[0], num_classes=classes, channels=channels, seed=options.seed, stem=stem
-    )
+    """The supernet of the run's space, as the run's method searches it."""
+    make = getattr(method(options.search), "supernet_of", Searcher.supernet_of)  # random search has none of its own
+    return make(spaces.get(options.space), shape[0], classes, channels=channels, seed=options.seed, stem=stem)
 
 
 def make_searcher(options: Options, supernet: Supernet, epochs: list[int], limits: Limits | None = None) -> Searcher:

@@ -28,7 +28,7 @@ class MBConv(nn.Module):
         stride: Stride of the depthwise convolution.
         groups: Groups of both 1x1 convolutions; above 1, channels are shuffled after the first.
         activation: Makes the non-linearity.
-        bn_eps: Epsilon of the batch norms.
+        bn_eps, bn_momentum: Of the batch norms.
         expand: Whether the first 1x1 convolution is there; by default only if ``expansion`` is above 1, as in
             MobileNet-v2 (FBNet keeps it).
         conv_shortcut: Adds a 1x1 convolution of the input where the stride is 1 and the widths differ.
@@ -53,6 +53,7 @@ class MBConv(nn.Module):
         groups: int = 1,
         activation: Callable[[], nn.Module] = nn.ReLU6,
         bn_eps: float = 1e-5,
+        bn_momentum: float = 0.1,
         expand: bool | None = None,
         conv_shortcut: bool = False,
     ):
@@ -65,25 +66,27 @@ class MBConv(nn.Module):
         width = in_channels * expansion
         if any(channels % groups for channels in (in_channels, width, out_channels)):
             raise ValueError(f"groups must divide {in_channels}, {width} and {out_channels}, got {groups}")
+
+        def norm(channels: int) -> nn.Module:
+            return nn.BatchNorm2d(channels, eps=bn_eps, momentum=bn_momentum)
+
         layers: list[nn.Module] = []
         if expansion != 1 if expand is None else expand:
             layers += [nn.Conv2d(in_channels, width, 1, groups=groups, bias=False)]
-            layers += [nn.BatchNorm2d(width, eps=bn_eps), activation()]
+            layers += [norm(width), activation()]
             layers += [nn.ChannelShuffle(groups)] if groups > 1 else []
         elif width != in_channels:
             raise ValueError(f"expand must be true when expansion is above 1, got expansion {expansion}")
         depthwise = nn.Conv2d(width, width, kernel_size, stride, padding=kernel_size // 2, groups=width, bias=False)
-        layers += [depthwise, nn.BatchNorm2d(width, eps=bn_eps), activation()]
+        layers += [depthwise, norm(width), activation()]
         layers += [nn.Conv2d(width, out_channels, 1, groups=groups, bias=False)]
-        layers += [nn.BatchNorm2d(out_channels, eps=bn_eps)]
+        layers += [norm(out_channels)]
         self.conv = nn.Sequential(*layers)
         self.shortcut: nn.Module | None = None
         if stride == 1 and in_channels == out_channels:
             self.shortcut = nn.Identity()
         elif stride == 1 and conv_shortcut:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels, eps=bn_eps)
-            )
+            self.shortcut = nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=False), norm(out_channels))
 
     def forward(
         self, x: Float[Tensor, "batch in_channels height width"]

@@ -8,9 +8,11 @@ allows, by the table's protocol on the first half, and keeps the one that is mos
 
 How many epochs fit is found by a rehearsal that is not counted, and corrected as the search goes on, so that each
 learning rate comes to its end; what each used is stated. The rates are those of short searches, 0.1 for weights and
-0.003 for alphas, for all methods but FBNet, whose temperature and theta go as far as in the paper's 80 epochs. DASS
-searches at a density of 0.1, and what it finds is trained dense as all are. The best architecture of each table is
-trained again from other seeds: its rank says how much of a rank is chance.
+0.003 for alphas, for all methods but FBNet, whose temperature and theta go as far as in the paper's 80 epochs, and
+Single-Path NAS, which has one RMSProp for both, learns from the first half alone, and has a price on multiply-adds,
+without which it would keep the largest network. DASS searches at a density of 0.1, and what it finds is trained dense
+as all are. The best architecture of each table is trained again from other seeds: its rank says how much of a rank is
+chance.
 """
 
 from __future__ import annotations
@@ -75,7 +77,7 @@ class Method:
         """The searcher with its supernet."""
         from netwright.search import Brief, method, spaces
 
-        supernet = spaces.get(space).supernet(1, 10, seed=seed)
+        supernet = method(self.name).supernet_of(spaces.get(space), 1, 10, seed=seed)
         brief = Brief(epochs, DENSITY)
         if self.make is not None:
             return self.make(supernet, brief, batches)
@@ -107,6 +109,7 @@ METHODS: dict[str, Method] = {
     "SD-DARTS": Method((CELLS,), "sd-darts"),
     "ProxylessNAS": Method((CELLS, CHAIN), "proxylessnas"),
     "FBNet": Method((CELLS, CHAIN), "fbnet"),
+    "Single-Path NAS": Method((CHAIN,), "single-path"),
 }
 
 

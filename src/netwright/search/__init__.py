@@ -16,6 +16,7 @@ METHODS = {
     "sd-darts": "netwright.search.self_distill:SDDARTS",
     "fbnet": "netwright.search.fbnet:FBNet",
     "proxylessnas": "netwright.search.proxyless:ProxylessNAS",
+    "single-path": "netwright.search.single_path:SinglePathNAS",
     "random": "netwright.search.random_search:RandomSearch",
 }
 """Searchers by the name that ``--search`` takes: "module:class"."""
@@ -89,6 +90,14 @@ _NAMES = {
     "ProxylessGPU": "spaces.proxyless",
     "ProxylessMobile": "spaces.proxyless",
     "ProxylessMobile14": "spaces.proxyless",
+    "SINGLE_PATH_NET": "spaces.single_path",
+    "single_path_space": "spaces.single_path",
+    "PricedSearch": "priced",
+    "SinglePathNAS": "single_path",
+    "SuperKernelDepthwise": "superkernel",
+    "SuperKernelSupernet": "superkernel_supernet",
+    "indicator_ste": "superkernel",
+    "ThresholdSelector": "selection",
     "RandomSearch": "random_search",
     "uniform_genotypes": "random_search",
     "SDDARTS": "self_distill",
@@ -141,6 +150,7 @@ if TYPE_CHECKING:
         op_strengths,
     )
     from netwright.search.phased import Phased
+    from netwright.search.priced import PricedSearch
     from netwright.search.pricing import ExpectedCost, Limit, Limits, NetworkCost, WithinLimits, multiply_adds
     from netwright.search.proxyless import ProxylessNAS
     from netwright.search.random_search import RandomSearch, uniform_genotypes
@@ -149,7 +159,7 @@ if TYPE_CHECKING:
     from netwright.search.result import SearchResult
     from netwright.search.sampling import SampleSelector, inherited_accuracy, sample_genotypes
     from netwright.search.searcher import EpochEnd, Searcher
-    from netwright.search.selection import ArgmaxSelector, MagnitudeSelector, Selector
+    from netwright.search.selection import ArgmaxSelector, MagnitudeSelector, Selector, ThresholdSelector
     from netwright.search.self_distill import SDDARTS, SelfDistillation, SnapshotTeachers
     from netwright.search.sharpness import (
         SharpnessAware,
@@ -160,13 +170,17 @@ if TYPE_CHECKING:
         rho_sharpness,
     )
     from netwright.search.single_level import SingleLevel
+    from netwright.search.single_path import SinglePathNAS
     from netwright.search.spaces import Space
     from netwright.search.spaces.chain import mbconv_space
     from netwright.search.spaces.choices import ChoiceSpace
     from netwright.search.spaces.fbnet import FBNET_A, FBNET_B, FBNET_C, fbnet_space
     from netwright.search.spaces.network import Network
     from netwright.search.spaces.proxyless import ProxylessCPU, ProxylessGPU, ProxylessMobile, ProxylessMobile14
+    from netwright.search.spaces.single_path import SINGLE_PATH_NET, single_path_space
     from netwright.search.stages import Stage
+    from netwright.search.superkernel import SuperKernelDepthwise, indicator_ste
+    from netwright.search.superkernel_supernet import SuperKernelSupernet
     from netwright.search.supernet import Choice, FixedGate, Gate, MaskedGate, SoftmaxGate, Supernet
     from netwright.search.width import WidthSearch
 
@@ -185,6 +199,7 @@ __all__ = [
     "RARTS",
     "SDDARTS",
     "SELECTORS",
+    "SINGLE_PATH_NET",
     "Alternating",
     "ArgmaxSelector",
     "BinaryGate",
@@ -215,6 +230,7 @@ __all__ = [
     "Pace",
     "PerturbationSelector",
     "Phased",
+    "PricedSearch",
     "ProxylessCPU",
     "ProxylessGPU",
     "ProxylessMobile",
@@ -231,13 +247,17 @@ __all__ = [
     "SelfDistillation",
     "SharpnessAware",
     "SingleLevel",
+    "SinglePathNAS",
     "SnapshotTeachers",
     "SoftmaxGate",
     "Space",
     "Stage",
+    "SuperKernelDepthwise",
+    "SuperKernelSupernet",
     "Supernet",
     "TaskLoss",
     "TemperatureSchedule",
+    "ThresholdSelector",
     "WidthSearch",
     "WithinLimits",
     "alpha_hessian_eig",
@@ -247,6 +267,7 @@ __all__ = [
     "draw",
     "edge_strengths",
     "fbnet_space",
+    "indicator_ste",
     "inherited_accuracy",
     "loss_and_accuracy",
     "mbconv_space",
@@ -256,6 +277,7 @@ __all__ = [
     "rehearse",
     "rho_sharpness",
     "sample_genotypes",
+    "single_path_space",
     "uniform_genotypes",
 ]
 

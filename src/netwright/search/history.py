@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from netwright.search import spaces
+from netwright.search.spaces.chain import SKIP, Block
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,15 +19,26 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0
 
 
 def candidates(result: SearchResult) -> dict[str, tuple[str, ...]]:
-    """Names of the candidates of every choice, in the order of its alpha."""
+    """Names of the entries of every alpha: of the candidates, or of what thresholds of superkernels decide on."""
     space = spaces.get(result.genotype.space)
+    if result.by_thresholds:
+        return {key: _parts(names) for key, names in space.choices().items()}
     if isinstance(space, spaces.Space):
         return {key: space.primitives for keys in space.incoming().values() for key in keys}
     return space.choices()
 
 
+def _parts(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Kernels but the smallest, then expansions."""
+    blocks = [Block.of(name) for name in names if name != SKIP]
+    kernels, expansions = (sorted({getattr(block, part) for block in blocks}) for part in ("kernel", "expansion"))
+    return (*(f"kernel {k}" for k in kernels[1:]), *(f"expansion {e}" for e in expansions))
+
+
 def paint_alphas(result: SearchResult, figure: Figure) -> None:
     """Draws softmax(alpha) of every choice over the epochs, a small chart each; the operation that was kept is thick.
+
+    Of a search with superkernels, the thresholds of every layer.
 
     Args:
         result: What a search returned, or read back.
@@ -51,8 +63,11 @@ def paint_alphas(result: SearchResult, figure: Figure) -> None:
     rows = math.ceil(len(keys) / COLUMNS)
     axes = figure.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False).flatten()
     epochs = range(len(result.alpha_history))
+    history = result.alpha_history
+    if not result.by_thresholds:
+        history = tuple({key: alpha.softmax(-1) for key, alpha in alphas.items()} for alphas in history)
     for ax, key in zip(axes, keys, strict=False):
-        shares = [alphas[key].softmax(-1).tolist() for alphas in result.alpha_history]
+        shares = [alphas[key].tolist() for alphas in history]
         for place, name in enumerate(names[key]):
             wide = 2.2 if kept.get(key) == name else 1.0
             ax.plot(epochs, [row[place] for row in shares], linewidth=wide, **style[name])
@@ -60,11 +75,12 @@ def paint_alphas(result: SearchResult, figure: Figure) -> None:
         ax.tick_params(labelsize=7)
     for ax in axes[len(keys) :]:
         ax.set_axis_off()
-    most = max(float(alpha.softmax(-1).max()) for alphas in result.alpha_history for alpha in alphas.values())
-    axes[0].set_ylim(0, 1.05 * most)  # the axes are shared
+    if not result.by_thresholds:
+        most = max(float(shares.max()) for row in history for shares in row.values())
+        axes[0].set_ylim(0, 1.05 * most)  # the axes are shared
     axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.supxlabel("epoch", fontsize=9)
-    figure.supylabel("softmax of alpha", fontsize=9)
+    figure.supylabel("threshold" if result.by_thresholds else "softmax of alpha", fontsize=9)
     handles = [Line2D([], [], label=name.replace("_", " "), **style[name]) for name in operations]
     figure.legend(handles=handles, loc="outside upper center", ncols=min(len(operations), 5), fontsize=8, frameon=False)
 

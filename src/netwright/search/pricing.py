@@ -147,6 +147,34 @@ def multiply_adds(
     return table
 
 
+class MultiplyAdds(ExpectedCost):
+    """The multiply-adds of a supernet's choices for inputs of its last shape, as a price.
+
+    Example:
+        >>> from netwright.search import spaces
+        >>> supernet = spaces.get("micro-chain").supernet(1, 10)
+        >>> _ = supernet(torch.zeros(1, 1, 16, 16))
+        >>> MultiplyAdds().candidates(supernet)["layer_1"][-1]    # to skip costs nothing
+        0.0
+    """
+
+    def __init__(self) -> None:
+        self._counted: dict[tuple[int, ...], Costs] = {}
+
+    def candidates(self, supernet: Supernet) -> Costs:
+        """The multiply-adds of every candidate by key."""
+        if supernet.input_shape is None:
+            raise ValueError("the supernet must have had a forward pass, got none")
+        channels, height, width = shape = supernet.input_shape
+        if shape not in self._counted:
+            from netwright.cost import count
+
+            operations = supernet.operations((channels, height, width))
+            table = {key: float(count(module, size).macs) for key, (module, size) in operations.items()}
+            self._counted[shape] = supernet.candidate_costs(table, (channels, height, width))
+        return self._counted[shape]
+
+
 @dataclass(frozen=True)
 class Limit:
     """A cost and the most that it may be.

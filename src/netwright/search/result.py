@@ -73,9 +73,19 @@ class SearchResult(Result):
         found = table([[key, name] for key, name in decisions.items()], ["choice", "operation"])
         return f"{found}\n\n{table(rows, ['figure', 'value'])}"
 
+    @property
+    def by_thresholds(self) -> bool:
+        """Whether ``alpha_history`` holds thresholds of superkernels instead of one number for each candidate."""
+        return bool(self.config.get("architecture") == "thresholds")
+
     def plot(self, ax: Axes | None = None) -> Axes:
-        """How decided each choice is (its largest softmax weight, one line a choice), and the skip share."""
+        """How decided each choice is (its largest softmax weight, one line a choice), and the skip share.
+
+        Of a search with superkernels, the largest threshold of each layer instead.
+        """
         ax = new_axes(ax)
+        if self.by_thresholds:
+            return self._plot_thresholds(ax)
         for key in self.alpha_history[0] if self.alpha_history else ():
             sure = [float(alphas[key].softmax(-1).max()) for alphas in self.alpha_history]
             ax.plot(range(len(sure)), sure, color="0.7", linewidth=0.8)
@@ -84,6 +94,18 @@ class SearchResult(Result):
         ax.set_ylabel("share; largest weight of each choice")
         ax.set_ylim(0, 1.02)
         ax.legend()
+        return ax
+
+    def _plot_thresholds(self, ax: Axes) -> Axes:
+        for key in self.alpha_history[0] if self.alpha_history else ():
+            largest = [float(thresholds[key].max()) for thresholds in self.alpha_history]
+            ax.plot(range(len(largest)), largest, color="0.7", linewidth=0.8)
+        ax.set_xlabel("epoch")
+        ax.set_ylabel("largest threshold of each layer")
+        share = ax.twinx()
+        share.plot(range(1, len(self.skip_share) + 1), self.skip_share, color="tab:red", marker=".")
+        share.set_ylabel("skip share")
+        share.set_ylim(0, 1.02)
         return ax
 
 

@@ -83,6 +83,7 @@ class Searcher:
     Attributes:
         w_opt, a_opt: The two optimisers.
         epoch: Epochs done, over all stages.
+        restarts: Whether the optimiser of the weights forgets its momentum where a stage begins.
 
     Raises:
         ValueError: If a value is out of range, two stages share a name, or there are no architecture parameters.
@@ -90,6 +91,7 @@ class Searcher:
 
     shares: ClassVar[tuple[float, ...]] = (1.0,)
     """Share of the epochs of a short search that each part of it gets."""
+    restarts: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -121,7 +123,7 @@ class Searcher:
         self.supernet, self.selector, self.clip = supernet, selector, clip
         self.objective: Objective = objective or TaskLoss()
         self.method: Step = method or FirstOrder()
-        self.w_opt = torch.optim.SGD(weights, lr=self.stages[0].lr, momentum=momentum)
+        self.w_opt: torch.optim.Optimizer = torch.optim.SGD(weights, lr=self.stages[0].lr, momentum=momentum)
         self.a_opt: torch.optim.Optimizer = torch.optim.Adam(
             alphas, lr=alpha_lr, betas=alpha_betas, weight_decay=alpha_weight_decay
         )
@@ -136,6 +138,22 @@ class Searcher:
         self._counts: defaultdict[str, int] = defaultdict(int)
         self._figures: list[dict[str, float]] = []
         self._alphas: list[dict[str, Tensor]] = []
+
+    @classmethod
+    def supernet_of(cls, space: Any, in_channels: int, num_classes: int, **options: Any) -> Supernet:
+        """The supernet that the method searches on: the space's own, where it needs no other.
+
+        Args:
+            space: The space.
+            in_channels: Channels of the images.
+            num_classes: Number of classes.
+            **options: As ``space.supernet`` takes them.
+
+        Raises:
+            ValueError: If the method cannot search the space.
+        """
+        supernet: Supernet = space.supernet(in_channels, num_classes, **options)
+        return supernet
 
     @classmethod
     def short(cls, supernet: Supernet, brief: Brief) -> Self:
@@ -193,7 +211,7 @@ class Searcher:
             "method": _settings(self.method),
             "objective": [type(term).__name__ for term in self.objective.terms],
             "stages": [dataclasses.asdict(stage) for stage in self.stages],
-            "momentum": self.w_opt.param_groups[0]["momentum"],
+            "momentum": self.w_opt.param_groups[0].get("momentum"),
             "clip": self.clip,
             "alpha_lr": alpha["lr"],
             "alpha_betas": list(alpha.get("betas", ())),
@@ -267,12 +285,14 @@ class Searcher:
 
     def _enter(self, index: int) -> None:
         self._stage, self._stage_epoch, self._progress = index, 0, 0.0
-        self.w_opt.state.clear()
-        self._open()
+        if self.restarts:
+            self.w_opt.state.clear()
+        self.schedule()
         self.begin_stage(self.stage)
         self.objective.on_stage(self.supernet)
 
-    def _open(self) -> None:
+    def schedule(self) -> None:
+        """Gives the optimiser of the weights learning rate and weight decay of the moment; called before every step."""
         for group in self.w_opt.param_groups:
             group["weight_decay"], group["lr"] = self.stage.weight_decay, self.stage.lr_at(self._progress)
 
@@ -312,9 +332,7 @@ class Searcher:
             raise RuntimeError("the search is finished" if self._started else "prepare() must come before step()")
         stage, seed = self.stage, self.seed or 0
         w_opt, a_opt = optimizers or (self.w_opt, self.a_opt)
-        lr = stage.lr_at(self._progress)
-        for group in self.w_opt.param_groups:
-            group["lr"] = lr
+        self.schedule()
         self.objective.on_step(self.supernet, self.progress)
         device = next(iter(self.supernet.parameters())).device
         train_batch, val_batch = to_device(train_batch, device), to_device(val_batch, device)
@@ -339,7 +357,7 @@ class Searcher:
             left = (stage.epochs - self._stage_epoch) * self._steps_per_epoch - self._step
             self._progress += (1 - self._progress) / max(1, left)
         self._step += 1
-        for name, value in {**figures, "lr": lr}.items():
+        for name, value in {**figures, "lr": self.w_opt.param_groups[0]["lr"]}.items():
             self._sums[name] += value
             self._counts[name] += 1
         return figures

@@ -142,3 +142,36 @@ class ArgmaxSelector:
             )
         genotype: Genotype = space.genotype({k: n[int((m == m.max()).nonzero()[0])] for k, (n, m) in weights.items()})
         return genotype
+
+
+class ThresholdSelector:
+    """What the thresholds of superkernels say: for every layer the block that is left of it.
+
+    After Stamoulis et al., "Single-Path NAS", 2019, arXiv:1904.02877: a part of a kernel stays where its norm is at
+    least its threshold. (The published decoder ties the expansion to the kernel; this one does not.)
+
+    Raises:
+        ValueError: If the supernet has no superkernels.
+        FloatingPointError: If a threshold or a weight is not finite.
+
+    Example:
+        >>> from netwright.search import spaces
+        >>> from netwright.search.superkernel_supernet import SuperKernelSupernet
+        >>> ThresholdSelector().select(SuperKernelSupernet(spaces.get("micro-chain"), 1, 10)).operations[0]
+        'k5_e4'
+    """
+
+    def select(
+        self,
+        supernet: Supernet,
+        train: Iterable[Any] | None = None,
+        validation: Iterable[Any] | None = None,
+        *,
+        seed: int = 0,
+    ) -> Genotype:
+        """The genotype; the data and the seed are not needed."""
+        layers: dict[str, Any] = dict(supernet.keyed_choices())
+        if not all(hasattr(layer, "superkernel") for layer in layers.values()):
+            raise ValueError("ThresholdSelector must have a supernet of superkernels: use ArgmaxSelector")
+        genotype: Genotype = supernet.space.genotype({key: layer.decision() for key, layer in layers.items()})
+        return genotype

@@ -507,6 +507,17 @@ class Supernet(nn.Module):
             self._known_choices, self._known_shapes = choices, {}
         if shape in self._known_shapes:
             return self._known_shapes[shape]
+        gates = {choice: choice.gate for _, choice in self.named_choices()}
+        try:
+            self.set_gate(SoftmaxGate())
+            self._known_shapes[shape] = self._places(shape)
+        finally:
+            for choice, gate in gates.items():
+                choice.gate = gate
+        return self._known_shapes[shape]
+
+    def _places(self, shape: tuple[int, ...]) -> dict[str, tuple[tuple[int, int, int], int]]:
+        """Input (C, H, W) and output channels of every choice in one pass of an input of ``shape``."""
         found: dict[str, tuple[tuple[int, int, int], int]] = {}
 
         def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
@@ -517,19 +528,14 @@ class Supernet(nn.Module):
             return hook
 
         handles = [choice.register_forward_hook(watch(name)) for name, choice in self.named_choices()]
-        gates = {choice: choice.gate for _, choice in self.named_choices()}
         latest = self.input_shape
         try:
-            self.set_gate(SoftmaxGate())
             with in_mode(self, training=False), torch.no_grad():
                 self(next(self.parameters()).new_zeros(1, *shape))
         finally:
             self.input_shape = latest
-            for choice, gate in gates.items():
-                choice.gate = gate
             for handle in handles:
                 handle.remove()
-        self._known_shapes[shape] = found
         return found
 
 

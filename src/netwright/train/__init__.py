@@ -28,6 +28,7 @@ _NAMES = {
     "PSKDCallback": "callbacks",
     "PSKDLoss": "self_distillation",
     "PSKDTargets": "self_distillation",
+    "RMSpropTF": "rmsprop",
     "StepProgress": "schedules",
     "TrActCallback": "callbacks",
     "TrActConv1d": "tract",
@@ -59,6 +60,7 @@ _MODULES = (
     "distillation",
     "gradient_noise",
     "methods",
+    "rmsprop",
     "schedules",
     "self_distillation",
     "tract",
@@ -76,6 +78,7 @@ if TYPE_CHECKING:
         noise_variance,
         register_gradient_noise,
     )
+    from netwright.train.rmsprop import RMSpropTF
     from netwright.train.schedules import CosineProgress, Deadline, StepProgress
     from netwright.train.self_distillation import PSKDLoss, PSKDTargets, fit_pskd, pskd_alpha
     from netwright.train.tract import (
@@ -108,6 +111,7 @@ __all__ = [
     "PSKDCallback",
     "PSKDLoss",
     "PSKDTargets",
+    "RMSpropTF",
     "StepProgress",
     "TrActCallback",
     "TrActConv1d",

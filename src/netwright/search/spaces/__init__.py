@@ -11,6 +11,7 @@
 ``fbnet-1504``            the same with the narrower head of FBNet-A
 ``proxylessnas``          Cai et al., arXiv:1812.00332: 21 layers of kernel 3, 5 or 7 and expansion 3 or 6; with
                           ``-cpu``, ``-gpu``, ``-mobile`` and ``-mobile14`` the widths of the published networks
+``single-path``           Stamoulis et al., arXiv:1904.02877: 20 layers of kernel 3 or 5 and expansion 3 or 6
 ========================  ========================================================================================
 
 A network of one's own becomes a space by :class:`~netwright.search.spaces.choices.ChoiceSpace`.
@@ -31,6 +32,7 @@ from netwright.search.spaces.chain import MICRO_CHAIN
 from netwright.search.spaces.choices import ChoiceSpace
 from netwright.search.spaces.fbnet import FBNET, FBNET_SMALL_HEAD
 from netwright.search.spaces.proxyless import SPACES as PROXYLESS_SPACES
+from netwright.search.spaces.single_path import SINGLE_PATH
 
 if TYPE_CHECKING:
     import torch
@@ -384,7 +386,7 @@ register(Space("darts-pt", tuple(name for name in DARTS_PRIMITIVES if name != "n
 for _name, _primitives in FAILURES.items():
     register(Space(f"darts-{_name}", _primitives, nodes=4, channels=16, cells=8))
     register(Space(f"micro-darts-{_name}", _primitives, nodes=3, channels=8, cells=3, reductions="middle"))
-for _space in (MICRO_CHAIN, FBNET, FBNET_SMALL_HEAD):
+for _space in (MICRO_CHAIN, FBNET, FBNET_SMALL_HEAD, SINGLE_PATH):
     register(_space)
 for _space in PROXYLESS_SPACES:
     register(_space)

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from netwright.search.genotype import ChoiceGenotype
 from netwright.search.spaces.choices import ChoiceSpace, Choose
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class Chain:
         stem_stride: Stride of the stem.
         head: Width of a 1x1 convolution before the classifier, None for none.
         activation: Name of a class of ``torch.nn``.
-        bn_eps: Epsilon of the batch norms.
+        bn_eps, bn_momentum: Of the batch norms.
         keep_expansion: Whether a block of expansion 1 keeps its first 1x1 convolution.
         dropout: Before the classifier, in [0, 1).
         skip_projection: Whether a layer that changes width or resolution may be left out too, for a 1x1 convolution
@@ -116,6 +117,7 @@ class Chain:
     keep_expansion: bool = False
     dropout: float = 0.0
     skip_projection: bool = False
+    bn_momentum: float = 0.1
 
     def __post_init__(self) -> None:
         if self.stem < 1 or not self.stages:
@@ -171,13 +173,14 @@ class Chain:
         activation = getattr(nn, self.activation)
 
         def norm(width: int) -> nn.Module:
-            return nn.BatchNorm2d(width, eps=self.bn_eps)
+            return nn.BatchNorm2d(width, eps=self.bn_eps, momentum=self.bn_momentum)
 
         def mbconv(name: str, c_in: int, c_out: int, stride: int) -> nn.Module:
             block = Block.of(name)
             return MBConv(
                 c_in, c_out, kernel_size=block.kernel, expansion=block.expansion, stride=stride, groups=block.groups,
-                activation=activation, bn_eps=self.bn_eps, expand=True if self.keep_expansion else None,
+                activation=activation, bn_eps=self.bn_eps, bn_momentum=self.bn_momentum,
+                expand=True if self.keep_expansion else None,
             )  # fmt: skip
 
         width, before = _scaled(self.stem, scale), self.stem
@@ -268,6 +271,26 @@ def mbconv_space(
     stages = tuple(Stage(*values) for values in zip(width, depth, stride, strict=True))
     blocks = tuple(Block(kernel, expansion).name for kernel in kernels for expansion in expansions)
     return ChoiceSpace(name, Chain(stem, stages, blocks, allow_skip, **options), shape)
+
+
+def published(space: ChoiceSpace, layers: str) -> ChoiceGenotype:
+    """A genotype from kernel and expansion of each layer that has a choice, two digits each.
+
+    Args:
+        space: A space whose network is a chain.
+        layers: ``-`` stands for a layer that is left out; bars between stages are for the eye.
+
+    Example:
+        >>> published(MICRO_CHAIN, "34 - | 52 34 | 52 -").decisions[:3]
+        (('layer_0', 'k3_e4'), ('layer_1', 'skip'), ('layer_2', 'k5_e2'))
+    """
+    chain = space.network
+    assert isinstance(chain, Chain)
+    fixed = [stage.block is not None for stage in chain.stages for _ in range(stage.layers)]
+    keys = [f"layer_{number}" for number, known in enumerate(fixed) if not known]
+    words = layers.replace("|", "").split()
+    names = [SKIP if word == "-" else Block(int(word[0]), int(word[1])).name for word in words]
+    return ChoiceGenotype(tuple(zip(keys, names, strict=True)), space=space.name, version=space.version)
 
 
 MICRO_CHAIN = mbconv_space(

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from netwright.search.genotype import ChoiceGenotype
-from netwright.search.spaces.chain import SKIP, Block, Chain, Stage
+from netwright.search.spaces.chain import Block, Chain, Stage, published
 from netwright.search.spaces.choices import ChoiceSpace
 
 DEPTH, STRIDE = (4, 4, 4, 4, 4, 1), (2, 2, 2, 1, 2, 1)
@@ -37,26 +36,16 @@ PROXYLESS_MOBILE = _space("proxylessnas-mobile", 32, 16, (32, 40, 80, 96, 192, 3
 PROXYLESS_MOBILE14 = _space("proxylessnas-mobile14", 48, 24, (40, 56, 112, 136, 256, 448), 1792)
 SPACES = (PROXYLESS, PROXYLESS_CPU, PROXYLESS_GPU, PROXYLESS_MOBILE, PROXYLESS_MOBILE14)
 
-
-def _published(space: ChoiceSpace, blocks: str) -> ChoiceGenotype:
-    """From kernel and expansion of each layer, ``-`` for one that is left out; stages are set apart by bars."""
-    names = [
-        SKIP if word == "-" else Block(int(word[0]), int(word[1])).name for word in blocks.replace("|", "").split()
-    ]
-    keys = [f"layer_{number}" for number in range(1, len(names) + 1)]  # number 0 is the fixed first block
-    return ChoiceGenotype(tuple(zip(keys, names, strict=True)), space=space.name, version=space.version)
-
-
 _MOBILE = "53 33 - - | 73 33 53 53 | 76 53 53 53 | 56 53 53 53 | 76 76 73 73 | 76"
 
-ProxylessCPU = _published(PROXYLESS_CPU, "36 33 33 33 | 36 33 33 53 | 36 - - 33 | 56 33 33 33 | 56 53 53 33 | 56")
+ProxylessCPU = published(PROXYLESS_CPU, "36 33 33 33 | 36 33 33 53 | 36 - - 33 | 56 33 33 33 | 56 53 53 33 | 56")
 """For a processor (Xeon E5-2640 v4)."""
 
-ProxylessGPU = _published(PROXYLESS_GPU, "53 - - - | 73 - - 33 | 76 - - 53 | 56 - 33 53 | 76 76 76 56 | 76")
+ProxylessGPU = published(PROXYLESS_GPU, "53 - - - | 73 - - 33 | 76 - - 53 | 56 - 33 53 | 76 76 76 56 | 76")
 """For a GPU (V100)."""
 
-ProxylessMobile = _published(PROXYLESS_MOBILE, _MOBILE)
+ProxylessMobile = published(PROXYLESS_MOBILE, _MOBILE)
 """For a phone (Pixel 1)."""
 
-ProxylessMobile14 = _published(PROXYLESS_MOBILE14, _MOBILE)
+ProxylessMobile14 = published(PROXYLESS_MOBILE14, _MOBILE)
 """The network for a phone, 1.4 times as wide."""
