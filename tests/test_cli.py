@@ -19,6 +19,7 @@ from netwright import cli, storage
 
 VERBS = (
     "check",
+    "condense",
     "design",
     "evaluate",
     "predict",
@@ -209,6 +210,11 @@ class Hostile:
             lambda: ["export", self.run, "--format", dice.choice([word(), "onx", ""]), "--out", self.path(["void"])],
             lambda: ["export", self.bad_run(), "--format", "onnx", "--out", self.path(["text.txt", "void"])],
             lambda: ["export", word(), "--format", "safetensors", "--out", str(self.folder / f"{word()}.safetensors")],
+            lambda: ["condense", dice.choice([word(), self.path(self.data)]), "--out", str(self.folder / word())],
+            lambda: ["condense", "digits", "--out", self.path(["noise", "empty.npz"]), "--keep", "0.5"],
+            lambda: ["condense", "digits", "--out", word(), "--keep", dice.choice(["0", "2", "nan", "-1", "", word()])],
+            lambda: ["condense", "digits", "--out", word(), "--bins", self.whole()],
+            lambda: ["condense", "digits", "--out", word(), "--features", dice.choice([word(), f"{word()}.npy"])],
             lambda: ["reproduce", word(), *([word()] if dice.random() < 0.3 else [])],
             lambda: ["reproduce", "dass", "--seeds", dice.choice(["0", "-3", "two", "1.5", ""])],
             lambda: ["reproduce", "dass", "--scale", dice.choice(["0", "-1", "nan", "inf", "big"])],
@@ -276,6 +282,7 @@ def test_a_thousand_bad_commands(here: Path, tmp_path: Path, run: Path):
         (["cite", "dasss"], "did you mean dass?"),
         (["bench", "resnt18"], "did you mean resnet18?"),
         (["bench", "resnet18", "--runtime", "onnxruntme"], "did you mean onnxruntime?"),
+        (["condense", "digist", "--out", "x"], "did you mean digits?"),
         (["export", "resnet18", "--format", "onx", "--out", "x"], "did you mean onnx?"),
     ],
 )

@@ -42,6 +42,7 @@ def root(
 
 for verb in (
     designing.check,
+    designing.condense,
     designing.design,
     designing.evaluate,
     designing.predict,
