@@ -155,8 +155,7 @@ BOOTSTRAP = Reference(
     kind="article",
     doi="10.1214/aos/1176344552",
 )
-
-# Module, or module and name; the longest match wins, and a card's own method wins over all.GRAD_CAM_PLUS_PLUS = Reference(
+GRAD_CAM_PLUS_PLUS = Reference(
     title="Grad-CAM++: Generalized Gradient-Based Visual Explanations for Deep Convolutional Networks",
     authors=("Aditya Chattopadhay", "Anirban Sarkar", "Prantik Howlader", "Vineeth N Balasubramanian"),
     year=2018,
@@ -165,6 +164,7 @@ BOOTSTRAP = Reference(
     arxiv="1710.11063",
 )
 
+# Module, or module and name; the longest match wins, and a card's own method wins over all.
 CITATIONS: dict[str, Reference] = {
     "netwright.compress.callbacks:GradualPruning": GRADUAL_PRUNING,
     "netwright.compress.exact:lamp_scores": LAMP,
