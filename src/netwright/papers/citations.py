@@ -166,7 +166,7 @@ GRAD_CAM_PLUS_PLUS = Reference(
 
 # Module, or module and name; the longest match wins, and a card's own method wins over all.
 CITATIONS: dict[str, Reference] = {
-    "netwright.compress.callbacks:GradualPruning": GRADUAL_PRUNING,
+    "netwright.compress.callbacks.pruning:GradualPruning": GRADUAL_PRUNING,
     "netwright.compress.exact:lamp_scores": LAMP,
     "netwright.compress.hydra": HYDRA,
     "netwright.compress.prune": MAGNITUDE_PRUNING,

@@ -176,19 +176,6 @@ def test_baked_is_plain_in_the_usual_order():
         assert parametrize.is_parametrized(rounded[0])
 
 
-def test_it_exports(tmp_path):
-    from netwright import deploy
-    from netwright.deploy import onnx
-
-    rounded = post_training_quantize(network().eval(), 2)
-    facts = {"shape": (1, 6, 6), "mean": [0.0], "std": [1.0], "classes": "abcd", "scale": None}
-    session = onnx.Session(onnx.export(rounded, tmp_path / "net.onnx", **facts))
-    expected = rounded(X).detach().numpy()
-    assert session.logits(X.numpy()) == pytest.approx(expected, abs=1e-4)
-    compiled = deploy.compile(rounded, X[:1])
-    assert torch.as_tensor(compiled(X[:1])).numpy() == pytest.approx(expected[:1], abs=1e-4)
-
-
 @pytest.mark.parametrize(
     ("call", "told"),
     [
