@@ -65,10 +65,10 @@ def test_the_penalty_by_hand():
     layer.U.data.zero_()
     layer.V.data = torch.tensor([[3.0, 4.0], [1.0, 0.0]])
     assert layer.tail_norms(layer.V).tolist() == pytest.approx([26**0.5, 1.0])
-    assert float(hierarchical_group_lasso(layer)) == pytest.approx(6.0990195, abs=1e-5)
-    assert float(hierarchical_group_lasso(layer, hierarchical=False)) == pytest.approx(6.0, abs=1e-5)
+    assert hierarchical_group_lasso(layer).item() == pytest.approx(6.0990195, abs=1e-5)
+    assert hierarchical_group_lasso(layer, hierarchical=False).item() == pytest.approx(6.0, abs=1e-5)
     layer.rank = 1
-    assert float(hierarchical_group_lasso(layer)) == pytest.approx(5.0, abs=1e-5)
+    assert hierarchical_group_lasso(layer).item() == pytest.approx(5.0, abs=1e-5)
 
 
 @pytest.mark.parametrize("hierarchical", [True, False])

@@ -14,7 +14,7 @@ from netwright.compress.low_rank import (
 )
 from netwright.data import Batches, load
 from netwright.metrics import accuracy
-from netwright.seeding import seeded, stream
+from netwright.seeding import seeded
 from netwright.train.fit import Classifier, evaluate, fit
 
 
@@ -38,12 +38,15 @@ def recovered(C, steps, truncate=True):
 
 
 def test_ordered_dropout_finds_the_singular_value_decomposition():
-    a, b = torch.randn(9, 3, generator=stream(0, "a")), torch.randn(3, 6, generator=stream(0, "b"))
-    errors, terms, size = recovered(a @ b, 1500)
-    assert max(errors) < 0.02
-    assert torch.allclose(terms[:3], size[:3], rtol=0.06)
+    """The matrix of the specification, with a third of its steps and so twice its tolerance."""
+    generator = torch.Generator().manual_seed(123)
+    C = torch.randn(9, 3, generator=generator) @ torch.randn(3, 6, generator=generator)
+    errors, terms, size = recovered(C, 2000)
+    assert size[:3].tolist() == pytest.approx([9.546, 6.924, 3.665], abs=1e-3)
+    assert max(errors) < 0.01
+    assert torch.allclose(terms[:3], size[:3], rtol=0.02)
     assert terms[3:].max() < 0.1
-    without, _, _ = recovered(a @ b, 1500, truncate=False)
+    without, _, _ = recovered(C, 1000, truncate=False)
     assert without[0] > 0.1
 
 

@@ -5,8 +5,16 @@ Horvath, Laskaridis, Rajput and Wang, "Maestro: Uncovering Low-Rank Structures v
 arXiv:2308.14929.
 """
 
-from netwright.compress.low_rank.budget import LowRankCost, low_rank_cost, prune_to_budget, svd_truncate
-from netwright.compress.low_rank.layers import LowRankConv2d, LowRankLinear, decompose, finalize, low_rank_layers
+from netwright.compress.low_rank.budget import LowRankCost, low_rank_cost, prune_to_budget, singular_cut, svd_truncate
+from netwright.compress.low_rank.layers import (
+    LowRankConv2d,
+    LowRankLinear,
+    decompose,
+    factored_ranks,
+    finalize,
+    low_rank_layers,
+    with_ranks,
+)
 from netwright.compress.low_rank.ordered import (
     hierarchical_group_lasso,
     ordered_rank_sampler,
@@ -21,6 +29,7 @@ __all__ = [
     "LowRankCost",
     "LowRankLinear",
     "decompose",
+    "factored_ranks",
     "finalize",
     "fit_maestro",
     "hierarchical_group_lasso",
@@ -30,6 +39,8 @@ __all__ = [
     "progressive_shrink",
     "prune_to_budget",
     "recalibrate_batchnorm",
+    "singular_cut",
     "svd_truncate",
     "truncated",
+    "with_ranks",
 ]

@@ -186,7 +186,15 @@ def svd_truncate(model: nn.Module, params: int, *, ignore_first: int = 0, ignore
         >>> sum(p.numel() for p in net.parameters())
         960
     """
-    low = decompose(model, ignore_first=ignore_first, ignore_last=ignore_last)
+    return finalize(singular_cut(decompose(model, ignore_first=ignore_first, ignore_last=ignore_last), params))
+
+
+def singular_cut(low: nn.Module, params: int) -> nn.Module:
+    """Lowers the ranks of a network that was just decomposed, in place, by its singular values.
+
+    Raises:
+        ValueError: If the budget cannot be met, or there is no low-rank layer.
+    """
     layers = low_rank_layers(low)
     fixed = _fixed_params(low)
     least = fixed + sum(_price(layer, 1) for layer in layers.values())
@@ -195,4 +203,4 @@ def svd_truncate(model: nn.Module, params: int, *, ignore_first: int = 0, ignore
     # A balanced factor's row has the root of its singular value for a norm.
     importance = {name: layer.importance(hierarchical=False).tolist() for name, layer in layers.items()}
     _cut(layers, importance, params - fixed, dict.fromkeys(layers, 1), 1)
-    return finalize(low)
+    return low

@@ -10,7 +10,7 @@ The factors are stored as (r, m) and (r, n), so that the first k terms are a vie
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -168,11 +168,11 @@ class LowRankLinear(LowRank):
         return self.U.shape[1]
 
     @classmethod
-    def from_dense(cls, layer: nn.Linear) -> Self:
-        """The same function, with all terms of the weight's singular value decomposition."""
+    def from_dense(cls, layer: nn.Linear, factors: tuple[Tensor, Tensor] | None = None) -> Self:
+        """The same function, with all terms of the weight's singular value decomposition, or with given factors."""
         found = cls.__new__(cls)
         nn.Module.__init__(found)
-        found._set_up(*_factors(layer.weight), layer.bias)
+        found._set_up(*(_factors(layer.weight) if factors is None else factors), layer.bias)
         return found.train(layer.training)
 
     def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
@@ -202,6 +202,7 @@ class LowRankConv2d(LowRank):
 
     Args:
         dense: The convolution it starts as, with ``groups`` = 1.
+        factors: Other factors than those of the kernel's singular value decomposition.
 
     Raises:
         ValueError: If the convolution has groups.
@@ -212,11 +213,11 @@ class LowRankConv2d(LowRank):
         (8, torch.Size([1, 8, 4, 4]))
     """
 
-    def __init__(self, dense: nn.Conv2d):
+    def __init__(self, dense: nn.Conv2d, factors: tuple[Tensor, Tensor] | None = None):
         super().__init__()
         if dense.groups != 1:
             raise ValueError(f"groups must be 1, got {dense.groups}")
-        self._set_up(*_factors(dense.weight.flatten(1)), dense.bias)
+        self._set_up(*(_factors(dense.weight.flatten(1)) if factors is None else factors), dense.bias)
         self.in_channels, self.out_channels, self.kernel_size = dense.in_channels, dense.out_channels, dense.kernel_size
         self.stride, self.padding, self.dilation = dense.stride, dense.padding, dense.dilation
         self.padding_mode, self._pads = dense.padding_mode, dense._reversed_padding_repeated_twice
@@ -361,6 +362,46 @@ def finalize(model: nn.Module) -> nn.Module:
         else:
             form: Any = layer
             new[id(layer)] = form.factors() if layer.rank <= layer.break_even else form.to_dense()
+    return _replaced(model, new)
+
+
+def factored_ranks(model: nn.Module) -> dict[str, int]:
+    """Of each layer that :func:`finalize` makes two, the rank: all that :func:`with_ranks` needs.
+
+    Raises:
+        ValueError: If there is no low-rank layer.
+    """
+    layers = low_rank_layers(model).items()
+    return {name: layer.rank for name, layer in layers if 0 < layer.rank <= layer.break_even}
+
+
+def with_ranks(model: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
+    """A copy of a plain network in the form that :func:`finalize` gave another, its factors still to be filled in.
+
+    Args:
+        model: The network before it was decomposed.
+        ranks: From :func:`factored_ranks`.
+
+    Raises:
+        ValueError: If a name is none of a linear or convolutional layer.
+
+    Example:
+        >>> net = with_ranks(nn.Sequential(nn.Linear(8, 6), nn.ReLU()), {"0": 2})
+        >>> [tuple(p.shape) for p in net.parameters()]
+        [(2, 8), (6, 2), (6,)]
+    """
+    model = to_dense(model)
+    new: dict[int, nn.Module] = {}
+    for name, rank in ranks.items():
+        layer = dict(model.named_modules()).get(name)
+        if type(layer) not in (nn.Linear, nn.Conv2d):
+            raise ValueError(f"ranks must name linear or convolutional layers, got {name!r}")
+        weight: Tensor = layer.weight  # type: ignore[union-attr]
+        empty = weight.new_zeros(rank, len(weight)), weight.new_zeros(rank, weight[0].numel())
+        if isinstance(layer, nn.Conv2d):
+            new[id(layer)] = LowRankConv2d(layer, empty).factors()
+        elif isinstance(layer, nn.Linear):
+            new[id(layer)] = LowRankLinear.from_dense(layer, empty).factors()
     return _replaced(model, new)
 
 

@@ -5,11 +5,12 @@ weights of b bits in buckets of k, with spans and minima of f = 32 bits:
 
     N b + 2 f N / k bits,    a k f / (k b + 2 f)-th of N f;    learned points are f bits each
 
-With a Huffman code (Huffman, "A method for the construction of minimum-redundancy codes", Proceedings of the IRE, 1952,
-doi:10.1109/JRPROC.1952.273898) b becomes the mean length of a code word. A packed file is safetensors: for each
-quantised tensor ``NAME#codes`` (bits, most significant first), ``NAME#scale`` (spans, minima), with learned points
-``NAME#points`` and, where a tensor is pruned, ``NAME#kept`` (a bit for each weight) or ``NAME#gaps`` (zeros before
-each weight); other tensors are as they were. Shapes and bits stand in its header.
+With a Huffman code (Huffman, "A method for the construction of minimum-redundancy codes", Proceedings of the IRE,
+1952, doi:10.1109/JRPROC.1952.273898) b becomes the mean length of a code word. A packed file is safetensors. Of a
+quantised tensor it holds ``NAME#codes`` (bits, most significant first), ``NAME#scale`` (spans, minima) and, with
+learned points, ``NAME#points``; of a pruned one ``NAME#kept`` (a bit for each weight) or ``NAME#gaps`` (zeros before
+each weight), with ``NAME#values`` where it is not quantised. Other tensors are as they were. Shapes and bits stand in
+its header.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from netwright.compress.quantize.quantizers import Quantizer, UniformQuantizer, baked, quantizers
+from netwright.compress.quantize.quantizers import Quantizer, UniformQuantizer, baked, kept_weights, quantizers
 from netwright.compress.quantize.scaling import MOST_BITS, BucketScaler
 from netwright.console import UserError, table
 from netwright.deploy.stored import filled, gaps_of
@@ -124,7 +125,9 @@ def compressed_size(model: nn.Module, huffman: bool = True) -> SizeReport:
     tensors: dict[str, TensorSize] = {}
     for name, tensor in state.items():
         if name not in coded:
-            tensors[name] = TensorSize(tensor.numel(), 0, tensor.numel() * tensor.element_size() * 8, FLOAT_BITS)
+            kept = _sparse(tensor)
+            whole = tensor.nbytes * 8 if kept is None else int(kept.sum()) * FLOAT_BITS + _place_bits(kept)
+            tensors[name] = TensorSize(tensor.numel(), 0, whole, FLOAT_BITS)
             continue
         quantizer, weight = coded[name]
         codes, alpha, _ = quantizer.codes(weight)
@@ -136,7 +139,7 @@ def compressed_size(model: nn.Module, huffman: bool = True) -> SizeReport:
             lengths = huffman_code_lengths(dict(enumerate(counts)))
             width = sum(counts[symbol] * length for symbol, length in lengths.items()) / len(flat)
         learned = 0 if isinstance(quantizer, UniformQuantizer) else levels * FLOAT_BITS
-        places = 0 if quantizer.kept is None else next(iter(_places(quantizer.kept).values())).nbytes * 8
+        places = 0 if quantizer.kept is None else _place_bits(quantizer.kept)
         bits = len(flat) * width + 2 * FLOAT_BITS * alpha.numel() + learned + places
         tensors[name] = TensorSize(weight.numel(), levels, bits, width)
     bits = sum(tensor.bits for tensor in tensors.values())
@@ -165,6 +168,18 @@ def _places(kept: Tensor) -> dict[str, np.ndarray]:
     return {best: forms[best]}
 
 
+def _place_bits(kept: Tensor) -> int:
+    return sum(places.nbytes for places in _places(kept).values()) * 8
+
+
+def _sparse(tensor: Tensor) -> Tensor | None:
+    """Where a pruned weight of float32 is not zero, if that is the shorter way to store it."""
+    kept = kept_weights(tensor) if tensor.ndim >= 2 and tensor.dtype == torch.float32 else None
+    if kept is None or int(kept.sum()) * FLOAT_BITS + _place_bits(kept) >= tensor.nbytes * 8:
+        return None
+    return kept
+
+
 def _packed_bits(codes: np.ndarray, width: int) -> np.ndarray:
     """Numbers as bits, the most significant first."""
     bits = (codes[:, None] >> np.arange(width - 1, -1, -1)) & 1
@@ -176,12 +191,13 @@ def _unpacked_bits(packed: np.ndarray, width: int, count: int) -> np.ndarray:
     return bits.astype(np.int64) @ (1 << np.arange(width - 1, -1, -1, dtype=np.int64))
 
 
-def pack(model: nn.Module) -> bytes:
-    """A network as bytes, each quantised tensor in as many bits as its levels need.
+def pack(model: nn.Module, metadata: Mapping[str, str] | None = None) -> bytes:
+    """A network as bytes, each quantised tensor in as many bits as its levels need, a pruned one without its zeros.
 
     Args:
         model: A network with quantisers (of :func:`post_training_quantize`, :func:`quantized_distillation` and so on).
-            Tensors that are not quantised are stored whole.
+            Tensors that are not quantised are stored in full precision.
+        metadata: More texts to keep in the header.
 
     Returns:
         A safetensors file; :func:`unpack` reads it.
@@ -199,7 +215,13 @@ def pack(model: nn.Module) -> bytes:
     described: dict[str, Any] = {}
     for name, tensor in state.items():
         if name not in coded:
-            tensors[name] = tensor.detach().cpu().contiguous().numpy()
+            kept = _sparse(tensor)
+            if kept is None:
+                tensors[name] = tensor.detach().cpu().contiguous().numpy()
+                continue
+            tensors[f"{name}#values"] = tensor.detach()[kept].cpu().numpy()
+            tensors |= {f"{name}#{form}": places for form, places in _places(kept).items()}
+            described[name] = {"shape": list(tensor.shape), "count": int(kept.sum())}
             continue
         quantizer, weight = coded[name]
         codes, alpha, beta = quantizer.codes(weight)
@@ -219,7 +241,7 @@ def pack(model: nn.Module) -> bytes:
             "count": count,
         }
     header = {"format": FORMAT, "version": VERSION, "tensors": described}
-    return save(tensors, {"netwright": json.dumps(header)})
+    return save(tensors, {**(metadata or {}), "netwright": json.dumps(header)})
 
 
 def unpack(blob: bytes, model: _M) -> _M:
@@ -242,7 +264,7 @@ def unpack(blob: bytes, model: _M) -> _M:
 
     cure = "pack it again"
     try:
-        header = json.loads(_metadata(blob)["netwright"])
+        header = json.loads(packed_metadata(blob)["netwright"])
         if header["format"] != FORMAT or header["version"] != VERSION:
             raise UserError(f"not {FORMAT} of version {VERSION}", cure=cure)
         tensors = load(blob)
@@ -260,14 +282,18 @@ def unpack(blob: bytes, model: _M) -> _M:
     return plain
 
 
-def _metadata(blob: bytes) -> dict[str, str]:
+def packed_metadata(blob: bytes) -> dict[str, str]:
+    """The texts in the header of a packed network; damaged bytes raise anything."""
     length = int.from_bytes(blob[:8], "little")
     return json.loads(blob[8 : 8 + length])["__metadata__"]
 
 
 def _decoded(name: str, told: dict[str, Any], tensors: dict[str, np.ndarray]) -> Tensor:
-    shape, width, count = tuple(told["shape"]), told["bits"], told["count"]
+    shape, count = tuple(told["shape"]), told["count"]
     numel = math.prod(shape)
+    if f"{name}#values" in tensors:
+        return _spread(name, tensors[f"{name}#values"], tensors, numel).view(shape)
+    width = told["bits"]
     if not 1 <= width <= MOST_BITS or not 0 <= count <= numel:
         raise ValueError(f"{name}: {count} codes of {width} bits for {numel} weights")
     packed = tensors[f"{name}#codes"]
@@ -282,11 +308,16 @@ def _decoded(name: str, told: dict[str, Any], tensors: dict[str, np.ndarray]) ->
         raise ValueError(f"{name}: {tuple(scale.shape)} scales for {count} weights")
     rows = scaler.buckets(codes)
     values = scaler.unscale(levels.to(scale.dtype)[rows], scale[:, :1], scale[:, 1:], (count,))
+    return _spread(name, values.numpy(), tensors, numel).view(shape)
+
+
+def _spread(name: str, values: np.ndarray, tensors: dict[str, np.ndarray], numel: int) -> Tensor:
+    """Values at their places, with zeros between them."""
     if f"{name}#kept" in tensors:
         kept = np.unpackbits(tensors[f"{name}#kept"], count=numel).astype(bool)
-        flat = np.zeros(numel, values.numpy().dtype)
-        flat[kept] = values.numpy()
-        return torch.from_numpy(flat).view(shape)
+        flat = np.zeros(numel, values.dtype)
+        flat[kept] = values
+        return torch.from_numpy(flat)
     if f"{name}#gaps" in tensors:
-        return torch.from_numpy(filled(name, values.numpy(), tensors[f"{name}#gaps"], numel)).view(shape)
-    return values.view(shape)
+        return torch.from_numpy(filled(name, values, tensors[f"{name}#gaps"], numel))
+    return torch.from_numpy(values)
