@@ -24,6 +24,7 @@ VERBS = (
     "evaluate",
     "predict",
     "bench",
+    "compress",
     "export",
     "latency-table",
     "report",
@@ -179,6 +180,18 @@ class Hostile:
         name = dice.choice(sorted(values))
         return [name, values[name]()]
 
+    def compress_option(self) -> list[str]:
+        dice = self.dice
+        values: dict[str, Callable[[], str]] = {
+            "--bits": lambda: dice.choice(["0", "17", "-1", "1.5", "many", ""]),
+            "--bucket-size": lambda: dice.choice(["-1", "1.5", "many", ""]),
+            "--epochs": lambda: dice.choice(["0", "-5", "1.5", "many", ""]),
+            "--lr": lambda: dice.choice(["0", "-0.1", "nan", "fast", ""]),
+            "--seed": lambda: dice.choice(["-1", "1.5", "", "abc"]),
+        }
+        name = dice.choice(sorted(values))
+        return [name, values[name]()]
+
     def command(self) -> list[str]:
         dice, word = self.dice, self.word
         ways: list[Callable[[], list[str]]] = [
@@ -210,6 +223,14 @@ class Hostile:
             lambda: ["export", self.run, "--format", dice.choice([word(), "onx", ""]), "--out", self.path(["void"])],
             lambda: ["export", self.bad_run(), "--format", "onnx", "--out", self.path(["text.txt", "void"])],
             lambda: ["export", word(), "--format", "safetensors", "--out", str(self.folder / f"{word()}.safetensors")],
+            lambda: ["compress", word(), "--method", "prune", "--out", word()],
+            lambda: ["compress", self.run, "--method", word(), "--out", word()],
+            lambda: ["compress", self.run, "--out", word()],
+            lambda: ["compress", self.run, "--method", "prune", "--out", self.path(["noise", "text.txt"])],
+            lambda: ["compress", self.bad_run(), "--method", "quantize", "--out", word()],
+            lambda: ["compress", self.run, self.path(self.data), "--method", "quantize", "--out", word()],
+            lambda: ["compress", self.run, "--method", "quantize", "--method", "prune", "--out", word()],
+            lambda: ["compress", self.run, "--method", "quantize", "--out", word(), *self.compress_option()],
             lambda: ["condense", dice.choice([word(), self.path(self.data)]), "--out", str(self.folder / word())],
             lambda: ["condense", "digits", "--out", self.path(["noise", "empty.npz"]), "--keep", "0.5"],
             lambda: ["condense", "digits", "--out", word(), "--keep", dice.choice(["0", "2", "nan", "-1", "", word()])],
@@ -282,6 +303,7 @@ def test_a_thousand_bad_commands(here: Path, tmp_path: Path, run: Path):
         (["cite", "dasss"], "did you mean dass?"),
         (["bench", "resnt18"], "did you mean resnet18?"),
         (["bench", "resnet18", "--runtime", "onnxruntme"], "did you mean onnxruntime?"),
+        (["compress", "resnet18", "--method", "prun", "--out", "x"], "did you mean prune?"),
         (["condense", "digist", "--out", "x"], "did you mean digits?"),
         (["export", "resnet18", "--format", "onx", "--out", "x"], "did you mean onnx?"),
     ],

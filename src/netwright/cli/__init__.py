@@ -47,6 +47,7 @@ for verb in (
     designing.evaluate,
     designing.predict,
     deploying.bench,
+    deploying.compress,
     deploying.export,
     searching.latency_table,
     designing.report,

@@ -70,13 +70,14 @@ def test_a_budget_of_what_there_is_changes_nothing():
 
 
 @pytest.mark.parametrize("per_parameter", [False, True])
-def test_the_least_important_terms_go_first(per_parameter):
+@pytest.mark.parametrize("hierarchical", [False, True])
+def test_the_least_important_terms_go_first(per_parameter, hierarchical):
     low = decompose(network())
-    cut = prune_to_budget(low, params=2000, per_parameter=per_parameter)
+    cut = prune_to_budget(low, params=2000, per_parameter=per_parameter, hierarchical=hierarchical)
     kept, gone = [], []
     for name, layer in low_rank_layers(low).items():
         share = layer.U.shape[1] + layer.V.shape[1] if per_parameter else 1
-        sizes = (layer.importance() / share).tolist()
+        sizes = (layer.importance(hierarchical) / share).tolist()
         rank = cut.get_submodule(name).rank
         kept += sizes[1:rank]
         gone += sizes[max(1, rank) :]
@@ -96,6 +97,14 @@ def test_singular_values_of_all_layers_in_one_order():
         layer.rank = max(1, int((own >= expected[15]).sum()))
     assert parameters(svd_truncate(net, low_rank_cost(low).params)) <= low_rank_cost(low).params
     assert torch.allclose(svd_truncate(net, 10**6)(X), net(X), atol=1e-5)
+
+
+def test_a_term_goes_after_those_behind_it():
+    low = decompose(nn.Sequential(nn.Linear(6, 6, bias=False)))
+    low[0].U.data[0] *= 1e-6  # the first term is now the least
+    assert low[0].importance(hierarchical=False).argmin() == 0
+    cut = prune_to_budget(low, params=25, hierarchical=False, keep_at_least=0)
+    assert cut[0].rank == 2
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,7 @@ def prune_to_budget(
     params: int | None = None,
     macs: int | None = None,
     example: Tensor | None = None,
+    hierarchical: bool = True,
     per_parameter: bool = False,
     keep_at_least: int = 1,
 ) -> nn.Module:
@@ -108,6 +109,8 @@ def prune_to_budget(
         params: Most parameters it may have once it is finalised.
         macs: Most multiply-adds for one input; needs ``example``. One of the two must be given.
         example: A batch of inputs.
+        hierarchical: Whether a term's importance includes those behind it, as in the paper; layers of few terms then
+            lose most of them. Without, terms of all layers are compared one by one, as singular values are.
         per_parameter: Order terms by importance over the m + n numbers of a term, not by importance alone.
         keep_at_least: Terms every layer keeps (all that it has, if fewer); a layer without any passes nothing on.
 
@@ -139,10 +142,11 @@ def prune_to_budget(
     least = spent + sum(unit[n] * _price(layer, min(keep_at_least, layer.rank)) for n, layer in layers.items())
     if budget < least:
         raise ValueError(f"{'params' if macs is None else 'macs'} must be >= {least}, got {budget}")
-    importance = {
-        name: (layer.importance() / (sum(_sides(layer)) if per_parameter else 1)).tolist()
-        for name, layer in layers.items()
-    }
+    importance = {}
+    for name, layer in layers.items():
+        size = layer.importance(hierarchical) / (sum(_sides(layer)) if per_parameter else 1)
+        # A term cannot go before those behind it, so it matters as much as any of them.
+        importance[name] = size.flip(0).cummax(0).values.flip(0).tolist() if len(size) else []
     _cut(layers, importance, budget - spent, unit, keep_at_least)
     return model
 
