@@ -35,8 +35,8 @@ CARD = Paper(
     arxiv="2308.14929",
     summary=(
         "Every layer is trained as a product of two factors, one layer at a time cut to a random number of leading "
-        "terms. The terms become ordered by importance, a penalty empties the last ones, and the network can be cut further "
-        "without training."
+        "terms. The terms become ordered by importance, a penalty empties the last ones, and the network can be cut "
+        "further without training."
     ),
     method="netwright.compress.low_rank:fit_maestro",
     covers=("netwright.compress.low_rank", "netwright.compress.callbacks.maestro"),

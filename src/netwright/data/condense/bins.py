@@ -145,7 +145,7 @@ def _checked_gain(gain: str, lam: float) -> None:
 def _block(n: int, block_size: int | None) -> int:
     if block_size is not None and block_size < 1:
         raise ValueError(f"block_size must be >= 1, got {block_size}")
-    return min(n, block_size or max(256, n // 16))
+    return min(n, block_size or max(512, n // 16))
 
 
 def graphcut_order(
