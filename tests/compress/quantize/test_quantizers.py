@@ -167,6 +167,17 @@ def test_which_tensors_take_part():
     assert quantised(quantize="all") == {n for n, _ in network().named_parameters()}
 
 
+def test_projections_of_attention_take_part():
+    with seeded(0, "init"):
+        net = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
+    rounded, x = post_training_quantize(net, 2), torch.randn(2, 3, 16, generator=stream(0, "tokens"))
+    assert len(rounded.self_attn.in_proj_weight.unique()) <= 4 * 3
+    with torch.no_grad():
+        assert not torch.allclose(rounded(x), net(x), atol=1e-2)
+        assert torch.allclose(baked(rounded)(x), rounded(x), atol=1e-5)
+    assert list(baked(rounded).state_dict()) == list(net.state_dict())
+
+
 def test_baked_is_plain_in_the_usual_order():
     for which in ("weights", "all"):
         rounded = post_training_quantize(network(), 2, quantize=which)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from netwright.console import warn
+from netwright.data.problems import listing
 from netwright.nn.sparse import clone, to_dense
 
 
@@ -330,7 +331,7 @@ def decompose(
     chosen = found[ignore_first : len(found) - int(ignore_last)]
     grouped = [name for name, part in chosen if isinstance(part, nn.Conv2d) and part.groups != 1]
     if grouped:
-        warn(f"convolutions with groups are not decomposed: {', '.join(grouped)}")
+        warn(f"convolutions with groups are not decomposed: {listing(grouped)}")
     new: dict[int, nn.Module] = {}
     for name, part in chosen:
         if name not in grouped:

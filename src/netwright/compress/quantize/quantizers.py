@@ -29,6 +29,7 @@ from netwright.compress.quantize.scaling import (
 )
 from netwright.nn.sparse import LAYERS, bake, to_dense
 
+WEIGHTS = ("weight", "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 Gradient = Literal["ste", "truncated", "exact"]
 Which = Literal["weights", "all"]
 _M = TypeVar("_M", bound=nn.Module)
@@ -265,7 +266,8 @@ def targets(
 
     Args:
         module: A network without parametrizations.
-        which: ``"weights"``, those of convolutions and linear layers; ``"all"``, every parameter.
+        which: ``"weights"``, those of convolutions and linear layers and of attention's projections; ``"all"``, every
+            parameter.
         first_last: Whether the first and the last convolution or linear layer are among them.
 
     Raises:
@@ -278,9 +280,9 @@ def targets(
     found: list[tuple[nn.Module, str, nn.Parameter]] = []
     seen: set[int] = set()
     for part in module.modules():
-        wanted = which == "all" or isinstance(part, LAYERS)
+        wanted = which == "all" or isinstance(part, (*LAYERS, nn.MultiheadAttention))
         for name, parameter in part.named_parameters(recurse=False) if wanted and id(part) not in left_out else ():
-            if (which == "all" or name == "weight") and parameter.numel() and id(parameter) not in seen:
+            if (which == "all" or name in WEIGHTS) and parameter.numel() and id(parameter) not in seen:
                 found.append((part, name, parameter))
                 seen.add(id(parameter))
     if not found:
@@ -365,6 +367,6 @@ def baked(model: _M) -> _M:
         (['weight', 'bias'], True)
     """
     plain = cast(_M, to_dense(model))
-    for _, part, name, _ in list(quantizers(plain)):
+    for _, part, name, _ in reversed(list(quantizers(plain))):  # so that parameters get their order back
         bake(part, name)
     return plain

@@ -281,8 +281,8 @@ def bake(layer: nn.Module, name: str = "weight") -> None:
     """
     parametrize.remove_parametrizations(layer, name, leave_parametrized=True)
     # torch puts the weight back behind the bias; optimisers and files know parameters by their order
-    for other, parameter in list(layer.named_parameters(recurse=False)) if name == "weight" else ():
-        if other != "weight":
+    for other, parameter in list(layer.named_parameters(recurse=False)) if name.endswith("weight") else ():
+        if other != name:
             delattr(layer, other)
             layer.register_parameter(other, parameter)
 
