@@ -5,9 +5,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from netwright.compress import magnitude
 from netwright.compress.callbacks import Distiller, QuantizedDistillationCallback
 from netwright.compress.distill import DistillationLoss, distill
-from netwright.compress.quantize import baked, uniform_quantize
+from netwright.compress.quantize import baked, pack, uniform_quantize, unpack
 from netwright.compress.quantize.quantizers import quantizers
 from netwright.data import Batches, Normalise, TensorImages
 from netwright.data.augment import HorizontalFlip
@@ -101,6 +102,16 @@ def test_quantised_training_moves_the_weights_behind():
     assert torch.equal(net[1].weight, uniform_quantize(shadow, 2, 32))
     assert not torch.equal(shadow, network(0)[1].weight)
     assert torch.equal(baked(net)[1].weight, net[1].weight)
+
+
+def test_a_masked_network_keeps_its_zeros():
+    net = magnitude(network(0), 0.5)
+    fit(Classifier(net, lr=0.1), batches(), epochs=1, callbacks=[QuantizedDistillationCallback(2, 32)])
+    zero = net[1].parametrizations.weight[0].keep == 0
+    assert not net[1].weight[zero].any()
+    assert len(net[1].weight.unique()) < 20
+    again = unpack(pack(net), network(0))
+    assert torch.equal(again[1].weight, net[1].weight)
 
 
 def test_a_step_is_the_algorithm():

@@ -261,11 +261,11 @@ def quantizers(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, Quantiz
 
 def targets(
     module: nn.Module, which: Which = "weights", first_last: bool = True
-) -> list[tuple[nn.Module, str, nn.Parameter]]:
-    """The parameters that are to be quantised: layer, name, parameter.
+) -> list[tuple[nn.Module, str, Tensor]]:
+    """The parameters that are to be quantised: layer, name, and the tensor as the layer uses it.
 
     Args:
-        module: A network without parametrizations.
+        module: Any network; of a masked layer the masked tensor is meant.
         which: ``"weights"``, those of convolutions and linear layers and of attention's projections; ``"all"``, every
             parameter.
         first_last: Whether the first and the last convolution or linear layer are among them.
@@ -277,17 +277,26 @@ def targets(
         raise ValueError(f"quantize must be one of {', '.join(map(repr, get_args(Which)))}, got {which!r}")
     weighed = [part for part in module.modules() if isinstance(part, LAYERS)]
     left_out = set() if first_last or not weighed else {id(weighed[0]), id(weighed[-1])}
-    found: list[tuple[nn.Module, str, nn.Parameter]] = []
+    found: list[tuple[nn.Module, str, Tensor]] = []
     seen: set[int] = set()
     for part in module.modules():
         wanted = which == "all" or isinstance(part, (*LAYERS, nn.MultiheadAttention))
-        for name, parameter in part.named_parameters(recurse=False) if wanted and id(part) not in left_out else ():
+        if not wanted or id(part) in left_out:
+            continue
+        for name, parameter in _own_tensors(part):
             if (which == "all" or name in WEIGHTS) and parameter.numel() and id(parameter) not in seen:
                 found.append((part, name, parameter))
                 seen.add(id(parameter))
     if not found:
         raise ValueError(f"module must hold weights to quantise, got {type(module).__name__} without any left")
     return found
+
+
+def _own_tensors(part: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from part.named_parameters(recurse=False)
+    if parametrize.is_parametrized(part):
+        for name in cast(nn.ModuleDict, part.parametrizations):
+            yield name, getattr(part, name)
 
 
 def kept_weights(weight: Tensor) -> Tensor | None:
