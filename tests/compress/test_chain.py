@@ -47,7 +47,7 @@ def digits():
 def chained(digits):
     net, train, test = digits
     steps = [LowRank(0.5), Prune(0.8), Quantize(4)]
-    return compress(net, steps, example=X, training=Training(train, epochs=2), test=test, rounds=3)
+    return compress(net, steps, example=X, training=Training(train, epochs=2), test=test, runtime=False)
 
 
 def test_the_chain_keeps_the_accuracy_and_loses_the_weight(digits, chained):

@@ -33,7 +33,7 @@ def recovered(C, steps, truncate=True):
     errors = []
     for k in range(1, low.rank + 1):
         with low.truncate(k):
-            errors.append(float((low.weight - (left[:, :k] * size[:k]) @ right[:k]).norm() / C.norm()))
+            errors.append(((low.weight - (left[:, :k] * size[:k]) @ right[:k]).norm() / C.norm()).item())
     return errors, (low.U.norm(dim=1) * low.V.norm(dim=1)).detach(), size
 
 

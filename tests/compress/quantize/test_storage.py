@@ -70,6 +70,19 @@ def test_learned_points_and_all_parameters():
     assert torch.equal(unpack(pack(whole), network())[3].bias, whole[3].bias)
 
 
+@pytest.mark.parametrize("sparsity", [0.001, 0.3, 0.97])
+@pytest.mark.parametrize("bits", [None, 3])
+def test_places_of_zeros_in_every_form(sparsity, bits):
+    pruned = prune.remove(prune.magnitude(network(), sparsity))
+    net = pruned if bits is None else post_training_quantize(pruned, bits)
+    blob = pack(net)
+    form = {0.001: "zeros", 0.3: "kept", 0.97: "gaps"}[sparsity]
+    if bits or form != "zeros":  # a place takes as many bytes as a number in full precision
+        assert f"3.weight#{form}".encode() in blob
+    assert torch.equal(unpack(blob, network())[3].weight, net[3].weight)
+    assert prune.sparsity(unpack(blob, network())).kept == prune.sparsity(pruned).kept
+
+
 @pytest.mark.parametrize("sparsity", [0.5, 0.95])
 def test_pruned_weights_take_no_codes(sparsity):
     pruned = prune.magnitude(network(), sparsity)

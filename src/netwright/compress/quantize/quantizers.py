@@ -300,13 +300,9 @@ def _own_tensors(part: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def kept_weights(weight: Tensor) -> Tensor | None:
-    """Where a pruned tensor is not zero; None for one that holds no zero, or a stray one, or nothing else.
-
-    A single zero may be chance; a per cent of them is not.
-    """
-    zero = weight.detach() == 0
-    share = float(zero.float().mean())
-    return ~zero if 0.01 <= share < 1 else None
+    """Where a pruned tensor is not zero; None for one that holds no zero, or nothing else."""
+    kept = weight.detach() != 0
+    return kept if bool(kept.any()) and not bool(kept.all()) else None
 
 
 def quantize_with(

@@ -8,9 +8,9 @@ weights of b bits in buckets of k, with spans and minima of f = 32 bits:
 With a Huffman code (Huffman, "A method for the construction of minimum-redundancy codes", Proceedings of the IRE,
 1952, doi:10.1109/JRPROC.1952.273898) b becomes the mean length of a code word. A packed file is safetensors. Of a
 quantised tensor it holds ``NAME#codes`` (bits, most significant first), ``NAME#scale`` (spans, minima) and, with
-learned points, ``NAME#points``; of a pruned one ``NAME#kept`` (a bit for each weight) or ``NAME#gaps`` (zeros before
-each weight), with ``NAME#values`` where it is not quantised. Other tensors are as they were. Shapes and bits stand in
-its header.
+learned points, ``NAME#points``; of a pruned one the shortest of ``NAME#kept`` (a bit for each weight), ``NAME#gaps``
+(zeros before each weight) and ``NAME#zeros`` (their places), with ``NAME#values`` where it is not quantised. Other
+tensors are as they were. Shapes and bits stand in its header.
 """
 
 from __future__ import annotations
@@ -161,9 +161,9 @@ def _state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, tuple[Quantiz
 
 
 def _places(kept: Tensor) -> dict[str, np.ndarray]:
-    """Where the weights are, in the shorter of two forms."""
+    """Where the weights are, in the shortest of three forms."""
     flat = kept.flatten().cpu().numpy()
-    forms = {"kept": np.packbits(flat), "gaps": gaps_of(flat)}
+    forms = {"kept": np.packbits(flat), "gaps": gaps_of(flat), "zeros": np.flatnonzero(~flat).astype(np.uint32)}
     best = min(forms, key=lambda name: forms[name].nbytes)
     return {best: forms[best]}
 
@@ -313,8 +313,12 @@ def _decoded(name: str, told: dict[str, Any], tensors: dict[str, np.ndarray]) ->
 
 def _spread(name: str, values: np.ndarray, tensors: dict[str, np.ndarray], numel: int) -> Tensor:
     """Values at their places, with zeros between them."""
-    if f"{name}#kept" in tensors:
-        kept = np.unpackbits(tensors[f"{name}#kept"], count=numel).astype(bool)
+    if f"{name}#kept" in tensors or f"{name}#zeros" in tensors:
+        if f"{name}#kept" in tensors:
+            kept = np.unpackbits(tensors[f"{name}#kept"], count=numel).astype(bool)
+        else:
+            kept = np.ones(numel, bool)
+            kept[tensors[f"{name}#zeros"]] = False
         flat = np.zeros(numel, values.dtype)
         flat[kept] = values
         return torch.from_numpy(flat)

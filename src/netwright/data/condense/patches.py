@@ -180,7 +180,7 @@ def biharmonic(images: Tensor, mask: Tensor) -> Tensor:
     energy = sum(weight * (d.T @ d) for d, weight in bend) + 1e-9 * sparse.eye_array(height * width)
     system = sparse.kron(sparse.eye_array(batch), energy).tocsr()
     kept = mask.expand(batch, 1, height, width).reshape(-1).cpu().numpy()
-    mean = mean_of_kept(torch.zeros_like(images), mask) + (images.sum((2, 3)) / mask.sum((2, 3)))[:, :, None, None]
+    mean = images.sum((2, 3), keepdim=True) / mask.sum((2, 3), keepdim=True)
     centred = torch.where(mask, images - mean, 0).transpose(0, 1).reshape(channels, -1).double().cpu().numpy()
     filled = centred.copy()
     if not kept.all():
