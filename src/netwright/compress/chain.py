@@ -27,7 +27,7 @@ from netwright.compress.quantize.scaling import BucketScaler, check_bits
 from netwright.compress.quantize.storage import packed_metadata
 from netwright.console import UserError, table
 from netwright.cost import compare_times, count
-from netwright.deploy.graph import UnsupportedOperator, capture, optimise
+from netwright.deploy.graph import capture, optimise
 from netwright.deploy.model import SparseModel
 from netwright.nn.sparse import clone, layers, to_dense
 from netwright.results import Result, new_axes
@@ -296,7 +296,7 @@ def compress(
         steps: Of distill, low-rank, prune and quantize, in this order, each once at most.
         example: A batch of inputs, of the network's own kind (standardised, where it wants that).
         training: Data to train on, and how; none by default.
-        test: Batches (x, labels) to measure the accuracy on.
+        test: Batches (x, labels) to measure the accuracy on; read once for each network.
         rounds: Timed calls of each network.
         runtime: Whether networks are also built for the sparse runtime and timed there.
         progress: Called with the name of each step as it begins.
@@ -322,7 +322,6 @@ def compress(
     how = training or Training()
     teacher = to_dense(model).eval()
     network: nn.Module = clone(teacher)
-    batches = None if test is None else list(test)
     ranks: dict[str, int] = {}
     found = [("as given", network)]
     for step in steps:
@@ -336,11 +335,15 @@ def compress(
                 distill(network, teacher, how.data, epochs=how.epochs, lr=how.lr, seed=how.seed)
         network.eval()
         found.append((step.name, network))
-    return network, Compression(tuple(_measured(found, example, batches, rounds, runtime)), ranks)
+    return network, Compression(tuple(_measured(found, example, test, rounds, runtime)), ranks)
 
 
 def _measured(
-    found: list[tuple[str, nn.Module]], example: Tensor, test: list[Any] | None, rounds: int, runtime: bool
+    found: list[tuple[str, nn.Module]],
+    example: Tensor,
+    test: Iterable[tuple[Tensor, ...]] | None,
+    rounds: int,
+    runtime: bool,
 ) -> Iterable[Measured]:
     one = example[:1].contiguous()
     calls: dict[str, Callable[[], Any]] = {}
@@ -351,7 +354,7 @@ def _measured(
             continue
         try:
             calls[f"runtime {name}"] = partial(SparseModel(optimise(capture(network, (one,)))), one)
-        except UnsupportedOperator:
+        except UserError:  # an operator is missing there, or torch cannot trace the network
             continue
     with torch.inference_mode():
         times = compare_times(calls, rounds=rounds, threads=1)
@@ -370,7 +373,7 @@ def _measured(
         )
 
 
-def _accuracy(network: nn.Module, test: list[Any]) -> float:
+def _accuracy(network: nn.Module, test: Iterable[tuple[Tensor, ...]]) -> float:
     from netwright.train.fit import evaluate
 
     return metrics.accuracy(*evaluate(network, test))
