@@ -193,6 +193,7 @@ def test_baked_is_plain_in_the_usual_order():
         (lambda: UniformQuantizer(0), "bits must lie in 1..16"),
         (lambda: UniformQuantizer(2, 0), "bucket_size"),
         (lambda: UniformQuantizer(2, grad="none"), "grad must be one of"),
+        (lambda: UniformQuantizer(2, stochastic=True), "needs a generator"),
         (lambda: DifferentiableQuantizer(torch.ones(4), 1), "points must be at least 2"),
         (lambda: DifferentiableQuantizer(torch.ones(4) / 0), "weight must be finite"),
         (lambda: DifferentiableQuantizer(torch.ones(4), init="random"), "init must be"),

@@ -103,6 +103,7 @@ def test_torch_fake_quantise_agrees_where_zero_is_a_level():
         (lambda: uniform_quantize(V, 17), "bits"),
         (lambda: uniform_quantize(V, 2, 0), "bucket_size must be >= 1 or None, got 0"),
         (lambda: uniform_quantize(V / 0, 2), "v must be finite"),
+        (lambda: uniform_quantize(V, 2, stochastic=True), "needs a generator"),
         (lambda: nonuniform_quantize(V, torch.tensor([0.5])), "points must be at least 2"),
         (lambda: nonuniform_quantize(V, torch.tensor([0.5, 0.2])), "points must be sorted"),
         (lambda: nonuniform_quantize(V, torch.tensor([0.5, float("nan")])), "points must be finite"),

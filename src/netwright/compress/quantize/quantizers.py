@@ -81,7 +81,7 @@ class UniformQuantizer(Quantizer):
             of those outside; ``"exact"`` adds the gradient that reaches a bucket's largest and least weight by its
             scale.
         stochastic: Round at random, without bias, in training mode.
-        generator: Where that chance comes from.
+        generator: Where that chance comes from; needed for it.
         kept: A boolean mask of the weights that take part, the others being zero; None for all.
 
     Raises:
@@ -107,6 +107,8 @@ class UniformQuantizer(Quantizer):
         super().__init__(bucket_size, kept)
         if grad not in get_args(Gradient):
             raise ValueError(f"grad must be one of {', '.join(map(repr, get_args(Gradient)))}, got {grad!r}")
+        if stochastic and generator is None:
+            raise ValueError("stochastic rounding needs a generator, got None")
         self.bits, self.grad, self.stochastic, self.generator = check_bits(bits), grad, stochastic, generator
 
     def levels(self) -> Float[Tensor, "levels"]:

@@ -109,6 +109,8 @@ def rounded(u: Tensor, bits: int, stochastic: bool = False, generator: torch.Gen
     x = u * (2**bits - 1)
     if not stochastic:
         return x.round()
+    if generator is None:
+        raise ValueError("stochastic rounding needs a generator, got None")
     low = x.floor()
     return low + (torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype) < x - low)
 
@@ -132,10 +134,10 @@ def uniform_quantize(
         bits: 1..16.
         bucket_size: Weights that share a scale; None for one scale.
         stochastic: Round up with the probability of the remainder, so that the mean is ``v``.
-        generator: Where that chance comes from.
+        generator: Where that chance comes from; needed for it.
 
     Raises:
-        ValueError: If ``v`` is not finite, or another argument is out of its range.
+        ValueError: If ``v`` is not finite, chance has no generator, or another argument is out of its range.
 
     Example:
         >>> uniform_quantize(torch.tensor([-1.0, -0.2, 0.1, 0.9]), 2)
