@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from netwright.compress.low_rank.layers import LowRank, decompose, finalize, low_rank_layers
+from netwright.compress.low_rank.layers import LowRankLayer, decompose, finalize, low_rank_layers
 from netwright.cost import count
 from netwright.nn.activations import caught
 from netwright.nn.modes import in_mode
@@ -58,11 +58,11 @@ def low_rank_cost(model: nn.Module, example: Tensor | None = None) -> LowRankCos
     return LowRankCost(params, macs)
 
 
-def _sides(layer: LowRank) -> tuple[int, int]:
+def _sides(layer: LowRankLayer) -> tuple[int, int]:
     return layer.U.shape[1], layer.V.shape[1]
 
 
-def _price(layer: LowRank, rank: int) -> int:
+def _price(layer: LowRankLayer, rank: int) -> int:
     """Weights of a layer at a rank: those of its factors, or of the product where that is cheaper."""
     m, n = _sides(layer)
     return min(rank * (m + n), m * n)
@@ -123,7 +123,7 @@ def prune_to_budget(
         >>> prune_to_budget(low, params=1000)[0].rank
         7
     """
-    if not any(isinstance(part, LowRank) for part in model.modules()):
+    if not any(isinstance(part, LowRankLayer) for part in model.modules()):
         raise RuntimeError(f"prune_to_budget needs low-rank layers, got {type(model).__name__} without one")
     if (params is None) == (macs is None):
         raise ValueError(f"exactly one of params and macs must be given, got {params} and {macs}")
@@ -152,7 +152,7 @@ def prune_to_budget(
 
 
 def _cut(
-    layers: dict[str, LowRank],
+    layers: dict[str, LowRankLayer],
     importance: dict[str, list[float]],
     budget: int,
     unit: dict[str, int],

@@ -24,7 +24,7 @@ from netwright.data.problems import listing
 from netwright.nn.sparse import clone, to_dense
 
 
-class LowRank(nn.Module):
+class LowRankLayer(nn.Module):
     """What both layers share: factors, the rank in use, and how much each term matters.
 
     Attributes:
@@ -130,7 +130,7 @@ def _factors(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (left * root).T.to(weight.dtype), (root[:, None] * right).to(weight.dtype)
 
 
-class LowRankLinear(LowRank):
+class LowRankLinear(LowRankLayer):
     """A linear layer as two factors.
 
     Args:
@@ -198,7 +198,7 @@ class LowRankLinear(LowRank):
         return _pair(_with(first, self.V[:k], None), _with(second, self.U[:k].T, self.bias), self.training)
 
 
-class LowRankConv2d(LowRank):
+class LowRankConv2d(LowRankLayer):
     """A convolution as one of ``rank`` filters and a 1x1 convolution.
 
     Args:
@@ -281,7 +281,7 @@ def _pair(first: nn.Module, second: nn.Module, training: bool) -> nn.Sequential:
     return nn.Sequential(first, second).train(training)
 
 
-def low_rank_layers(model: nn.Module) -> dict[str, LowRank]:
+def low_rank_layers(model: nn.Module) -> dict[str, LowRankLayer]:
     """The decomposed layers by name.
 
     Raises:
@@ -291,7 +291,7 @@ def low_rank_layers(model: nn.Module) -> dict[str, LowRank]:
         >>> list(low_rank_layers(decompose(nn.Sequential(nn.Linear(3, 3), nn.ReLU()))))
         ['0']
     """
-    found = {name: part for name, part in model.named_modules() if isinstance(part, LowRank)}
+    found = {name: part for name, part in model.named_modules() if isinstance(part, LowRankLayer)}
     if not found:
         raise ValueError(f"model must hold low-rank layers, got {type(model).__name__} without one: decompose it first")
     return found

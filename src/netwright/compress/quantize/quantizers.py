@@ -355,8 +355,8 @@ def post_training_quantize(
 
     Example:
         >>> net = post_training_quantize(nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 2)), 2)
-        >>> len(net[2].weight.unique())
-        4
+        >>> len(net[2].weight.unique()) <= 4
+        True
     """
 
     def make(parameter: Tensor, kept: Tensor | None, number: int) -> Quantizer:
