@@ -19,11 +19,13 @@ from netwright import cli, storage
 
 VERBS = (
     "check",
+    "condense",
     "design",
     "search",
     "evaluate",
     "predict",
     "bench",
+    "compress",
     "export",
     "latency-table",
     "train",
@@ -198,6 +200,18 @@ class Hostile:
         name = dice.choice(sorted(values))
         return [name, values[name]()]
 
+    def compress_option(self) -> list[str]:
+        dice = self.dice
+        values: dict[str, Callable[[], str]] = {
+            "--bits": lambda: dice.choice(["0", "17", "-1", "1.5", "many", ""]),
+            "--bucket-size": lambda: dice.choice(["-1", "1.5", "many", ""]),
+            "--epochs": lambda: dice.choice(["0", "-5", "1.5", "many", ""]),
+            "--lr": lambda: dice.choice(["0", "-0.1", "nan", "fast", ""]),
+            "--seed": lambda: dice.choice(["-1", "1.5", "", "abc"]),
+        }
+        name = dice.choice(sorted(values))
+        return [name, values[name]()]
+
     def command(self) -> list[str]:
         dice, word = self.dice, self.word
         ways: list[Callable[[], list[str]]] = [
@@ -231,6 +245,26 @@ class Hostile:
             lambda: ["export", self.run, "--format", dice.choice([word(), "onx", ""]), "--out", self.path(["void"])],
             lambda: ["export", self.bad_run(), "--format", "onnx", "--out", self.path(["text.txt", "void"])],
             lambda: ["export", word(), "--format", "safetensors", "--out", str(self.folder / f"{word()}.safetensors")],
+            lambda: ["compress", word(), "--method", "prune", "--out", word()],
+            lambda: ["compress", self.run, "--method", word(), "--out", word()],
+            lambda: ["compress", self.run, "--out", word()],
+            lambda: [
+                "compress",
+                self.run,
+                "--method",
+                "prune",
+                "--out",
+                str(self.folder / dice.choice(["noise", "text.txt"])),
+            ],
+            lambda: ["compress", self.bad_run(), "--method", "quantize", "--out", word()],
+            lambda: ["compress", self.run, self.path(self.data), "--method", "quantize", "--out", word()],
+            lambda: ["compress", self.run, "--method", "quantize", "--method", "prune", "--out", word()],
+            lambda: ["compress", self.run, "--method", "quantize", "--out", word(), *self.compress_option()],
+            lambda: ["condense", dice.choice([word(), self.path(self.data)]), "--out", str(self.folder / word())],
+            lambda: ["condense", "digits", "--out", str(self.folder / dice.choice(["noise", "empty.npz"]))],
+            lambda: ["condense", "digits", "--out", word(), "--keep", dice.choice(["0", "2", "nan", "-1", "", word()])],
+            lambda: ["condense", "digits", "--out", word(), "--bins", self.whole()],
+            lambda: ["condense", "digits", "--out", word(), "--features", dice.choice([word(), f"{word()}.npy"])],
             lambda: ["reproduce", word(), *([word()] if dice.random() < 0.3 else [])],
             lambda: ["reproduce", "dass", "--seeds", dice.choice(["0", "-3", "two", "1.5", ""])],
             lambda: ["reproduce", "dass", "--scale", dice.choice(["0", "-1", "nan", "inf", "big"])],
@@ -300,6 +334,8 @@ def test_a_thousand_bad_commands(here: Path, tmp_path: Path, run: Path):
         (["cite", "dasss"], "did you mean dass?"),
         (["bench", "resnt18"], "did you mean resnet18?"),
         (["bench", "resnet18", "--runtime", "onnxruntme"], "did you mean onnxruntime?"),
+        (["compress", "resnet18", "--method", "prun", "--out", "x"], "did you mean prune?"),
+        (["condense", "digist", "--out", "x"], "did you mean digits?"),
         (["export", "resnet18", "--format", "onx", "--out", "x"], "did you mean onnx?"),
     ],
 )

@@ -29,6 +29,7 @@ from netwright.design.options import Options, duration, from_config
         ({"search": "das"}, "did you mean dass?"),
         ({"space": "micro-dart"}, "did you mean micro-darts"),
         ({"pruning": "hydro"}, "did you mean hydra?"),
+        ({"pruning": "maestro"}, "choose one of hydra, magnitude"),
         ({"logger": "wandb"}, "unknown --logger 'wandb'"),
         ({"strategy": "dp"}, "did you mean ddp?"),
     ],

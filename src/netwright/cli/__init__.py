@@ -42,11 +42,13 @@ def root(
 
 for verb in (
     designing.check,
+    designing.condense,
     designing.design,
     searching.search,
     designing.evaluate,
     designing.predict,
     deploying.bench,
+    deploying.compress,
     deploying.export,
     searching.latency_table,
     training.train,

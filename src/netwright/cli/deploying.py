@@ -1,4 +1,4 @@
-"""Verbs about networks that run elsewhere, or faster."""
+"""Verbs about networks that run elsewhere, or faster, or smaller."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from netwright.cli.common import Debug, Json, Quiet, command_line, guarded, show
+from netwright.cli.common import (
+    Debug,
+    Download,
+    DropUnknown,
+    Json,
+    Quiet,
+    SkipBroken,
+    command_line,
+    guarded,
+    show,
+)
 
 
 def bench(
@@ -46,6 +56,51 @@ def bench(
         if out is not None:
             write_json(out, plain(result))
         show(result, as_json, lambda: str(found[0]) if len(found) == 1 else summary(found))
+
+
+def compress(
+    model: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run, a name, or FILE.py:FUNCTION.")],
+    out: Annotated[Path, typer.Option(help="A folder.")],
+    data: Annotated[
+        str | None, typer.Argument(metavar="[DATA]", help="What to train and measure on; a run brings its own.")
+    ] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="distill, low-rank, prune or quantize; may repeat, in this order.")
+    ] = None,
+    student: Annotated[str, typer.Option(help="Network that distill trains.")] = "small_convnet",
+    params: Annotated[float, typer.Option(help="Share of parameters that low-rank leaves, in (0, 1).")] = 0.5,
+    sparsity: Annotated[float, typer.Option(help="Share of zeros after prune, in [0, 1).")] = 0.9,
+    bits: Annotated[int, typer.Option(help="Of a weight after quantize, 1..16.")] = 4,
+    bucket_size: Annotated[int, typer.Option(help="Weights that share a scale; 0 for one a tensor.")] = 256,
+    epochs: Annotated[int, typer.Option(help="Of training, for every step that trains.")] = 3,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 0.02,
+    size: Annotated[int | None, typer.Option(help="Height and width of the input.  [the data's own]")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    skip_broken: SkipBroken = False,
+    drop_unknown: DropUnknown = False,
+    download: Download = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Make a network smaller by a chain of methods, and tell what each did to accuracy, size and speed."""
+    with guarded(quiet, debug):
+        from netwright.design.compression import Wish, compress_model
+
+        wish = Wish(
+            tuple(method or ()),
+            student=student,
+            share=params,
+            sparsity=sparsity,
+            bits=bits,
+            bucket_size=bucket_size,
+            epochs=epochs,
+            lr=lr,
+            seed=seed,
+        )
+        reading = {"skip_broken": skip_broken, "drop_unknown": drop_unknown, "download": download}
+        show(compress_model(model, data, out, wish, size=size, force=force, **reading), as_json)
 
 
 def export(

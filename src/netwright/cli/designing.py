@@ -63,6 +63,28 @@ def check(
             raise typer.Exit(1)
 
 
+def condense(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A data set by name, a folder or an .npz file.")],
+    out: Annotated[Path, typer.Option(help="A new folder, or a new .npz file.")],
+    keep: Annotated[float, typer.Option(help="Share of the training examples to keep, in (0, 1].")] = 0.2,
+    features: Annotated[str, typer.Option(help="trained, pixels, or a .npy file with a row an example.")] = "trained",
+    bins: Annotated[int, typer.Option(help="Number of bins.")] = 10,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    skip_broken: SkipBroken = False,
+    drop_unknown: DropUnknown = False,
+    download: Download = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Keep the part of DATA that is worth training on (dataset quantization), as data that design accepts."""
+    with guarded(quiet, debug):
+        from netwright.design.condense import condense as shrink
+
+        options = {"skip_broken": skip_broken, "drop_unknown": drop_unknown, "download": download}
+        show(shrink(data, out, keep=keep, features=features, n_bins=bins, seed=seed, **options), as_json)
+
+
 def design(
     data: Annotated[
         str | None, typer.Argument(metavar="DATA", help="A data set by name, a folder or an .npz file.")

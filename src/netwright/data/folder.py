@@ -13,8 +13,9 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -281,23 +282,13 @@ def write_folder(
         >>> sorted(str(p.relative_to(target)) for p in target.rglob("*.png"))
         ['cat/0.png', 'cat/1.png', 'dog/2.png', 'dog/3.png']
     """
-    target = Path(folder)
-    names = [re.sub(r'[\x00-\x1f/\\:*?"<>|]', "_", name).strip(" .") or "_" for name in classes]
-    if len({name.lower() for name in names}) < len(names):
-        raise ValueError(f"classes must have different folder names, got {listing(names)}")
+    names = _folder_names(classes)
     datasets = parts if isinstance(parts, dict) else {"": parts}
-    for part, images in datasets.items():
-        if part and part not in PARTS:
-            raise ValueError(f"parts must be named {', '.join(PARTS)}, got {part!r}")
+    _check_parts(datasets, names)
+    for images in datasets.values():
         if images.images.dtype != torch.uint8 or images.shape[0] not in {1, 3}:
             raise ValueError(f"images must be uint8 with 1 or 3 channels, got {images}")
-        if len(images) and int(images.labels.max()) >= len(names):
-            raise ValueError(f"classes must name label {int(images.labels.max())}, got {len(names)} names")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError("something is there already", where=target, cure="choose another folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
+    with _new_folder(folder) as temporary:
         for part, images in datasets.items():
             digits = len(str(max(0, len(images) - 1)))
             for label in images.labels.unique().tolist():
@@ -306,6 +297,60 @@ def write_folder(
             for i, label in enumerate(images.labels.tolist()):
                 picture = pixels[i, :, :, 0] if images.shape[0] == 1 else pixels[i]
                 Image.fromarray(picture).save(temporary / part / names[label] / f"{i:0{digits}d}.png")
+
+
+def copy_files(folder: str | os.PathLike[str], parts: Mapping[str, Images], classes: Sequence[str]) -> None:
+    """Copies the image files that parts came from, as they are, one folder a class in each part.
+
+    The folder appears whole or not at all. A file keeps its name behind its number, since two may have the same.
+
+    Args:
+        folder: A folder that does not exist yet, or is empty.
+        parts: By name (``train``, ``validation``, ``test``); each with ``files``.
+        classes: Name of each label.
+
+    Raises:
+        ValueError: If a part has no files or an unknown name, a label has no name, or two classes would share a folder.
+        UserError: If the folder holds something already.
+    """
+    names = _folder_names(classes)
+    _check_parts(parts, names)
+    with _new_folder(folder) as temporary:
+        for part, images in parts.items():
+            if images.files is None:
+                raise ValueError(f"parts must come from files, got {part!r} without")
+            digits = len(str(max(0, len(images) - 1)))
+            for label in images.labels.unique().tolist():
+                (temporary / part / names[label]).mkdir(parents=True, exist_ok=True)
+            for i, (file, label) in enumerate(zip(images.files, images.labels.tolist(), strict=True)):
+                shutil.copyfile(file, temporary / part / names[label] / f"{i:0{digits}d}-{Path(file).name}")
+
+
+def _folder_names(classes: Sequence[str]) -> list[str]:
+    names = [re.sub(r'[\x00-\x1f/\\:*?"<>|]', "_", name).strip(" .") or "_" for name in classes]
+    if len({name.lower() for name in names}) < len(names):
+        raise ValueError(f"classes must have different folder names, got {listing(names)}")
+    return names
+
+
+def _check_parts(parts: Mapping[str, Images], names: list[str]) -> None:
+    for part, images in parts.items():
+        if part and part not in PARTS:
+            raise ValueError(f"parts must be named {', '.join(PARTS)}, got {part!r}")
+        if len(images) and int(images.labels.max()) >= len(names):
+            raise ValueError(f"classes must name label {int(images.labels.max())}, got {len(names)} names")
+
+
+@contextmanager
+def _new_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary folder that takes its place when the block ends well."""
+    target = Path(folder)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError("something is there already", where=target, cure="choose another folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield temporary
         os.chmod(temporary, 0o755)
         os.replace(temporary, target)
     finally:

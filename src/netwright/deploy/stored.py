@@ -94,7 +94,7 @@ def _exact(array: Array) -> tuple[str, dict[str, Array]]:
     if array.dtype.kind != "f":
         return "index", {"all": array}
     array = array.astype(np.float32)
-    kept, gaps = array[array != 0], _gaps(array.ravel())
+    kept, gaps = array[array != 0], gaps_of(array.ravel())
     sparse = gaps.nbytes + kept.nbytes < array.nbytes
     return ("sparse", {"kept": kept, "gaps": gaps}) if sparse else ("dense", {"all": array})
 
@@ -108,7 +108,7 @@ def _rounded(weight: Array, op: Op, name: str) -> tuple[str, dict[str, Array]]:
     spread = _spread(scale, weight, op)
     ratio = np.divide(weight, spread, out=np.zeros(weight.shape), where=spread > 0)
     integers = np.rint(ratio).clip(-127, 127).astype(np.int8)
-    kept, gaps = integers[integers != 0], _gaps(integers.ravel())
+    kept, gaps = integers[integers != 0], gaps_of(integers.ravel())
     if gaps.nbytes + kept.nbytes < integers.nbytes:
         return "sparse int8", {"kept": kept, "gaps": gaps, "scale": scale}
     return "dense int8", {"all": integers, "scale": scale}
@@ -129,8 +129,13 @@ def _spread(scale: Array, weight: Array, op: Op) -> Array:
     return np.repeat(scale.reshape(op.groups, -1), len(weight) // op.groups, axis=0)[:, :, None, None]
 
 
-def _gaps(flat: Array) -> Array:
-    """Zeros before each kept weight of a flat array, in the width that takes fewer bytes."""
+def gaps_of(flat: Array) -> Array:
+    """Zeros before each kept weight of a flat array, in the width that takes fewer bytes.
+
+    Example:
+        >>> gaps_of(np.array([0.0, 2.0, 3.0, 0.0])).tolist()
+        [1, 0]
+    """
     gaps = np.diff(np.flatnonzero(flat), prepend=-1) - 1
     return min((_escaped(gaps, kind) for kind in GAPS), key=lambda found: found.nbytes)
 
@@ -208,7 +213,7 @@ def _decoded(name: str, stored: Stored, op: Op | None) -> Array:
     shape, encoding = tuple(stored.arrays[name]["shape"]), stored.arrays[name]["encoding"]
     part = {part: stored.tensors[f"{name}.{part}"] for part in ENCODINGS[encoding]}
     if "gaps" in part:
-        flat = _filled(name, part["kept"], part["gaps"], math.prod(shape))
+        flat = filled(name, part["kept"], part["gaps"], math.prod(shape))
     else:
         # a copy: what lies in a file may be aligned in any way
         flat = part["all"].copy()
@@ -223,7 +228,16 @@ def _decoded(name: str, stored: Stored, op: Op | None) -> Array:
     return array.astype(np.float32) * _spread(scale, array, op)
 
 
-def _filled(name: str, kept: Array, gaps: Array, size: int) -> Array:
+def filled(name: str, kept: Array, gaps: Array, size: int) -> Array:
+    """The flat array of ``size`` numbers that kept weights and the gaps of :func:`gaps_of` stand for.
+
+    Raises:
+        ArtifactError: If they do not fit together, naming ``name``.
+
+    Example:
+        >>> filled("weight", np.array([2.0, 3.0]), np.array([1, 0], np.uint8), 4).tolist()
+        [0.0, 2.0, 3.0, 0.0]
+    """
     ends = gaps != np.iinfo(gaps.dtype).max
     places = np.cumsum(gaps, dtype=np.int64)[ends] + np.arange(np.count_nonzero(ends))
     _require(kept.shape == places.shape, f"{name} must have {len(places)} weights, got {kept.shape}")

@@ -12,6 +12,7 @@ from typing import Any
 from netwright.console import UserError, nearest
 from netwright.results import Result
 
+PRUNING = ("magnitude", "hydra")  # those of netwright.compress whose phases a run knows
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 # What changes where or how fast a run is computed, not what it computes: free to differ when a run is taken up again.
@@ -103,7 +104,6 @@ class Options(Result):
             )
 
     def _check_names(self) -> None:
-        from netwright.compress import METHODS as PRUNING
         from netwright.search import METHODS as SEARCH
         from netwright.search import SELECTORS
         from netwright.search.spaces import SPACES

@@ -155,10 +155,18 @@ BOOTSTRAP = Reference(
     kind="article",
     doi="10.1214/aos/1176344552",
 )
+GRAD_CAM_PLUS_PLUS = Reference(
+    title="Grad-CAM++: Generalized Gradient-Based Visual Explanations for Deep Convolutional Networks",
+    authors=("Aditya Chattopadhay", "Anirban Sarkar", "Prantik Howlader", "Vineeth N Balasubramanian"),
+    year=2018,
+    venue="IEEE Winter Conference on Applications of Computer Vision",
+    kind="inproceedings",
+    arxiv="1710.11063",
+)
 
 # Module, or module and name; the longest match wins, and a card's own method wins over all.
 CITATIONS: dict[str, Reference] = {
-    "netwright.compress.callbacks:GradualPruning": GRADUAL_PRUNING,
+    "netwright.compress.callbacks.pruning:GradualPruning": GRADUAL_PRUNING,
     "netwright.compress.exact:lamp_scores": LAMP,
     "netwright.compress.hydra": HYDRA,
     "netwright.compress.prune": MAGNITUDE_PRUNING,
@@ -167,6 +175,7 @@ CITATIONS: dict[str, Reference] = {
     "netwright.data.augment:Cutout": CUTOUT,
     "netwright.data.augment:mixup": MIXUP,
     "netwright.metrics": CALIBRATION,
+    "netwright.nn.activations:class_map": GRAD_CAM_PLUS_PLUS,
     "netwright.nn.batchnorm": BATCH_NORM,
     "netwright.nn.convnet:LeNet": LENET,
     "netwright.nn.mbconv": MOBILENET_V2,

@@ -270,8 +270,8 @@ def init_scores(
             raise ValueError(f"layer {name or type(module).__name__!r}: {error}") from error
 
 
-def bake(layer: nn.Module) -> None:
-    """Puts the effective weight of a parametrized layer in the place of its parametrizations.
+def bake(layer: nn.Module, name: str = "weight") -> None:
+    """Puts the effective weight (or another tensor) of a parametrized layer in the place of its parametrizations.
 
     Example:
         >>> layer = parametrize.register_parametrization(nn.Linear(2, 2), "weight", TopKMask(0.5))
@@ -279,12 +279,12 @@ def bake(layer: nn.Module) -> None:
         >>> list(layer.state_dict()), int((layer.weight != 0).sum())
         (['weight', 'bias'], 2)
     """
-    parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+    parametrize.remove_parametrizations(layer, name, leave_parametrized=True)
     # torch puts the weight back behind the bias; optimisers and files know parameters by their order
-    for name, parameter in list(layer.named_parameters(recurse=False)):
-        if name != "weight":
-            delattr(layer, name)
-            layer.register_parameter(name, parameter)
+    for other, parameter in list(layer.named_parameters(recurse=False)) if name.endswith("weight") else ():
+        if other != name:
+            delattr(layer, other)
+            layer.register_parameter(other, parameter)
 
 
 def to_dense(module: nn.Module) -> nn.Module:

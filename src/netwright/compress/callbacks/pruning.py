@@ -1,4 +1,5 @@
-"""Lightning callbacks of pruning: sparsity that grows while a network trains, and zeros that stay.
+"""Lightning's side of compression: sparsity that grows while a network trains, zeros that stay, weights that are
+rounded meanwhile, and a module that learns from a teacher.
 
 Zhu & Gupta, "To prune, or not to prune: exploring the efficacy of pruning for model compression", 2017,
 arXiv:1710.01878.

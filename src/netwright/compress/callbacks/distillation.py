@@ -1,0 +1,145 @@
+"""Lightning's side of distillation: a module that learns from a teacher, and weights that are rounded while they train.
+
+Polino, Pascanu and Alistarh, "Model compression via distillation and quantization", ICLR 2018, arXiv:1802.05668.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, cast
+
+import lightning
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from netwright.compress.distill import DistillationLoss
+from netwright.compress.quantize.quantizers import (
+    DifferentiableQuantizer,
+    Gradient,
+    UniformQuantizer,
+    Which,
+    kept_weights,
+    quantizers,
+    targets,
+)
+from netwright.data.tensors import Batches
+from netwright.nn.sparse import clone
+from netwright.train.fit import Classifier, Loader, channels_last
+
+
+class Distiller(Classifier):
+    """Trains a network on what a teacher answers; see :func:`netwright.compress.distill.distill`.
+
+    Args:
+        network: The student.
+        teacher: The trained network; a copy of it is used.
+        loss: Of student's logits, teacher's logits and labels.
+        lr: Learning rate at the start.
+        weight_decay: As for ``Classifier``.
+
+    Raises:
+        ValueError: As ``Classifier``; in training, if student and teacher have different numbers of classes.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        teacher: nn.Module,
+        loss: DistillationLoss,
+        *,
+        lr: float = 0.05,
+        weight_decay: float = 5e-4,
+    ):
+        super().__init__(network, lr=lr, weight_decay=weight_decay)
+        # In a tuple, so that it is no part of this module: not trained, not saved.
+        self._teacher = (clone(teacher).eval().requires_grad_(False),)
+        self.distillation = loss
+        self._answers: Tensor | None = None
+
+    def prepared(self, data: Loader) -> Loader:
+        """The same batches, with the teacher's answers kept where they do not change from epoch to epoch."""
+        if not isinstance(data, Batches) or data.augment is not None:
+            return data
+        whole = Batches(data.dataset, 500, shuffle=False, drop_last=False, normalise=data.normalise)
+        with torch.inference_mode():
+            answers = torch.cat([self._teacher[0](channels_last(batch[0])) for batch in whole])
+        self._answers = answers.clone()
+        indexed = copy.copy(data)
+        indexed.indexed = True
+        return indexed
+
+    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
+        """The loss of a batch (x, labels), or (x, labels, indices) when the answers are kept."""
+        x, labels, *indices = batch
+        x = channels_last(x)
+        if self._answers is not None:
+            taught = self._answers[indices[0].cpu()].to(x.device)
+        else:
+            with torch.no_grad():
+                taught = self._teacher[0].to(x.device)(x)
+        loss = self.distillation(self(x), taught, labels)
+        self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(labels))
+        return loss
+
+
+class QuantizedDistillationCallback(lightning.Callback):
+    """Trains any network with weights that are rounded in every pass, while the optimiser moves those behind them.
+
+    With :class:`Distiller` this is quantised distillation, with any other module quantised training. The rounding is a
+    parametrization and stays when training ends: :func:`netwright.compress.quantize.baked` puts the rounded weights in
+    place. A network that is quantised already stays as it is.
+
+    Args:
+        bits: 1..16.
+        bucket_size: Weights that share a scale, >= 1; None for one scale a tensor.
+        quantize: ``"weights"`` of convolutions and linear layers, or ``"all"`` parameters.
+        quantize_first_last: Whether the first and the last of these layers take part.
+        grad: As for :class:`~netwright.compress.quantize.quantizers.UniformQuantizer`.
+
+    Raises:
+        ValueError: If an argument is out of its range; at the start of training if the network has no such layer.
+
+    Example:
+        >>> trainer = lightning.Trainer(
+        ...     callbacks=[QuantizedDistillationCallback(bits=2)],
+        ...     logger=False, enable_checkpointing=False, accelerator="cpu",
+        ... )
+    """
+
+    def __init__(
+        self,
+        bits: int = 4,
+        bucket_size: int | None = 256,
+        *,
+        quantize: Which = "weights",
+        quantize_first_last: bool = True,
+        grad: Gradient = "ste",
+    ):
+        UniformQuantizer(bits, bucket_size, grad=grad)
+        self.bits, self.bucket_size, self.grad = bits, bucket_size, grad
+        self.quantize, self.quantize_first_last = quantize, quantize_first_last
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Places the rounding, before a checkpoint is read and the optimisers are made."""
+        if stage != "fit" or any(True for _ in quantizers(pl_module)):
+            return
+        for layer, name, parameter in targets(pl_module, self.quantize, self.quantize_first_last):
+            rounding = UniformQuantizer(self.bits, self.bucket_size, grad=self.grad, kept=kept_weights(parameter))
+            parametrize.register_parametrization(layer, name, rounding)
+
+
+class SortedPoints(lightning.Callback):
+    """Keeps the learned points of a differentiably quantised network in order after every step."""
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Sorts them."""
+        for *_, quantizer in quantizers(pl_module):
+            cast(DifferentiableQuantizer, quantizer).sort_()

@@ -1,0 +1,133 @@
+"""What goes on inside a network: activations caught by hooks that clean up, and the maps that are made from them.
+
+Grad-CAM++ weighs each channel k of a layer's activations A by how much more of it would raise the score y of a class,
+
+    w_k = sum_ij alpha_ij^k relu(g_ij^k),   alpha_ij^k = g^2 / (2 g^2 + g^3 sum_ab A_ab^k),   map = relu(sum_k w_k A^k)
+
+with g = dy/dA (Chattopadhay et al., "Grad-CAM++", WACV 2018, arXiv:1710.11063). Grad-CAM takes the mean of g for w_k
+(Selvaraju et al., ICCV 2017, arXiv:1610.02391).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from netwright.nn.batchnorm import frozen_statistics
+from netwright.nn.modes import in_mode
+
+CamMethod = Literal["gradcam", "gradcam++"]
+
+
+@contextmanager
+def caught(layer: nn.Module, *, inputs: bool = False) -> Iterator[list[Tensor]]:
+    """Keeps what a layer gives (or gets) in every forward pass inside the block, with its gradient history.
+
+    Args:
+        layer: Any part of a network.
+        inputs: Keep its first input in place of its output.
+
+    Example:
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+        >>> with caught(net[1], inputs=True) as seen:
+        ...     _ = net(torch.ones(3, 2, 2))
+        >>> seen[0].shape, len(net[1]._forward_hooks)
+        (torch.Size([3, 4]), 0)
+    """
+    seen: list[Tensor] = []
+
+    def keep(part: nn.Module, given: Any, output: Any) -> None:
+        seen.append(given[0] if inputs else output)
+
+    handle = layer.register_forward_hook(keep)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def last_linear(model: nn.Module) -> nn.Linear:
+    """The last linear layer in module order: what classifies, in most networks.
+
+    Raises:
+        ValueError: If there is none.
+
+    Example:
+        >>> last_linear(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))).out_features
+        2
+    """
+    found = [part for part in model.modules() if isinstance(part, nn.Linear)]
+    if not found:
+        raise ValueError(f"model must hold a linear layer, got {type(model).__name__} without one: name the layer")
+    return found[-1]
+
+
+def last_convolution(model: nn.Module) -> nn.Conv2d:
+    """The last 2d convolution in module order, whose map is the most abstract that still has places.
+
+    Raises:
+        ValueError: If there is none.
+
+    Example:
+        >>> last_convolution(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 8, 3), nn.ReLU())).out_channels
+        8
+    """
+    found = [part for part in model.modules() if isinstance(part, nn.Conv2d)]
+    if not found:
+        raise ValueError(f"model must hold a 2d convolution, got {type(model).__name__} without one: name the layer")
+    return found[-1]
+
+
+def class_map(
+    model: nn.Module,
+    images: Float[Tensor, "batch channels height width"],
+    target: Int[Tensor, "batch"] | None = None,
+    *,
+    layer: nn.Module | None = None,
+    method: CamMethod = "gradcam++",
+) -> Float[Tensor, "batch rows columns"]:
+    """How much each place of the picture speaks for a class, at the resolution of a layer.
+
+    Args:
+        model: Gives logits (batch, classes); in evaluation mode meanwhile, left as it was.
+        images: As the model takes them.
+        target: The class of each image; the predicted one by default.
+        layer: Whose output is looked at, (batch, channels, rows, columns); the last convolution by default.
+        method: ``"gradcam"`` or ``"gradcam++"``.
+
+    Returns:
+        Numbers >= 0, not normalised, on the device of the images.
+
+    Raises:
+        ValueError: If ``method`` is unknown, there is no convolution, or the layer's output has no places.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
+        >>> class_map(net, torch.rand(3, 1, 6, 6)).shape
+        torch.Size([3, 4, 4])
+    """
+    if method not in get_args(CamMethod):
+        raise ValueError(f"method must be one of {', '.join(map(repr, get_args(CamMethod)))}, got {method!r}")
+    layer = last_convolution(model) if layer is None else layer
+    # Images ask for their gradient, so that the layer has one even where every parameter is frozen.
+    with in_mode(model, training=False), frozen_statistics(model), torch.enable_grad(), caught(layer) as seen:
+        logits = model(images.detach().requires_grad_())
+        chosen = logits.argmax(1) if target is None else target.to(logits.device)
+        features = seen[-1]
+        if features.ndim != 4:
+            raise ValueError(f"layer must give (batch, channels, rows, columns), got {tuple(features.shape)}")
+        (gradient,) = torch.autograd.grad(logits.gather(1, chosen[:, None]).sum(), features)
+    features = features.detach()
+    if method == "gradcam":
+        weight = gradient.mean((2, 3), keepdim=True)
+    else:
+        square = gradient.square()
+        below = 2 * square + square * gradient * features.sum((2, 3), keepdim=True)
+        alpha = torch.where(below != 0, square / torch.where(below != 0, below, 1), 0)
+        weight = (alpha * gradient.relu()).sum((2, 3), keepdim=True)
+    return (weight * features).sum(1).relu()
