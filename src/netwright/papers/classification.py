@@ -1,4 +1,4 @@
-"""Small classification problems on which the experiments of the training methods run."""
+"""Small classification problems on which the experiments of training and compression run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import lightning
     from torch import nn
 
-    from netwright.data import Normalise, TensorImages
+    from netwright.data import Batches, Normalise, TensorImages
 
 
 @functools.lru_cache(maxsize=2)
@@ -57,6 +57,14 @@ def parts(name: str, seed: int, train: int, held_out: int, test: int) -> tuple[d
     found["test"] = official.subset(subset(official, min(test, len(official)), seed=seed_of_test))
     pixels = found["train"].images.float() / 255
     return found, Normalise((float(pixels.mean()),), (float(pixels.std()),))
+
+
+def batches(name: str, seed: int, images: tuple[int, ...], batch: int) -> Batches:
+    """Batches of the training part of :func:`parts`, in the same order whenever they are asked for."""
+    from netwright.data import Batches
+
+    found, normalise = parts(name, seed, *images)
+    return Batches(found["train"], batch, seed=seed, normalise=normalise)
 
 
 def train(

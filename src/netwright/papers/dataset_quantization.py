@@ -18,7 +18,7 @@ import math
 import statistics
 from typing import TYPE_CHECKING, Any
 
-from netwright.papers import parts, small_images
+from netwright.papers import classification, small_images
 from netwright.papers.evidence import (
     Evidence,
     Verdict,
@@ -191,7 +191,7 @@ def _squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache(maxsize=8)
 def _parts(seed: int, data: str, images: tuple[int, ...]) -> tuple[dict[str, TensorImages], Normalise]:
-    return small_images.parts(seed, *images) if data == "fashion-mnist" else parts.parts(data, seed, *images)
+    return small_images.parts(seed, *images) if data == "fashion-mnist" else classification.parts(data, seed, *images)
 
 
 @functools.lru_cache(maxsize=8)
@@ -291,4 +291,4 @@ def _accuracy(
     network = _network(name, train.shape, seed)
     batches = Batches(train, BATCH, seed=seed, normalise=normalise, steps=updates, name="train")
     fit(Classifier(network, lr=lr), batches, epochs=1, callbacks=[CosineProgress()], seed=seed)
-    return parts.measured(network, judged, normalise)
+    return classification.measured(network, ({"judged": judged}, normalise), "judged")["accuracy"]

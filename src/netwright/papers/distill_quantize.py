@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from netwright.papers import parts
+from netwright.papers import classification
 from netwright.papers.evidence import Evidence, Verdict, all_of, compare, decide, mean, paired_difference
 from netwright.papers.index import Claim, Paper
 from netwright.papers.run import Arms, Run
@@ -239,12 +239,12 @@ class _Bench:
 
     def batches(self) -> Batches:
         """Training batches, in the same order whenever they are asked for."""
-        return parts.batches(self.data, self.seed, self.images, BATCH)
+        return classification.batches(self.data, self.seed, self.images, BATCH)
 
     def accuracy(self, network: nn.Module, part: str) -> float:
         """Share of right answers."""
-        found, normalise = parts.parts(self.data, self.seed, *self.images)
-        return parts.measured(network, found[part], normalise)
+        found = classification.parts(self.data, self.seed, *self.images)
+        return classification.measured(network, found, part)["accuracy"]
 
     def network(self, name: str) -> nn.Module:
         """A teacher or a student, untrained, the same every time."""

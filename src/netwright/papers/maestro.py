@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from netwright.papers import parts
+from netwright.papers import classification
 from netwright.papers.evidence import Evidence, Verdict, all_of, compare, decide
 from netwright.papers.index import Claim, Paper
 from netwright.papers.run import Arms, Run
@@ -277,7 +277,7 @@ class _Bench:
 
     def batches(self) -> Batches:
         """Training batches, in the same order whenever they are asked for."""
-        return parts.batches(DATA, self.seed, self.images, BATCH)
+        return classification.batches(DATA, self.seed, self.images, BATCH)
 
     def network(self) -> nn.Module:
         """LeNet, untrained, the same every time."""
@@ -298,5 +298,5 @@ class _Bench:
 
     def accuracy(self, network: nn.Module, part: str) -> float:
         """Share of right answers."""
-        found, normalise = parts.parts(DATA, self.seed, *self.images)
-        return parts.measured(network, found[part], normalise)
+        found = classification.parts(DATA, self.seed, *self.images)
+        return classification.measured(network, found, part)["accuracy"]
