@@ -115,12 +115,12 @@ class LowRank:
         """A plain network of fewer parameters; its ranks are kept as ``ranks`` of :class:`Compression`."""
         budget = int(self.share * sum(p.numel() for p in network.parameters()))
         low = low_rank.decompose(network)
-        if how.data is None:
-            return low_rank.singular_cut(low, budget)
-        low_rank.fit_maestro(low, how.data, lam=self.lam, epochs=how.epochs, lr=how.lr, seed=how.seed)
-        return low_rank.recalibrate_batchnorm(
-            low_rank.prune_to_budget(low, params=budget, hierarchical=False), how.data
-        )
+        if how.data is not None:
+            low_rank.fit_maestro(low, how.data, lam=self.lam, epochs=how.epochs, lr=how.lr, seed=how.seed)
+        # By what a parameter brings: compared term by term, the first layers would end with one term each, although
+        # theirs are the cheapest.
+        cut = low_rank.prune_to_budget(low, params=budget, hierarchical=False, per_parameter=True)
+        return cut if how.data is None else low_rank.recalibrate_batchnorm(cut, how.data)
 
 
 @dataclass(frozen=True)
