@@ -1,0 +1,48 @@
+"""Why a network answers as it does: maps of where its features are, and how well such maps find things.
+
+Names are resolved when they are first used, so that importing this package loads nothing heavy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_NAMES = {
+    "EigenCAM": "eigen",
+    "EigenMap": "eigen",
+    "eigen_cam": "eigen",
+    "grid_of_tokens": "eigen",
+    "largest_component_box": "localization",
+    "last_conv": "eigen",
+    "localization_error": "localization",
+    "pointing_game": "localization",
+}
+_MODULES = tuple(sorted(set(_NAMES.values())))
+
+if TYPE_CHECKING:
+    from netwright.explain.eigen import EigenCAM, EigenMap, eigen_cam, grid_of_tokens, last_conv
+    from netwright.explain.localization import largest_component_box, localization_error, pointing_game
+
+__all__ = [
+    "EigenCAM",
+    "EigenMap",
+    "eigen_cam",
+    "grid_of_tokens",
+    "largest_component_box",
+    "last_conv",
+    "localization_error",
+    "pointing_game",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NAMES:
+        return getattr(importlib.import_module(f"netwright.explain.{_NAMES[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"netwright.explain.{name}")
+    raise AttributeError(f"module 'netwright.explain' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_MODULES])
