@@ -237,6 +237,9 @@ class Hostile:
             lambda: ["predict", self.run, self.path(self.images)],
             lambda: ["predict", self.run, *(self.path(self.images) for _ in range(dice.randint(2, 4)))],
             lambda: ["report", self.bad_run()],
+            lambda: ["search", self.path(["noise.png", "void", "text.txt"]), "--out", word()],
+            lambda: ["search", "digits", dice.choice(["--method", "--select", "--space", "--flops"]), word()],
+            lambda: ["search", "digits", dice.choice(["--latency-ms", "--epochs", "--batch-size"]), "0"],
             lambda: ["bench", dice.choice([word(), self.bad_run(), self.path(["noise.png", "void"])])],
             lambda: ["bench", "resnet18", *self.bench_option()],
             lambda: ["bench", self.run, "--sparsity", dice.choice(["0.5", "0", "1"])],
@@ -305,7 +308,7 @@ def test_a_thousand_bad_commands(here: Path, tmp_path: Path, run: Path):
             faults.append(f"exit {found.exit_code}")
         if not 1 <= len(lines) <= 6:
             faults.append(f"{len(lines)} lines")
-        if "Traceback" in found.stderr or "--debug" in found.stderr or 'File "' in found.stderr:
+        if "Traceback" in found.stderr or "add --debug" in found.stderr or 'File "' in found.stderr:
             faults.append("an error that nobody foresaw")
         if found.stdout:
             faults.append(f"{len(found.stdout)} characters on stdout")

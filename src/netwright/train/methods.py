@@ -30,6 +30,8 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
     name, _, rest = text.partition(":")
     if name not in METHODS:
         raise UserError(f"unknown training method {name!r}", cure=nearest(name, METHODS))
+    if name == "plain" and rest:
+        raise UserError(f"plain takes no arguments, got {rest!r}")
     arguments: dict[str, Any] = {}
     for part in rest.split(",") if rest else []:
         key, equals, value = part.partition("=")
