@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from netwright.papers import small_images
-from netwright.papers.evidence import mean
+from netwright.papers.evidence import Verdict, all_of, compare, mean
 
 if TYPE_CHECKING:
     import torch
@@ -143,12 +143,22 @@ def _macs(space: ChoiceSpace, genotype: Genotype) -> float:
 @functools.lru_cache(maxsize=8)
 def _candidates(space: ChoiceSpace) -> dict[str, dict[str, float]]:
     """Multiply-adds of every candidate for one image, by key and name."""
-    from netwright.cost import count
+
+    from netwright.search.pricing import operation_macs
 
     supernet = space.supernet(SHAPE[0], 10)
-    table = {key: float(count(op, size).macs) for key, (op, size) in supernet.operations(SHAPE).items()}
+    table = operation_macs(supernet, SHAPE)
     names = space.choices()
     return {key: dict(zip(names[key], row, strict=True)) for key, row in supernet.candidate_costs(table, SHAPE).items()}
+
+
+def cheaper(ours: Mapping[str, Sequence[float]], free: Mapping[str, Sequence[float]]) -> Verdict:
+    """Whether networks found under a penalty take at least 15 % less time for at most 1.5 points of accuracy."""
+    ratio = [a / b for a, b in zip(ours["latency, ms"], free["latency, ms"], strict=True)]
+    return all_of(
+        compare(ratio, 0.0, direction="less", margin=0.85),
+        compare(ours["accuracy"], free["accuracy"], margin=-0.015),
+    )
 
 
 def line(latencies: Sequence[Sequence[float]], accuracies: Sequence[Sequence[float]]) -> Callable[[int, float], float]:

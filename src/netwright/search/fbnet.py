@@ -145,6 +145,16 @@ class TemperatureSchedule:
     init: float = 5.0
     rate: float = 0.045
 
+    @classmethod
+    def within(cls, epochs: int) -> Self:
+        """The schedule that is as cold after so many epochs as the paper's after its 80.
+
+        Example:
+            >>> round(TemperatureSchedule.within(4)(4), 3)
+            0.137
+        """
+        return cls(rate=0.045 * 80 / epochs)
+
     def __post_init__(self) -> None:
         if not 0 < self.init < math.inf:
             raise ValueError(f"init must be > 0 and finite, got {self.init}")
@@ -319,7 +329,7 @@ class FBNet(Searcher):
         warmup, search = brief.epochs
         return cls(
             supernet, brief.limits, warmup_epochs=warmup, epochs=warmup + search,
-            temperature=TemperatureSchedule(rate=0.045 * 80 / search), lr=brief.lr, alpha_lr=0.1,
+            temperature=TemperatureSchedule.within(search), lr=brief.lr, alpha_lr=0.1,
             selector=brief.chosen or SampleSelector(limits=brief.limits),
         )  # fmt: skip
 

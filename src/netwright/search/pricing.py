@@ -116,6 +116,13 @@ class NetworkCost(ExpectedCost):
         return (supernet.priced(shared) + self.constant) / self.unit
 
 
+def operation_macs(supernet: Supernet, shape: tuple[int, int, int]) -> dict[Any, float]:
+    """Multiply-adds of every costly candidate of a supernet by its key, for one input of ``shape`` (C, H, W)."""
+    from netwright.cost import count
+
+    return {key: float(count(op, size).macs) for key, (op, size) in supernet.operations(shape).items()}
+
+
 def multiply_adds(
     space: AnySpace, shape: tuple[int, int, int], num_classes: int = 10, **options: Any
 ) -> dict[Any, float]:
@@ -138,9 +145,7 @@ def multiply_adds(
     from netwright.seeding import stream
 
     supernet = space.supernet(shape[0], num_classes, **options)
-    table: dict[Any, float] = {
-        key: float(count(op, size).macs) for key, (op, size) in supernet.operations(shape).items()
-    }
+    table = operation_macs(supernet, shape)
     network: nn.Module = space.build(space.random(stream(0, "multiply-adds")), shape[0], num_classes, seed=0, **options)
     chosen = operations_of(network, shape).values()
     table["constant"] = count(network, shape).macs - sum(table[key] for key in chosen if key is not None)
@@ -167,10 +172,7 @@ class MultiplyAdds(ExpectedCost):
             raise ValueError("the supernet must have had a forward pass, got none")
         channels, height, width = shape = supernet.input_shape
         if shape not in self._counted:
-            from netwright.cost import count
-
-            operations = supernet.operations((channels, height, width))
-            table = {key: float(count(module, size).macs) for key, (module, size) in operations.items()}
+            table = operation_macs(supernet, (channels, height, width))
             self._counted[shape] = supernet.candidate_costs(table, (channels, height, width))
         return self._counted[shape]
 

@@ -122,8 +122,8 @@ def expected_macs(supernet: Supernet, shape: tuple[int, int, int]) -> float:
         >>> expected_macs(supernet, (1, 16, 16)) < before
         True
     """
-    from netwright.cost import count
+    from netwright.search.pricing import operation_macs
 
-    table = {key: float(count(op, size).macs) for key, (op, size) in supernet.operations(shape).items()}
+    table = operation_macs(supernet, shape)
     with torch.no_grad():
         return float(supernet.expected_cost(table, shape, drawn=False))
