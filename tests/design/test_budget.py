@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from netwright.compress import prune
 from netwright.data.tensors import Batches, TensorImages
 from netwright.design import budget as budgeting
 from netwright.design.budget import RunClock, opened, seconds_left, steps_seen
@@ -18,7 +19,7 @@ from netwright.design.options import Options
 from netwright.design.pipeline import design, result_of
 from netwright.design.plan import Phase, Plan
 from netwright.design.run import RunFolder
-from netwright.design.training_stage import Stage
+from netwright.design.training_stage import Stage, _Ramp
 from netwright.storage import read_json, write_json
 from netwright.train.fit import Classifier, fit
 from netwright.train.schedules import CosineProgress, Deadline, Timetable
@@ -119,6 +120,20 @@ class TestDeadline:
         found = train(clock, [2.0], planned=8, limit=8.0, checkpoint=checkpoint)
         assert 3.0 + found.seconds <= 8.0
         assert found.epochs == 3 + found.seconds / 2
+
+
+@pytest.mark.parametrize("seconds", [[1.0], [30.0], [1.0, 1.0, 30.0]])
+def test_a_phase_cut_short_is_pruned_to_the_end_all_the_same(clock: Clock, seconds: list[float]):
+    x = torch.randint(0, 256, (40, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    network = prune.place_masks(nn.Sequential(nn.Flatten(), nn.Linear(16, 10), nn.ReLU(), nn.Linear(10, 2)))
+    fit(
+        Classifier(network, lr=0.1),
+        Batches(TensorImages(x, torch.arange(40) % 2), 10),
+        epochs=6,
+        callbacks=[Slow(clock, seconds), _Ramp(network, 0.9, "global"), Deadline(6.0)],
+    )
+    assert prune.sparsity(network).kept == 18  # of 180
 
 
 def stage(tmp_path: Path, limit: float) -> Stage:

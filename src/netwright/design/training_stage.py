@@ -67,11 +67,15 @@ SCOPES: dict[str, Scope] = {"model": "global", "baseline": "lamp"}
 
 
 class _Ramp(Progress):
-    """Raises the sparsity along the cubic curve over the progress of a phase whose length may change."""
+    """Raises the sparsity along the cubic curve over the progress of a phase whose length may change.
+
+    However short a deadline cuts the phase, the network leaves it at the whole sparsity.
+    """
 
     def __init__(self, network: nn.Module, sparsity: float, scope: Scope):
         super().__init__()
         self.network, self.sparsity, self.scope = network, sparsity, scope
+        self._reached = 0.0
 
     def on_train_batch_end(
         self,
@@ -84,8 +88,15 @@ class _Ramp(Progress):
         self.progress += self.step_size(trainer, batch_idx)
         if (batch_idx + 1) % RAMP_EVERY == 0 or steps_left(trainer, batch_idx) == 1:
             # The last tenth is left to recover in; the curve is flat there anyway.
-            reached = prune.cubic_sparsity(round(1000 * self.progress), 0, 900, 0.0, self.sparsity)
-            prune.update(self.network, reached, scope=self.scope, regrow=True)
+            self._prune(prune.cubic_sparsity(round(1000 * self.progress), 0, 900, 0.0, self.sparsity))
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if self._reached < self.sparsity:
+            self._prune(self.sparsity)
+
+    def _prune(self, sparsity: float) -> None:
+        prune.update(self.network, sparsity, scope=self.scope, regrow=True)
+        self._reached = sparsity
 
 
 @dataclasses.dataclass
