@@ -31,8 +31,14 @@ def settings(run: Run, devices: Mapping[str, int]) -> dict[str, Settings]:
     """
     repeats = run.size("timed calls", full=100, fast=2, scaled=False)
     threads = run.size("threads of a device with several inputs at once", full=2, fast=1, scaled=False)
+    calibration = run.size("networks that correct a latency table", full=30, fast=2, scaled=False)
     return {
-        name: {"batch": inputs, "threads": threads if inputs > 1 else 1, "repeats": repeats}
+        name: {
+            "batch": inputs,
+            "threads": threads if inputs > 1 else 1,
+            "repeats": repeats,
+            "calibration": calibration,
+        }
         for name, inputs in devices.items()
     }
 
