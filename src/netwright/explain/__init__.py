@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 _NAMES = {
     "EigenCAM": "eigen",
     "EigenMap": "eigen",
-    "Explanation": "prototypes",
     "LitPrototypeClassifier": "prototypes",
     "NearestCases": "prototypes",
     "PrototypeClassifier": "prototypes",
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from netwright.explain.eigen import EigenCAM, EigenMap, eigen_cam, grid_of_tokens, last_conv
     from netwright.explain.localization import largest_component_box, localization_error, pointing_game
     from netwright.explain.prototypes import (
-        Explanation,
         LitPrototypeClassifier,
         NearestCases,
         PrototypeClassifier,
@@ -53,7 +51,6 @@ if TYPE_CHECKING:
 __all__ = [
     "EigenCAM",
     "EigenMap",
-    "Explanation",
     "LitPrototypeClassifier",
     "NearestCases",
     "PrototypeClassifier",
