@@ -53,9 +53,9 @@ def test_whole_pixels_are_shifts_and_zero_is_the_identity():
     images = torch.rand(2, 2, 6, 5, generator=generator(), dtype=torch.float64)
     down = torch.zeros(2, 2, 6, 5)
     down[:, 0] = 2
-    assert torch.allclose(displaced(images, down)[:, :, :4], images[:, :, 2:], atol=1e-14)
+    assert torch.allclose(displaced(images, down)[:, :, :4], images[:, :, 2:], atol=1e-12)
     assert not displaced(images, down)[:, :, 4:].any()
-    assert torch.equal(elastic_deform(images.float(), alpha=0), images.float())
+    assert torch.allclose(elastic_deform(images, alpha=0), images, atol=1e-12)
 
 
 def test_size_of_the_displacements():

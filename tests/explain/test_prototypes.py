@@ -86,9 +86,6 @@ def test_the_gradient_where_two_points_meet_is_finite_and_zero():
         assert 0 <= float(distances[0, 0].detach()) < 1e-5
         for gradient in torch.autograd.grad(distances[0, 0], (z, p)):
             assert float(gradient.abs().max()) == 0
-    # What it replaces: infinite there.
-    z, p = torch.zeros(1, 2, requires_grad=True), torch.zeros(1, 2)
-    assert not np.isfinite(torch.autograd.grad(torch.cdist(z, p).pow(0.5).sum(), z)[0]).all()
 
 
 def test_nearest_prototype_classifier():
@@ -125,7 +122,7 @@ def test_translation_rotation_and_permutation():
 
 def test_prototypes_on_the_examples_cost_nothing():
     z = drawn(6, 4)
-    terms = PrototypeLoss(lambda_ae=0)(output_of(z, z[torch.randperm(6)]), z, torch.zeros(6, dtype=torch.long))
+    terms = PrototypeLoss(lambda_ae=0)(output_of(z, z[[3, 0, 5, 1, 4, 2]]), z, torch.zeros(6, dtype=torch.long))
     assert float(terms.r1) < 1e-14
     assert float(terms.r2) < 1e-14
 
@@ -319,7 +316,7 @@ def test_projection_makes_prototypes_of_real_cases():
 
 def test_contributions_sum_to_the_logit():
     network, x = small(), drawn(7, 5, dtype=torch.float32)
-    network[0] if False else network.train()
+    network.train()
     found = network.explain(x, nearest=2, classes=["a", "b", "c"])
     assert network.training
     assert torch.allclose(found.contributions.sum(2), network(x).logits, rtol=1e-5, atol=1e-5)
@@ -371,7 +368,7 @@ def test_pictures_and_page_blocks():
     block = found.images(2)
     assert len(block.items) == 5
     assert f"prototype {found.cases(2)[3].prototype}," in block.items[4].caption
-    html = Page(verdict="v", sections=[Section("s", [block])]).html()
+    html = Page("title", "verdict", [Section("section", [block])]).html()
     assert html.count("data:image/png") == 5
     near = network.nearest_training([(x, torch.arange(30) % 10)], k=3)
     assert len(near.plot().images) == 15 * 4

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
 
 from netwright.explain.prototypes.explanation import Explanation, NearestCases
 from netwright.explain.prototypes.layer import LazyPrototypeLayer, PrototypeLayer
@@ -92,9 +91,9 @@ class PrototypeClassifier(nn.Module):
         self.input_shape: tuple[int, ...] | None = None
         self.latent_shape: tuple[int, ...] | None = None
         if input_shape is not None:
-            device = next((p.device for p in self.parameters() if not isinstance(p, UninitializedParameter)), None)
+            like = next(self.encoder.parameters(), self.linear.weight)
             with in_mode(self, training=False), torch.no_grad():
-                self(torch.zeros(1, *input_shape, device=device))
+                self(torch.zeros(1, *input_shape, device=like.device, dtype=like.dtype))
 
     @property
     def prototypes(self) -> Float[Tensor, "prototypes dim"]:
