@@ -58,7 +58,7 @@ class PrototypeLoss(nn.Module):
         >>> z, p = torch.tensor([[0.0, 0], [3, 4]]), torch.tensor([[0.0, 0], [6, 8], [3, 0]])
         >>> output = PrototypeOutput(torch.zeros(2, 2), squared_distances(z, p), z, None)
         >>> terms = PrototypeLoss(lambda_ae=0)(output, z, torch.tensor([0, 1]))
-        >>> round(float(terms.r1), 4), float(terms.r2)
+        >>> round(float(terms.r1), 4), round(float(terms.r2), 4)
         (11.3333, 8.0)
     """
 
