@@ -58,7 +58,7 @@ CARD = Paper(
     fast_seeds=1,
 )
 
-LOSSES: dict[str, dict[str, float]] = {
+LOSSES: dict[str, dict[str, Any]] = {
     "full loss": {},
     "no ties": {"lambda_1": 0.0, "lambda_2": 0.0},
     "no decoder": {"lambda_ae": 0.0},

@@ -96,7 +96,7 @@ class LazyPrototypeLayer(LazyModuleMixin, PrototypeLayer):
 
     def __init__(self, n_prototypes: int):
         super().__init__(n_prototypes, 1)
-        self.prototypes = UninitializedParameter()
+        self.prototypes = UninitializedParameter()  # type: ignore[assignment]
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""

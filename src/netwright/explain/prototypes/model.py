@@ -226,7 +226,8 @@ class PrototypeClassifier(nn.Module):
         if seen < k:
             raise ValueError(f"loader must hold at least k = {k} examples, got {seen}")
         decoded = None if self.decoder is None else self.decode_prototypes()
-        return NearestCases(*best, self.prototype_classes(), decoded)
+        distances, places, classes, inputs, encodings = best
+        return NearestCases(distances, places, classes, inputs, encodings, self.prototype_classes(), decoded)
 
     @torch.no_grad()
     def project(self, loader: Iterable[Any]) -> None:
