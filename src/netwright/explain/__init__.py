@@ -1,4 +1,4 @@
-"""Why a network answers as it does: maps of where its features are, and how well such maps find things.
+"""Why a network answers as it does: where its features are, which cases it goes by, how well maps find things.
 
 Names are resolved when they are first used, so that importing this package loads nothing heavy.
 """
@@ -11,11 +11,22 @@ from typing import TYPE_CHECKING, Any
 _NAMES = {
     "EigenCAM": "eigen",
     "EigenMap": "eigen",
+    "LitPrototypeClassifier": "prototypes",
+    "NearestCases": "prototypes",
+    "PrototypeClassifier": "prototypes",
+    "PrototypeLayer": "prototypes",
+    "PrototypeLoss": "prototypes",
+    "PrototypeOutput": "prototypes",
     "eigen_cam": "eigen",
+    "elastic_deform": "prototypes",
+    "explain_by_prototypes": "prototypes",
+    "find_prototypes": "prototypes",
     "grid_of_tokens": "eigen",
     "largest_component_box": "localization",
     "last_conv": "eigen",
     "localization_error": "localization",
+    "mnist_conv_decoder": "prototypes",
+    "mnist_conv_encoder": "prototypes",
     "pointing_game": "localization",
 }
 _MODULES = tuple(sorted(set(_NAMES.values())))
@@ -23,15 +34,39 @@ _MODULES = tuple(sorted(set(_NAMES.values())))
 if TYPE_CHECKING:
     from netwright.explain.eigen import EigenCAM, EigenMap, eigen_cam, grid_of_tokens, last_conv
     from netwright.explain.localization import largest_component_box, localization_error, pointing_game
+    from netwright.explain.prototypes import (
+        LitPrototypeClassifier,
+        NearestCases,
+        PrototypeClassifier,
+        PrototypeLayer,
+        PrototypeLoss,
+        PrototypeOutput,
+        elastic_deform,
+        explain_by_prototypes,
+        find_prototypes,
+        mnist_conv_decoder,
+        mnist_conv_encoder,
+    )
 
 __all__ = [
     "EigenCAM",
     "EigenMap",
+    "LitPrototypeClassifier",
+    "NearestCases",
+    "PrototypeClassifier",
+    "PrototypeLayer",
+    "PrototypeLoss",
+    "PrototypeOutput",
     "eigen_cam",
+    "elastic_deform",
+    "explain_by_prototypes",
+    "find_prototypes",
     "grid_of_tokens",
     "largest_component_box",
     "last_conv",
     "localization_error",
+    "mnist_conv_decoder",
+    "mnist_conv_encoder",
     "pointing_game",
 ]
 
