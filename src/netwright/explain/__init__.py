@@ -11,28 +11,36 @@ from typing import TYPE_CHECKING, Any
 _NAMES = {
     "EigenCAM": "eigen",
     "EigenMap": "eigen",
+    "GradCAM": "gradient",
     "eigen_cam": "eigen",
-    "grid_of_tokens": "eigen",
+    "grid_of_tokens": "layers",
     "largest_component_box": "localization",
-    "last_conv": "eigen",
+    "last_conv": "layers",
+    "last_places": "layers",
     "localization_error": "localization",
     "pointing_game": "localization",
+    "with_places": "layers",
 }
-_MODULES = tuple(sorted(set(_NAMES.values())))
+_MODULES = tuple(sorted({*_NAMES.values(), "maps"}))
 
 if TYPE_CHECKING:
-    from netwright.explain.eigen import EigenCAM, EigenMap, eigen_cam, grid_of_tokens, last_conv
+    from netwright.explain.eigen import EigenCAM, EigenMap, eigen_cam
+    from netwright.explain.gradient import GradCAM
+    from netwright.explain.layers import grid_of_tokens, last_conv, last_places, with_places
     from netwright.explain.localization import largest_component_box, localization_error, pointing_game
 
 __all__ = [
     "EigenCAM",
     "EigenMap",
+    "GradCAM",
     "eigen_cam",
     "grid_of_tokens",
     "largest_component_box",
     "last_conv",
+    "last_places",
     "localization_error",
     "pointing_game",
+    "with_places",
 ]
 
 
