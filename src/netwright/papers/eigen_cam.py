@@ -17,6 +17,7 @@ tested: VGG-16 on ILSVRC-2014 and the published margin over Grad-CAM, whose pict
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +72,10 @@ CHUNK = 100
 def judge(arms: Arms) -> dict[str, Verdict]:
     """The verdicts that follow from the figures."""
     protocols = [name for name in ("canvases", "photographs") if f"{name}, Eigen-CAM" in arms]
-    found = {"finds": all_of(*(_finds(arms, name) for name in protocols))}
+    finds = all_of(*(_finds(arms, name) for name in protocols))
+    if "photographs" not in protocols:
+        finds = dataclasses.replace(finds, reason=f"{finds.reason}; the photographs were not looked at")
+    found = {"finds": finds}
     ours, theirs = arms["canvases, Eigen-CAM"], arms["canvases, Grad-CAM"]
     if "localisation, disturbed" not in ours:
         return found | dict.fromkeys(("robust", "clean", "beats"), decide(None, reason="no attack was run"))
@@ -109,7 +113,7 @@ def _robust(ours: dict[str, list[Any]], theirs: dict[str, list[Any]]) -> Verdict
         return decide(None, mean(saved), "a single seed has no interval")
     passed = mean(saved) >= 0.05 and low > 0
     verdict = decide(True if passed else False if high < 0.05 else None, mean(saved), reason)
-    return Verdict(verdict.verdict, verdict.statistic, (low, high), reason)
+    return dataclasses.replace(verdict, interval=(low, high))
 
 
 def reproduce(run: Run) -> Evidence:
