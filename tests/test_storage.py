@@ -381,7 +381,7 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     assert stat.S_IMODE(target.stat().st_mode) == 0o777 & ~storage._umask()
 
     def fail():
-        with storage.new_folder(tmp_path / "b") as folder:
+        with storage.new_folder(tmp_path / "b" / "c") as folder:
             (folder / "x").write_text("x")
             raise RuntimeError
 

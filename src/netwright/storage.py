@@ -16,7 +16,7 @@ import socket
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -102,17 +102,25 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     refuse_taken(target)
+    made = [parent for parent in target.parents if not parent.exists()]
+    temporary = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise UserError(f"cannot write: {error.strerror}", where=target, cure="choose another folder") from error
-    try:
         yield temporary
         os.chmod(temporary, 0o777 & ~_umask())
         os.replace(temporary, target)
+        made = []
+    except OSError as error:
+        if temporary is not None:
+            raise
+        raise UserError(f"cannot write: {error.strerror}", where=target, cure="choose another folder") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        for parent in made:  # the innermost first; one that has got something else in it stays
+            with suppress(OSError):
+                parent.rmdir()
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from netwright.console import UserError, nearest, table, task
 from netwright.design.model import RunModel, load
 from netwright.design.verdict import percent
+from netwright.page import Images, KeyValues, Mono, Page, Picture, Section, Text, png
 from netwright.results import Result, save_figure
 from netwright.seeding import seeded
 from netwright.storage import new_folder, refuse_taken
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from netwright.explain.maps import LayerMaps
-    from netwright.page import Page
 
 METHODS = {"eigen-cam": "Eigen-CAM", "grad-cam": "Grad-CAM", "grad-cam++": "Grad-CAM++"}
 SIZE = 224  # of the input of a function in a Python file, unless it is told
@@ -129,25 +129,33 @@ def explain_images(
         raise UserError("no such file", where=missing)
     refuse_taken(out)
     network = _open(model, size, random_weights, download, seed)
-    pictures = [_read(file, network) for file in files]
-    cams, probs, names = _maps(network, pictures, layers, method, center)
-    confidence, best = probs.max(1)
-    classes = [_class_name(network, i, probs.shape[1]) for i in best.tolist()]
-    titles = [f"{name}, {percent(p, 0)}" for name, p in zip(classes, confidence.tolist(), strict=True)]
-    written = _file_names(files)
-    found = Explained(
-        network=network.name,
-        method=method,
-        layers=tuple(names),
-        files=tuple(map(str, files)),
-        classes=tuple(classes),
-        probabilities=tuple(round(p, 6) for p in confidence.tolist()),
-        pictures=tuple(written),
-        folder=str(out),
-    )
-    with new_folder(out) as folder:
-        _draw(folder, written, pictures, cams, titles, f"{METHODS[method]}, {', '.join(names)}")
-        _page(found, pictures, cams, titles).write(folder, "explained")
+    maker = _maker(network, layers, method, center)
+    written, classes, shares, items = _file_names(files), [], [], []
+    edge = _edge(len(files))
+    with new_folder(out) as folder, task("images", total=len(files)) as bar:
+        for start in range(0, len(files), CHUNK):
+            part = files[start : start + CHUNK]
+            pictures = [_read(file, network) for file in part]
+            cams, probs = _maps(network, maker, pictures)
+            confidence, best = probs.max(1)
+            classes += [_class_name(network, i, probs.shape[1]) for i in best.tolist()]
+            shares += [round(p, 6) for p in confidence.tolist()]
+            for i, (file, picture, cam) in enumerate(zip(part, pictures, cams, strict=True), start):
+                title = f"{classes[i]}, {percent(shares[i], 0)}"
+                _draw(folder / written[i], picture, cam, title, f"{METHODS[method]}, {', '.join(maker.layer_names)}")
+                items.append(_beside(picture, cam, edge, [title, " (", Mono(file.name), ")"]))
+                bar.advance()
+        found = Explained(
+            network=network.name,
+            method=method,
+            layers=tuple(maker.layer_names),
+            files=tuple(map(str, files)),
+            classes=tuple(classes),
+            probabilities=tuple(shares),
+            pictures=tuple(written),
+            folder=str(out),
+        )
+        _page(found, items).write(folder, "explained")
     return found
 
 
@@ -198,23 +206,23 @@ def _read(file: Path, network: _Network) -> Image:
     return image.crop((left, top, left + max(1, round(across)), top + max(1, round(down))))
 
 
-def _maps(
-    network: _Network, pictures: Sequence[Image], layers: Sequence[str], method: str, center: bool
-) -> tuple[Tensor, Tensor, list[str]]:
-    """Maps at the size of the input, class probabilities, names of the layers."""
+def _maps(network: _Network, maker: Any, pictures: Sequence[Image]) -> tuple[Tensor, Tensor]:
+    """Maps at the size of the input, and class probabilities, from one pass."""
     x = torch.stack([_input(picture, network) for picture in pictures])
-    maker = _maker(network, layers, method, center)
-    cams, probs = [], []
-    with task("maps", total=len(x)) as bar:
-        for part in x.split(CHUNK):
-            cams.append(_pass(maker, part, network))
-            logits = maker.output
-            if not isinstance(logits, Tensor) or logits.ndim != 2:
-                shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-                raise UserError(f"the network must give (batch, classes), got {shape}", where=network.name)
-            probs.append(logits.float().softmax(1))
-            bar.advance(len(part))
-    return torch.cat(cams), torch.cat(probs), maker.layer_names
+    try:
+        cams = maker(x)
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # a network of anybody's fails in any way on an input of another size
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        told = "no map can be made" if isinstance(error, ValueError) else "the network fails on the images"
+        cure = f"choose another --layer, or another --size than {network.size[0]}"
+        raise UserError(f"{told}: {first}", where=network.name, cure=cure) from error
+    logits = maker.output
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UserError(f"the network must give (batch, classes), got {shape}", where=network.name)
+    return cams, logits.float().softmax(1)
 
 
 def _input(picture: Image, network: _Network) -> Tensor:
@@ -240,20 +248,6 @@ def _maker(network: _Network, layers: Sequence[str], method: str, center: bool) 
     return GradCAM(network.module, chosen, method="gradcam" if method == "grad-cam" else "gradcam++")
 
 
-def _pass(maker: Any, x: Tensor, network: _Network) -> Tensor:
-    try:
-        return maker(x)
-    except UserError:
-        raise
-    except (MemoryError, KeyboardInterrupt):
-        raise
-    except Exception as error:  # a network of anybody's fails in any way on an input of another size
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        told = "no map can be made" if isinstance(error, ValueError) else "the network fails on the images"
-        cure = f"choose another --layer, or another --size than {network.size[0]}"
-        raise UserError(f"{told}: {first}", where=network.name, cure=cure) from error
-
-
 def _class_name(network: _Network, number: int, outputs: int) -> str:
     known = network.classes
     return known[number] if known is not None and len(known) == outputs else f"class {number}"
@@ -272,16 +266,12 @@ def _file_names(files: Sequence[Path]) -> list[str]:
     return names
 
 
-def _draw(
-    folder: Path, names: Sequence[str], pictures: Sequence[Image], cams: Tensor, titles: Sequence[str], subtitle: str
-) -> None:
+def _draw(file: Path, picture: Image, cam: Tensor, title: str, subtitle: str) -> None:
     from netwright.explain.drawing import draw
 
-    with task("pictures", total=len(names)) as bar, warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a class named in a script the font lacks
-        for name, picture, cam, title in zip(names, pictures, cams, titles, strict=True):
-            save_figure(draw(_shown(picture, LARGEST), cam, title, subtitle), folder / name, dpi=DPI)
-            bar.advance()
+        save_figure(draw(_shown(picture, LARGEST), cam, title, subtitle), file, dpi=DPI)
 
 
 def _shown(picture: Image, longest: int) -> np.ndarray:
@@ -292,23 +282,28 @@ def _shown(picture: Image, longest: int) -> np.ndarray:
     return array[..., None] if array.ndim == 2 else array
 
 
-def _page(found: Explained, pictures: Sequence[Image], cams: Tensor, titles: Sequence[str]) -> Page:
-    from netwright.explain.drawing import overlay
-    from netwright.page import Images, KeyValues, Mono, Page, Picture, Section, png
+def _edge(count: int) -> int:
+    """Pixels of a panel on the page: two of every picture, base64 included, stay within what a page may hold."""
+    return int(min(384.0, max(64.0, (PAGE_BYTES * 0.75 / (2 * PIXEL_BYTES * count)) ** 0.5)))
 
-    # Two panels of every picture, base64 included, within what a page may hold.
-    edge = int(min(384.0, max(64.0, (PAGE_BYTES * 0.75 / (2 * PIXEL_BYTES * len(pictures))) ** 0.5)))
-    items = []
-    for picture, cam, title, file in zip(pictures, cams, titles, found.files, strict=True):
-        shown = _shown(picture, edge)
-        plain = (np.repeat(shown, 3, axis=2) if shown.shape[2] == 1 else shown).astype(np.float64) / 255
-        both = np.concatenate([plain, np.ones((len(plain), 4, 3)), overlay(shown, cam)], axis=1)
-        items.append(Picture(png(both, edge=2 * edge + 4), [title, " (", Mono(Path(file).name), ")"]))
-    what = {
-        "eigen-cam": "Bright is where the layer's features are strongest along their first principal direction; no "
-        "class enters, so a wrong answer does not move the map.",
-        "grad-cam": "Bright is where the layer's features speak for the predicted class.",
-    }["eigen-cam" if found.method == "eigen-cam" else "grad-cam"]
+
+def _beside(picture: Image, cam: Tensor, edge: int, caption: Text) -> Picture:
+    """A picture and its map beside it."""
+    from netwright.explain.drawing import overlay
+
+    shown = _shown(picture, edge)
+    plain = (np.repeat(shown, 3, axis=2) if shown.shape[2] == 1 else shown).astype(np.float64) / 255
+    both = np.concatenate([plain, np.ones((len(plain), 4, 3)), overlay(shown, cam)], axis=1)
+    return Picture(png(both, edge=2 * edge + 4), caption)
+
+
+def _page(found: Explained, items: Sequence[Picture]) -> Page:
+    what = (
+        "Bright is where the layer's features are strongest along their first principal direction; no class enters, "
+        "so a wrong answer does not move the map."
+        if found.method == "eigen-cam"
+        else "Bright is where the layer's features speak for the predicted class."
+    )
     count = f"{len(items)} image{'' if len(items) == 1 else 's'}"
     sentence = f"{METHODS[found.method]} of {found.network}, layer {', '.join(found.layers)}, for {count}."
     facts = {"network": found.network, "method": METHODS[found.method], "layers": ", ".join(found.layers)}
