@@ -17,7 +17,7 @@ timm_only = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason=
 # Network, side of its input, the layer that is found, channels and side of its map.
 NETWORKS = [
     ("resnet18", 64, "layer4", 512, 2),
-    ("squeezenet1_1", 64, "classifier.0", 512, 3),
+    ("squeezenet1_1", 64, "features", 512, 3),
     ("mobilenet_v3_small", 64, "features", 576, 2),
     ("shufflenet_v2_x0_5", 64, "conv5", 1024, 2),
     ("densenet121", 64, "features", 1024, 2),
@@ -25,9 +25,9 @@ NETWORKS = [
     ("swin_t", 64, "permute", 768, 2),
 ]
 TIMM = [
-    ("timm:test_resnet", 64, "layer4", 160, 2),
+    ("timm:test_resnet", 64, "layer4", 96, 2),
     ("timm:test_vit", 160, "blocks.5.norm1", 64, 10),
-    ("timm:test_convnext", 64, "stages", 96, 2),
+    ("timm:test_convnext", 64, "stages", 64, 2),
     ("timm:mobilevit_xxs", 64, "final_conv", 320, 2),
     ("timm:levit_128s", 224, "stages", 384, 4),
 ]

@@ -91,7 +91,7 @@ def maps(network: nn.Module, data: Data, probs: Tensor, limit: int = MOST_MAPS) 
     if not len(chosen):
         return None
     try:
-        cams = EigenCAM(network)(data.normalise()(images[chosen]))
+        cams = EigenCAM(network, upsample=False)(data.normalise()(images[chosen]))
     except ValueError:  # no layer with places, or activations that overflowed
         return None
     return {

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from netwright.explain.maps import LayerMaps
+    from netwright.nn.activations import CamMethod
 
 METHODS = {"eigen-cam": "Eigen-CAM", "grad-cam": "Grad-CAM", "grad-cam++": "Grad-CAM++"}
 SIZE = 224  # of the input of a function in a Python file, unless it is told
@@ -207,7 +208,7 @@ def _read(file: Path, network: _Network) -> Image:
 
 
 def _maps(network: _Network, maker: Any, pictures: Sequence[Image]) -> tuple[Tensor, Tensor]:
-    """Maps at the size of the input, and class probabilities, from one pass."""
+    """Maps and class probabilities, from one pass."""
     x = torch.stack([_input(picture, network) for picture in pictures])
     try:
         cams = maker(x)
@@ -243,9 +244,11 @@ def _maker(network: _Network, layers: Sequence[str], method: str, center: bool) 
         cure = near if near.endswith("?") else f"choose one of {len(known)} layers, {known[0]} to {known[-1]}"
         raise UserError(f"the network has no layer {unknown!r}", where=network.name, cure=cure)
     chosen = list(layers) or None
+    several = len(layers) > 1  # maps of one layer are drawn from its own places
     if method == "eigen-cam":
-        return EigenCAM(network.module, chosen, center=center)
-    return GradCAM(network.module, chosen, method="gradcam" if method == "grad-cam" else "gradcam++")
+        return EigenCAM(network.module, chosen, center=center, upsample=several)
+    kind: CamMethod = "gradcam" if method == "grad-cam" else "gradcam++"
+    return GradCAM(network.module, chosen, method=kind, upsample=several)
 
 
 def _class_name(network: _Network, number: int, outputs: int) -> str:

@@ -27,7 +27,7 @@ def overlay(picture: np.ndarray, cam: Float[Tensor, "rows columns"]) -> Float[np
 
     Args:
         picture: (height, width, 1 or 3), uint8 or floats in [0, 1].
-        cam: In [0, 1]; resized to the picture, bilinearly.
+        cam: In [0, 1]; resized to the picture, smoothly (bicubic), so give it as small as the layer is.
 
     Returns:
         Floats in [0, 1].
@@ -50,9 +50,9 @@ def overlay(picture: np.ndarray, cam: Float[Tensor, "rows columns"]) -> Float[np
     values = array.astype(np.float64) / 255 if array.dtype == np.uint8 else array.astype(np.float64)
     grey = values @ np.array([0.299, 0.587, 0.114]) if array.shape[2] == 3 else values[..., 0]
     under = (1 - PALE) * values + PALE * grey[..., None]
-    wanted = functional.interpolate(cam[None, None].double(), array.shape[:2], mode="bilinear", align_corners=False)
+    wanted = functional.interpolate(cam[None, None].double(), array.shape[:2], mode="bicubic", align_corners=False)
     heat = wanted[0, 0].clamp(0, 1).cpu().numpy()
-    opacity = STRENGTH * heat[..., None] ** 0.8
+    opacity = STRENGTH * heat[..., None]
     return (1 - opacity) * under + opacity * colormaps[COLOURS](heat)[..., :3]
 
 
@@ -86,7 +86,7 @@ def draw(picture: np.ndarray, cam: Float[Tensor, "rows columns"], title: str = "
         figure.get_layout_engine().set(w_pad=0.04, h_pad=0.04, wspace=0.02)  # type: ignore[union-attr]
         left, right, scale = figure.subplots(1, 3, width_ratios=[1, 1, 0.045])
         for ax, image, text, weight in ((left, shown, title, "bold"), (right, heat, subtitle, "normal")):
-            ax.imshow(image, interpolation="lanczos" if max(height, width) > 64 else "nearest")
+            ax.imshow(image, interpolation="bilinear" if max(height, width) > 64 else "nearest")
             ax.set_axis_off()
             _title(ax, text, wide, weight)
         _scale(scale, height / (0.045 * width))

@@ -121,12 +121,15 @@ def _head(events: list[_Ran]) -> int | None:
 
 
 def _with_places(events: list[_Ran], batch: int, size: tuple[int, int]) -> list[_Ran]:
-    """Those with places that are not what a pooling layer gave, by itself or through a container."""
+    """Those with places that are not what a pooling layer gave, by itself or through a container; no placeholders."""
     pooled = {id(ran.output) for ran in events if "Pool" in type(ran.part).__name__ and ran.output is not ran.given}
     return [
         ran
         for ran in events
-        if len(ran.output) == batch and id(ran.output) not in pooled and _places(with_places(ran.output, size)) > 1
+        if not isinstance(ran.part, (nn.Identity, nn.Dropout, nn.Dropout2d))
+        and len(ran.output) == batch
+        and id(ran.output) not in pooled
+        and _places(with_places(ran.output, size)) > 1
     ]
 
 
