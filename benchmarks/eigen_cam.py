@@ -91,7 +91,7 @@ def main() -> None:
         for timing in found.timings:
             faster = f"{timing.ratio:.2f}" if timing.name == "grad-cam" else ""
             spread = f"{timing.ratio_low:.2f}..{timing.ratio_high:.2f}"
-            told = f">= {aim}: {'met' if timing.ratio >= aim else 'missed'}" if faster else ""
+            told = f">= {aim}: {'met' if timing.ratio >= aim else 'missed'}" if faster and not given.tiny else ""
             name = f"{batch} x {channels} x {side} x {side}{'' if bright else ', noise'}"
             rows.append([name, timing.name, f"{timing.median_ms:.1f}", faster, spread if faster else "", told])
     print(table(rows, ["activations", "maps by", "ms", "time / ours", "quartiles", "aim"]))
@@ -103,7 +103,8 @@ def main() -> None:
     )
     rows = []
     for timing in found.timings:
-        told = f"<= 1.05: {'met' if timing.ratio <= 1.05 else 'missed'}" if timing.name == "ours" else ""
+        judged = timing.name == "ours" and not given.tiny
+        told = f"<= 1.05: {'met' if timing.ratio <= 1.05 else 'missed'}" if judged else ""
         spread = f"{timing.ratio_low:.3f}..{timing.ratio_high:.3f}"
         rows.append([timing.name, f"{timing.median_ms:.1f}", f"{timing.ratio:.3f}", spread, told])
     print(table(rows, ["ResNet, images to maps", "ms", "over the forward pass", "quartiles", "aim"]))

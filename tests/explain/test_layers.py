@@ -93,6 +93,23 @@ def test_tokens_count_while_the_answer_depends_on_them(mean, layer):
         assert torch.allclose(EigenCAM(net, upsample=False)(x), eigen_cam(places), atol=1e-4)
 
 
+def test_a_network_that_keeps_what_it_computes_can_be_trained_afterwards():
+    class Keeps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head, self.kept = nn.Conv2d(3, 4, 3), nn.Linear(4, 2), None
+
+        def forward(self, x):
+            x = self.conv(x)
+            self.kept = torch.ones(x.shape[2:]) if self.kept is None else self.kept
+            return self.head((x * self.kept).mean((2, 3)))
+
+    net, x = Keeps(), torch.rand(2, 3, 8, 8)
+    EigenCAM(net)(x)
+    net(x).sum().backward()
+    assert net.conv.weight.grad is not None
+
+
 @pytest.mark.parametrize("prefixes", [0, 1, 2, 5])
 @pytest.mark.parametrize(("size", "grid"), [((32, 32), (4, 4)), ((96, 64), (6, 4)), ((40, 80), (4, 8))])
 def test_tokens_are_put_back_where_they_were(prefixes, size, grid):

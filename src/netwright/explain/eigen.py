@@ -264,7 +264,8 @@ class EigenCAM(LayerMaps):
         try:
             for layer in layers:
                 self._handles.append(layer.register_forward_hook(lambda m, given, out: seen.__setitem__(id(m), out)))
-            with in_mode(self.model, training=False), torch.inference_mode():
+            # Not inference mode: a network that keeps what it computes could not be trained any more.
+            with in_mode(self.model, training=False), torch.no_grad():
                 self.output = self.model(x)
         finally:
             self.close()

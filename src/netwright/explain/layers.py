@@ -47,7 +47,7 @@ def last_conv(model: nn.Module, example: Tensor | None = None) -> nn.Module:
     """
     if example is None:
         return last_convolution(model)
-    with torch.inference_mode():
+    with torch.no_grad():
         ran = [each.part for each in _run(model, example)[0] if isinstance(each.part, nn.Conv2d)]
     return ran[-1] if ran else last_convolution(model)
 
@@ -78,7 +78,7 @@ def last_places(
         True
     """
     size = (example.shape[-2], example.shape[-1])
-    with torch.inference_mode():
+    with torch.no_grad():  # not inference mode: a network may keep what it computes, and be trained later
         events, answer = _run(model, example)
     found = _with_places(_features(events, answer), len(example), size)
     if not found:
@@ -106,13 +106,14 @@ def _run(model: nn.Module, example: Tensor) -> tuple[list[_Ran], Any]:
 
 
 def _features(events: list[_Ran], answer: Any) -> list[_Ran]:
-    """What ran before a final convolution that gives class scores; all of it where there is none."""
+    """What ran, without class scores of places and what is made of those of a final convolution."""
     head = _head(events)
     if head is None or not isinstance(answer, Tensor) or answer.ndim != 2:
         return events
-    part = events[head].part
-    scores = isinstance(part, nn.Conv2d) and part.kernel_size == (1, 1) and part.out_channels == answer.shape[1]
-    return events[:head] if scores else events
+    part, classes = events[head].part, answer.shape[1]
+    scores = isinstance(part, nn.Conv2d) and part.kernel_size == (1, 1) and part.out_channels == classes
+    kept = events[:head] if scores else events
+    return [ran for ran in kept if not (isinstance(ran.part, nn.Linear) and ran.part.out_features == classes)]
 
 
 def _head(events: list[_Ran]) -> int | None:
@@ -140,13 +141,14 @@ def _places(features: Tensor | None) -> int:
 def _that_matters(model: nn.Module, example: Tensor, last: _Ran, size: tuple[int, int]) -> _Ran | None:
     """The last tokens of the same width on whose places what classifies depends."""
     with torch.enable_grad():
-        # A clone, since a tensor of inference mode has no gradient.
         events, answer = _run(model, example.detach().clone().requires_grad_())
         head = _head(events)
         # What classifies is given features; its own weights may be zeros before any training.
         features = answer if head is None or not isinstance(events[head].given, Tensor) else events[head].given
         shape = last.output.shape
-        known = [ran for ran in events if ran.output.shape == shape and ran.output.requires_grad]
+        # Keys and values have the same shape but are only what attention makes of its input.
+        streams = [ran for ran in events if ran.output.shape == shape and not isinstance(ran.part, nn.Linear)]
+        known = [ran for ran in streams if ran.output.requires_grad]
         if not known or not isinstance(features, Tensor) or not features.requires_grad:
             return None
         # The sum of what a layer norm gives is constant, a sum with unequal weights is not.
