@@ -186,8 +186,7 @@ def load(
         raise UserError("an ONNX file can only be measured, not changed", where=path, cure="give the run or the module")
     from netwright.nn.pretrained import create
 
-    chosen = {"num_classes": num_classes, "in_channels": in_channels, "pretrained": pretrained, "download": download}
-    return create(text, **chosen).eval()
+    return create(text, num_classes, in_channels, pretrained, download).eval()
 
 
 def load_run(

@@ -76,14 +76,15 @@ def draw(picture: np.ndarray, cam: Float[Tensor, "rows columns"], title: str = "
     """
     import matplotlib
     from matplotlib.figure import Figure as Canvas
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     heat = overlay(picture, cam)
     shown = np.repeat(picture, 3, axis=2) if picture.shape[2] == 1 else picture
     height, width = heat.shape[:2]
     tall, wide = PANEL * height / max(height, width), PANEL * width / max(height, width)
     with matplotlib.rc_context({"text.parse_math": False, "font.size": 9, "font.family": "sans-serif"}):
-        figure = Canvas(figsize=(2 * wide + 0.85, tall + 0.35), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.04, h_pad=0.04, wspace=0.02)  # type: ignore[union-attr]
+        layout = ConstrainedLayoutEngine(w_pad=0.04, h_pad=0.04, wspace=0.02)
+        figure = Canvas(figsize=(2 * wide + 0.85, tall + 0.35), layout=layout)
         left, right, scale = figure.subplots(1, 3, width_ratios=[1, 1, 0.045])
         for ax, image, text, weight in ((left, shown, title, "bold"), (right, heat, subtitle, "normal")):
             ax.imshow(image, interpolation="bilinear" if max(height, width) > 64 else "nearest")
