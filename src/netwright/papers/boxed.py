@@ -105,7 +105,7 @@ def pasted(count: int, generator: Generator) -> tuple[Tensor, Tensor]:
             share = low + (high - low) * float(torch.rand((), generator=generator))
             factor = share * LITE_SIDE / max(crop.shape[1:])
             height, width = (max(1, round(factor * side)) for side in crop.shape[1:])
-            small = functional.interpolate(crop[None], (height, width), mode="bilinear", antialias=True)[0]
+            small = functional.interpolate(crop[None], (height, width), mode="bilinear", antialias=True)[0].clamp(0, 1)
             texture = _photograph(TEXTURES[whole(len(TEXTURES) - 1)])
             top, left = (whole(side - LITE_SIDE) for side in texture.shape[1:])
             canvas = texture[:, top : top + LITE_SIDE, left : left + LITE_SIDE].clone()
