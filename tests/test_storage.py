@@ -370,3 +370,40 @@ def test_free_bytes_of_a_folder_to_be(tmp_path):
     assert free == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.2)
     assert storage.free_bytes(Path("relative-and-missing")) > 0
     assert np.isfinite(free)
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "a" / "whole"
+    with storage.new_folder(target) as folder:
+        (folder / "x").write_text("x")
+        assert not target.exists()
+    assert [p.name for p in target.iterdir()] == ["x"]
+    assert stat.S_IMODE(target.stat().st_mode) == 0o777 & ~storage._umask()
+
+    def fail():
+        with storage.new_folder(tmp_path / "b" / "c") as folder:
+            (folder / "x").write_text("x")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a"]
+    (tmp_path / "empty").mkdir()
+    with storage.new_folder(tmp_path / "empty") as folder:
+        (folder / "y").write_text("y")
+    assert (tmp_path / "empty" / "y").is_file()
+
+
+@pytest.mark.parametrize("name", ["file", "full", "link", "file/below"])
+def test_a_place_that_is_taken_is_left_as_it_is(tmp_path, name):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    before = sorted(p.name for p in tmp_path.rglob("*"))
+    with (
+        pytest.raises(UserError, match=r"something is there already|cannot write"),
+        storage.new_folder(tmp_path / name),
+    ):
+        raise AssertionError("never reached")
+    assert sorted(p.name for p in tmp_path.rglob("*")) == before

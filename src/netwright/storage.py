@@ -16,7 +16,7 @@ import socket
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,57 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def refuse_taken(folder: str | os.PathLike[str]) -> None:
+    """Refuses a place where something is already, an empty folder apart, before anything is computed for it.
+
+    Raises:
+        UserError: If something is there.
+    """
+    target = Path(folder)
+    if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
+        raise UserError("something is there already", where=target, cure="choose another folder")
+
+
+@contextmanager
+def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary folder that takes its place when the block ends well; nothing is left when it does not.
+
+    Args:
+        path: A folder that is not there yet, or is empty.
+
+    Raises:
+        UserError: If something is there already, or nothing can be written there.
+
+    Example:
+        >>> target = Path(tempfile.mkdtemp()) / "whole"
+        >>> with new_folder(target) as folder:
+        ...     _ = (folder / "a.txt").write_text("a")
+        >>> [file.name for file in target.iterdir()]
+        ['a.txt']
+    """
+    target = Path(path)
+    refuse_taken(target)
+    made = [parent for parent in target.parents if not parent.exists()]
+    temporary = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        yield temporary
+        os.chmod(temporary, 0o777 & ~_umask())
+        os.replace(temporary, target)
+        made = []
+    except OSError as error:
+        if temporary is not None:
+            raise
+        raise UserError(f"cannot write: {error.strerror}", where=target, cure="choose another folder") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        for parent in made:  # the innermost first; one that has got something else in it stays
+            with suppress(OSError):
+                parent.rmdir()
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

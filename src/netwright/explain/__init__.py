@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 _NAMES = {
     "EigenCAM": "eigen",
     "EigenMap": "eigen",
+    "GradCAM": "gradient",
     "LitPrototypeClassifier": "prototypes",
     "NearestCases": "prototypes",
     "PrototypeClassifier": "prototypes",
@@ -21,18 +22,22 @@ _NAMES = {
     "elastic_deform": "prototypes",
     "explain_by_prototypes": "prototypes",
     "find_prototypes": "prototypes",
-    "grid_of_tokens": "eigen",
+    "grid_of_tokens": "layers",
     "largest_component_box": "localization",
-    "last_conv": "eigen",
+    "last_conv": "layers",
+    "last_places": "layers",
     "localization_error": "localization",
     "mnist_conv_decoder": "prototypes",
     "mnist_conv_encoder": "prototypes",
     "pointing_game": "localization",
+    "with_places": "layers",
 }
-_MODULES = tuple(sorted(set(_NAMES.values())))
+_MODULES = tuple(sorted({*_NAMES.values(), "maps"}))
 
 if TYPE_CHECKING:
-    from netwright.explain.eigen import EigenCAM, EigenMap, eigen_cam, grid_of_tokens, last_conv
+    from netwright.explain.eigen import EigenCAM, EigenMap, eigen_cam
+    from netwright.explain.gradient import GradCAM
+    from netwright.explain.layers import grid_of_tokens, last_conv, last_places, with_places
     from netwright.explain.localization import largest_component_box, localization_error, pointing_game
     from netwright.explain.prototypes import (
         LitPrototypeClassifier,
@@ -51,6 +56,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EigenCAM",
     "EigenMap",
+    "GradCAM",
     "LitPrototypeClassifier",
     "NearestCases",
     "PrototypeClassifier",
@@ -64,10 +70,12 @@ __all__ = [
     "grid_of_tokens",
     "largest_component_box",
     "last_conv",
+    "last_places",
     "localization_error",
     "mnist_conv_decoder",
     "mnist_conv_encoder",
     "pointing_game",
+    "with_places",
 ]
 
 
