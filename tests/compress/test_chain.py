@@ -14,7 +14,7 @@ from netwright.data import Batches, load
 from netwright.deploy import onnx
 from netwright.metrics import accuracy
 from netwright.seeding import seeded, stream
-from netwright.train.fit import Classifier, evaluate, fit
+from netwright.train import Classifier, evaluate, fit
 
 X = torch.randn(4, 1, 8, 8, generator=stream(0, "x"))
 

@@ -18,7 +18,7 @@ from netwright.design.options import Options
 from netwright.design.run import RunFolder
 from netwright.metrics import accuracy
 from netwright.seeding import seeded
-from netwright.train.fit import Classifier, evaluate, fit
+from netwright.train import Classifier, evaluate, fit
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ from netwright.results import Result, new_axes
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from netwright.train.fit import Loader
+    from netwright.train import Loader
 
 ROUNDS = 30
 RECOVERY = 0.3  # share of the steps of pruning that is left to recover in
@@ -374,7 +374,7 @@ def _measured(
 
 
 def _accuracy(network: nn.Module, test: Iterable[tuple[Tensor, ...]]) -> float:
-    from netwright.train.fit import evaluate
+    from netwright.train import evaluate
 
     return metrics.accuracy(*evaluate(network, test))
 

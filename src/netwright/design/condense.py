@@ -159,7 +159,7 @@ def _in_order(data: Data) -> Batches:
 
 def _trained(data: Data, seed: int) -> Tensor:
     from netwright.nn.convnet import SmallConvNet
-    from netwright.train.fit import Classifier, fit
+    from netwright.train import Classifier, fit
     from netwright.train.schedules import CosineProgress
 
     with seeded(seed, "init", "condense"):

@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 METHODS = {
-    "plain": "netwright.train.fit:Classifier",
+    "plain": "netwright.train.classifier:Classifier",
     "tract": "netwright.train.callbacks:TrActCallback",
     "weight-compander": "netwright.train.callbacks:WeightCompanderCallback",
     "gradient-noise": "netwright.train.callbacks:GradientNoiseCallback",
@@ -19,11 +19,12 @@ METHODS = {
 }
 
 _NAMES = {
-    "Classifier": "fit",
+    "Classifier": "classifier",
     "CosineProgress": "schedules",
     "Deadline": "schedules",
     "GradientNoise": "gradient_noise",
     "GradientNoiseCallback": "callbacks",
+    "Loader": "fitting",
     "NoisyOptimizer": "gradient_noise",
     "PSKDCallback": "callbacks",
     "PSKDLoss": "self_distillation",
@@ -39,12 +40,13 @@ _NAMES = {
     "add_gradient_noise_": "gradient_noise",
     "apply_tract": "tract",
     "apply_weight_compander": "weight_compander",
+    "channels_last": "classifier",
     "compand": "weight_compander",
     "crossover": "weight_compander",
     "distillation_loss": "distillation",
-    "evaluate": "fit",
+    "evaluate": "classifier",
     "expand_inverse": "weight_compander",
-    "fit": "fit",
+    "fit": "fitting",
     "fit_pskd": "self_distillation",
     "noise_variance": "gradient_noise",
     "param_groups": "weight_compander",
@@ -57,7 +59,9 @@ _NAMES = {
 }
 _MODULES = (
     "callbacks",
+    "classifier",
     "distillation",
+    "fitting",
     "gradient_noise",
     "methods",
     "rmsprop",
@@ -69,8 +73,9 @@ _MODULES = (
 
 if TYPE_CHECKING:
     from netwright.train.callbacks import GradientNoiseCallback, PSKDCallback, TrActCallback, WeightCompanderCallback
+    from netwright.train.classifier import Classifier, channels_last, evaluate
     from netwright.train.distillation import distillation_loss
-    from netwright.train.fit import Classifier, evaluate, fit
+    from netwright.train.fitting import Loader, fit
     from netwright.train.gradient_noise import (
         GradientNoise,
         NoisyOptimizer,
@@ -107,6 +112,7 @@ __all__ = [
     "Deadline",
     "GradientNoise",
     "GradientNoiseCallback",
+    "Loader",
     "NoisyOptimizer",
     "PSKDCallback",
     "PSKDLoss",
@@ -122,6 +128,7 @@ __all__ = [
     "add_gradient_noise_",
     "apply_tract",
     "apply_weight_compander",
+    "channels_last",
     "compand",
     "crossover",
     "distillation_loss",

@@ -15,7 +15,7 @@ from netwright.compress.quantize.training import gradient_norms
 from netwright.data import Batches, load
 from netwright.metrics import accuracy
 from netwright.seeding import seeded
-from netwright.train.fit import Classifier, evaluate, fit
+from netwright.train import Classifier, evaluate, fit
 
 EPOCHS = 4
 

@@ -25,7 +25,7 @@ from netwright.compress.quantize.quantizers import (
 )
 from netwright.data.tensors import Batches
 from netwright.nn.sparse import clone
-from netwright.train.fit import Classifier, Loader, channels_last
+from netwright.train import Classifier, Loader, channels_last
 
 
 class Distiller(Classifier):

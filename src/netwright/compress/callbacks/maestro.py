@@ -27,7 +27,7 @@ from netwright.compress.low_rank.ordered import (
     truncated,
 )
 from netwright.seeding import derive
-from netwright.train.fit import Classifier, channels_last
+from netwright.train import Classifier, channels_last
 
 
 class MaestroCallback(lightning.Callback):

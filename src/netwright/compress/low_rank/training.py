@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import lightning
 
     from netwright.results import History
-    from netwright.train.fit import Loader
+    from netwright.train import Loader
 
 
 def fit_maestro(
@@ -68,7 +68,7 @@ def fit_maestro(
         ValueError: If an argument is out of its range, or there is no low-rank layer.
     """
     from netwright.compress.callbacks import FullPassClassifier, MaestroCallback
-    from netwright.train.fit import Classifier, fit
+    from netwright.train import Classifier, fit
     from netwright.train.schedules import CosineProgress
 
     kind = FullPassClassifier if full_pass else Classifier

@@ -28,7 +28,7 @@ from netwright.nn.batchnorm import frozen_statistics
 from netwright.nn.sparse import clone, to_dense
 
 if TYPE_CHECKING:
-    from netwright.train.fit import Loader
+    from netwright.train import Loader
 
 MEASURED_BATCHES = 5
 _M = TypeVar("_M", bound=nn.Module)
