@@ -9,7 +9,7 @@ from netwright.compress import magnitude
 from netwright.compress.callbacks import Distiller, QuantizedDistillationCallback
 from netwright.compress.distill import DistillationLoss, distill
 from netwright.compress.quantize import baked, pack, uniform_quantize, unpack
-from netwright.compress.quantize.quantizers import quantizers
+from netwright.compress.quantize.placing import quantizers
 from netwright.data import Batches, Normalise, TensorImages
 from netwright.data.augment import HorizontalFlip
 from netwright.seeding import seeded, stream

@@ -10,7 +10,7 @@ from netwright.compress.quantize import (
     post_training_quantize,
     quantized_distillation,
 )
-from netwright.compress.quantize.quantizers import quantizers
+from netwright.compress.quantize.placing import quantizers
 from netwright.compress.quantize.training import gradient_norms
 from netwright.data import Batches, load
 from netwright.metrics import accuracy

@@ -55,7 +55,7 @@ def fit_maestro(
         weight_decay: Of the factors; it acts as a penalty on singular values, beside ``lam``.
         optimizer: Makes another optimiser.
         mode: Of :func:`~netwright.compress.low_rank.ordered.ordered_rank_sampler`.
-        hierarchical: Whether the penalty of a term includes those behind it.
+        hierarchical: Whether penalty and importance of a term include those behind it.
         validation: Batches to watch.
         callbacks: More of Lightning's.
         calibration_batches: Batches of ``loader`` from which batch norms are measured anew; None for all.

@@ -26,7 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from netwright.compress.quantize.quantizers import Quantizer, UniformQuantizer, baked, kept_weights, quantizers
+from netwright.compress.quantize.placing import baked, kept_weights, quantizers
+from netwright.compress.quantize.quantizers import Quantizer, UniformQuantizer
 from netwright.compress.quantize.scaling import MOST_BITS, BucketScaler
 from netwright.console import UserError, table
 from netwright.deploy.stored import filled, gaps_of
