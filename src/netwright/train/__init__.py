@@ -29,6 +29,7 @@ _NAMES = {
     "PSKDCallback": "callbacks",
     "PSKDLoss": "self_distillation",
     "PSKDTargets": "self_distillation",
+    "PatchDrawing": "masked_autoencoder",
     "RMSpropTF": "rmsprop",
     "StepProgress": "schedules",
     "TrActCallback": "callbacks",
@@ -47,6 +48,7 @@ _NAMES = {
     "evaluate": "classifier",
     "expand_inverse": "weight_compander",
     "fit": "fitting",
+    "fit_masked_autoencoder": "masked_autoencoder",
     "fit_pskd": "self_distillation",
     "noise_variance": "gradient_noise",
     "param_groups": "weight_compander",
@@ -63,6 +65,7 @@ _MODULES = (
     "distillation",
     "fitting",
     "gradient_noise",
+    "masked_autoencoder",
     "methods",
     "rmsprop",
     "schedules",
@@ -83,6 +86,7 @@ if TYPE_CHECKING:
         noise_variance,
         register_gradient_noise,
     )
+    from netwright.train.masked_autoencoder import PatchDrawing, fit_masked_autoencoder
     from netwright.train.rmsprop import RMSpropTF
     from netwright.train.schedules import CosineProgress, Deadline, StepProgress
     from netwright.train.self_distillation import PSKDLoss, PSKDTargets, fit_pskd, pskd_alpha
@@ -117,6 +121,7 @@ __all__ = [
     "PSKDCallback",
     "PSKDLoss",
     "PSKDTargets",
+    "PatchDrawing",
     "RMSpropTF",
     "StepProgress",
     "TrActCallback",
@@ -135,6 +140,7 @@ __all__ = [
     "evaluate",
     "expand_inverse",
     "fit",
+    "fit_masked_autoencoder",
     "fit_pskd",
     "noise_variance",
     "param_groups",
