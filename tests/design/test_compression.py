@@ -95,7 +95,7 @@ def test_the_report_verb_writes_the_page_again(compressed):
 
 def test_what_is_there_is_not_touched(run, compressed, tmp_path):
     out, _ = compressed
-    with pytest.raises(UserError, match="holds another compression .*methods"):
+    with pytest.raises(UserError, match=r"holds another compression .*methods"):
         compress_model(str(run), None, out, Wish(("prune",)))
     with pytest.raises(UserError, match="no compression of netwright"):
         compress_model(str(run), None, run, Wish(("prune",)), force=True)

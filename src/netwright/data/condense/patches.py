@@ -196,8 +196,9 @@ def restore(patched: PatchedImages, inpainter: Filler = mean_of_kept) -> Tensor:
 
     Args:
         patched: From :func:`drop_patches`.
-        inpainter: :func:`mean_of_kept`, :func:`nearest_kept`, :func:`biharmonic`, or a module, a
-            :class:`~netwright.nn.masked_autoencoder.MaskedAutoencoder` say. It works on floats; uint8 images are in 0..255 and rounded afterwards.
+        inpainter: :func:`mean_of_kept`, :func:`nearest_kept`, :func:`biharmonic`, or a module,
+            :class:`~netwright.nn.masked_autoencoder.MaskedAutoencoder` say. It works on floats; uint8 images are in
+            0..255 and rounded afterwards.
 
     Raises:
         ValueError: If the filler gives another shape.
