@@ -1,5 +1,6 @@
 """Masked autoencoders: layout, independence of what is dropped, an independent encoder, the authors' files."""
 
+import functools
 import math
 
 import pytest
@@ -82,7 +83,7 @@ def test_the_encoder_is_timms_vision_transformer():
     with seeded(0, "init"):
         peer = timm.models.VisionTransformer(
             img_size=8, patch_size=4, embed_dim=16, depth=2, num_heads=2, num_classes=0, global_pool="token",
-            norm_layer=lambda n: nn.LayerNorm(n, 1e-6),
+            norm_layer=functools.partial(nn.LayerNorm, eps=1e-6),
         ).eval()  # fmt: skip
     net = network((3, 8, 8))
     for part in ("patch_embed", "cls_token", "pos_embed", "blocks", "norm"):
