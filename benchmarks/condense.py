@@ -74,7 +74,7 @@ def bins(rounds: int, quick: bool) -> None:
         theirs = matrix_bins(x, 10, definition)
         assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True)), f"{name}: other picks"
         calls[name] = lambda definition=definition: matrix_bins(x, 10, definition)
-    print(compare_times(calls, rounds=rounds))
+    print(compare_times(calls, rounds=rounds, threads=1))
 
 
 def large(rounds: int, quick: bool) -> None:
@@ -107,7 +107,7 @@ def peers(rounds: int, quick: bool) -> None:
         from submodlib import GraphCutFunction
 
         made = GraphCutFunction(n=count, mode="dense", lambdaVal=1.0, separate_rep=False, ggsijs=s)
-        options = {"stopIfZeroGain": False, "stopIfNegativeGain": False}
+        options = {"stopIfZeroGain": False, "stopIfNegativeGain": False, "show_progress": False}
         for name in ("NaiveGreedy", "LazyGreedy"):
             calls[f"submodlib, {name}, similarities given"] = lambda name=name: [
                 index for index, _ in made.maximize(picks, optimizer=name, **options)
@@ -118,7 +118,7 @@ def peers(rounds: int, quick: bool) -> None:
     for name, call in calls.items():
         same = len(ours & set(map(int, call())))
         print(f"{name}: {same} of {picks} picks are the same")
-    print(compare_times(calls, rounds=rounds))
+    print(compare_times(calls, rounds=rounds, threads=1))
 
 
 def sampling(rounds: int, quick: bool) -> None:
@@ -136,7 +136,7 @@ def sampling(rounds: int, quick: bool) -> None:
 
     assert abs(len(looped()) - len(sample_bins(bins, 0.1, labels))) < 100
     calls = {"netwright": lambda: sample_bins(bins, 0.1, labels), "a loop over bins and classes": looped}
-    print(compare_times(calls, rounds=rounds))
+    print(compare_times(calls, rounds=rounds, threads=1))
 
 
 def gradients(rounds: int, quick: bool) -> None:
@@ -164,7 +164,7 @@ def gradients(rounds: int, quick: bool) -> None:
         "netwright, written out": ours,
         "a backward pass an example": looped,
     }
-    print(compare_times(calls, rounds=rounds))
+    print(compare_times(calls, rounds=rounds, threads=1))
 
 
 def patches(rounds: int, quick: bool) -> None:
@@ -180,13 +180,13 @@ def patches(rounds: int, quick: bool) -> None:
 
         assert torch.equal(looped(), restore(patched, filler))
         calls = {"all at once": lambda filler=filler: restore(patched, filler), "image by image": looped}
-        print(f"{name}\n{compare_times(calls, rounds=rounds)}")
+        print(f"{name}\n{compare_times(calls, rounds=rounds, threads=1)}")
 
     def dropped() -> list[object]:
         return [drop_patches(images[[i]], importance[[i]], 0.25, 16) for i in range(count)]
 
     calls = {"all at once": lambda: drop_patches(images, importance, 0.25, 16), "image by image": dropped}
-    print(f"dropping\n{compare_times(calls, rounds=rounds)}")
+    print(f"dropping\n{compare_times(calls, rounds=rounds, threads=1)}")
 
 
 SUBJECTS = {

@@ -184,7 +184,7 @@ def _figures(report: Compression) -> Table:
 
 
 def _files(result: Compressed) -> list[Block]:
-    rows = [[[Mono(name)], Value(size, file_size(size))] for name, size in result.files.items()]
+    rows: list[Sequence[Cell]] = [[[Mono(name)], Value(size, file_size(size))] for name, size in result.files.items()]
     blocks: list[Block] = [Table(["file", "size"], rows)] if rows else []
     if result.missing:
         blocks.append(Bullets(result.missing))

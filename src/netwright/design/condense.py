@@ -138,8 +138,8 @@ def condense(
     arrays = target.suffix == ".npz"
     record = target.with_suffix(".json") if arrays else target / "condensed.json"
     storage.write_json(record, {**result.to_dict(), "indices": chosen.tolist()})
-    made = page(result, found, rows, quantizer.bins_, chosen)
-    report = made.write(target.parent, f"{target.stem}-report") if arrays else made.write(target)
+    told = page(result, found, rows, quantizer.bins_, chosen)
+    report = told.write(target.parent, f"{target.stem}-report") if arrays else told.write(target)
     return dataclasses.replace(result, report=str(report))
 
 

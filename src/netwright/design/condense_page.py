@@ -134,6 +134,7 @@ def landscape(rows: Tensor, kept: np.ndarray, seed: int) -> Figure:
         ax.plot(*places[~chosen].T, "o", ms=2.4, color=colour("muted"), alpha=0.35, mew=0)
         ax.plot(*places[chosen].T, "o", ms=3.6, color=colour("orange"), mew=0)
         ax.set_aspect("equal", adjustable="datalim")
+        ax.grid(visible=False)
         ax.set_xticklabels([])
         ax.set_yticklabels([])
         ax.tick_params(length=0)
