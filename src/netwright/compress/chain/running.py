@@ -55,6 +55,7 @@ def compress(
         UserError: If a file in ``folder`` is damaged, or was left by another chain.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
         >>> small, report = compress(net, [LowRank(0.5), Prune(0.5), Quantize(4)], example=torch.rand(1, 1, 8, 8))
         >>> [s.step for s in report.steps], report.ratio > 5
@@ -108,6 +109,7 @@ def unpacked(blob: bytes, model: nn.Module) -> nn.Module:
         UserError: If the bytes are damaged, or do not fit the network.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
         >>> x = torch.rand(2, 1, 8, 8)
         >>> small, report = compress(net, [LowRank(0.5), Quantize(4)], example=x)

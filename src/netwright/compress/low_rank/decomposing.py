@@ -57,6 +57,7 @@ def decompose(
         ValueError: If no layer is left to decompose, or ``ignore_first`` is negative.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
         >>> low, x = decompose(net, ignore_last=True), torch.rand(3, 8)
         >>> type(low[0]).__name__, type(low[2]).__name__, torch.allclose(low(x), net(x), atol=1e-5)

@@ -84,7 +84,7 @@ class UniformQuantizer(Quantizer):
 
     Example:
         >>> layer = nn.Linear(16, 4)
-        >>> _ = parametrize.register_parametrization(layer, "weight", UniformQuantizer(2))
+        >>> _ = nn.utils.parametrize.register_parametrization(layer, "weight", UniformQuantizer(2))
         >>> len(layer.weight.unique()), len(layer.parametrizations.weight.original.unique())
         (4, 64)
     """
@@ -224,7 +224,7 @@ class DifferentiableQuantizer(LearnedPoints):
     Example:
         >>> layer = nn.Linear(16, 4)
         >>> quantizer = DifferentiableQuantizer(layer.weight, 4)
-        >>> _ = parametrize.register_parametrization(layer, "weight", quantizer)
+        >>> _ = nn.utils.parametrize.register_parametrization(layer, "weight", quantizer)
         >>> layer(torch.ones(1, 16)).sum().backward()
         >>> quantizer.points.grad.shape, layer.parametrizations.weight.original.grad
         (torch.Size([4]), None)
