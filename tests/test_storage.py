@@ -162,7 +162,7 @@ def test_damaged_json(tmp_path, content):
     assert caught.value.where == tmp_path / "run.json"
 
 
-@pytest.mark.parametrize("read", [storage.read_json, storage.read_tensors])
+@pytest.mark.parametrize("read", [storage.read_json, storage.read_tensors, storage.read_metadata])
 def test_missing_file(tmp_path, read):
     with pytest.raises(UserError, match="no such file"):
         read(tmp_path / "nothing")
@@ -180,6 +180,9 @@ def test_tensors_survive_bit_for_bit(tmp_path):
     storage.write_tensors(tmp_path / "w.safetensors", tensors, {"epoch": "3"})
     back = storage.read_tensors(tmp_path / "w.safetensors")
     assert set(back) == set(tensors)
+    assert storage.read_metadata(tmp_path / "w.safetensors") == {"epoch": "3"}
+    storage.write_tensors(tmp_path / "plain.safetensors", tensors)
+    assert storage.read_metadata(tmp_path / "plain.safetensors") == {}
     for name, tensor in tensors.items():
         assert back[name].dtype == tensor.dtype
         assert torch.equal(back[name], tensor)
@@ -193,6 +196,8 @@ def test_damaged_tensors(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match="damaged weights file"):
             storage.read_tensors(path)
+        with pytest.raises(UserError, match="damaged weights file"):
+            storage.read_metadata(path)
 
 
 def test_checkpoints_hold_plain_values_and_tensors(tmp_path):
@@ -265,6 +270,21 @@ def test_digest_depends_on_every_part_and_its_boundaries():
     digests = [storage.digest(*p) for p in [("a",), ("b",), ("a", "b"), ("ab",), (b"a",), ("a", 1), ("a", "1"), ()]]
     assert len(set(digests)) == len(digests)
     assert storage.digest({"a": 1, "b": 2}) == storage.digest({"b": 2, "a": 1})
+
+
+def test_digest_of_tensors_is_of_names_types_shapes_and_bytes():
+    base = {"w": torch.arange(6.0).view(2, 3), "b": torch.tensor(1.0)}
+    same = {"w": torch.arange(6.0).view(3, 2).view(2, 3).t().contiguous().t(), "b": torch.tensor(1.0)}
+    assert storage.tensors_digest(base) == storage.tensors_digest(same)  # layout in memory does not count
+    others = [
+        {"v": base["w"], "b": base["b"]},
+        {"w": base["w"].double(), "b": base["b"]},
+        {"w": base["w"].view(3, 2), "b": base["b"]},
+        {"w": base["w"] + 1e-7, "b": base["b"]},
+        {"w": base["w"]},
+        {"w": base["w"].bfloat16(), "b": base["b"]},
+    ]
+    assert len({storage.tensors_digest(tensors) for tensors in [base, *others]}) == 7
 
 
 def test_file_digest(tmp_path):

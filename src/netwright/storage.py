@@ -187,6 +187,25 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Any]:
         ) from error
 
 
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The texts in the header of a safetensors file.
+
+    Raises:
+        UserError: If the file is missing or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return dict(file.metadata() or {})
+    except FileNotFoundError as error:
+        raise UserError("no such file", where=path) from error
+    except (SafetensorError, ValueError, OSError) as error:
+        raise UserError(
+            f"damaged weights file: {error}", where=path, cure="delete it and run the command again"
+        ) from error
+
+
 def write_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     """Writes plain values and tensors as torch does, atomically."""
     import torch
@@ -230,6 +249,24 @@ def digest(*parts: object) -> str:
         data = part if isinstance(part, bytes) else json.dumps(part, sort_keys=True, default=str).encode()
         total.update(len(data).to_bytes(8, "big") + data)
     return total.hexdigest()
+
+
+def tensors_digest(tensors: Mapping[str, Any]) -> str:
+    """SHA-256 over names, types, shapes and bytes of tensors, such as a ``state_dict``.
+
+    Example:
+        >>> import torch
+        >>> a, b = ({"w": torch.zeros(2)}, {"w": torch.zeros(1, 2)})
+        >>> tensors_digest(a) == tensors_digest({"w": torch.zeros(2)}), tensors_digest(a) == tensors_digest(b)
+        (True, False)
+    """
+    import torch
+
+    parts: list[object] = []
+    for name, tensor in tensors.items():
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        parts += [name, str(tensor.dtype), list(tensor.shape), flat.view(torch.uint8).numpy().tobytes()]
+    return digest(*parts)
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:

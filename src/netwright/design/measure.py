@@ -115,7 +115,7 @@ def measure(
     from netwright.data.tensors import Batches
     from netwright.deploy import onnx as deploy
     from netwright.nn.sparse import sparsity
-    from netwright.train.fit import evaluate
+    from netwright.train import evaluate
 
     normalise = data.normalise()
     probs, labels = evaluate(network, Batches(data.test, 256, shuffle=False, normalise=normalise))

@@ -16,7 +16,7 @@ from netwright.console import UserError, clock
 from netwright.design import charts
 from netwright.design.examples import map_blocks, mistake_blocks
 from netwright.design.readme import onnx_lines, readme_text
-from netwright.design.verdict import doubts, goals, milliseconds, percent, speed, verdict
+from netwright.design.verdict import doubts, file_size, goals, milliseconds, percent, speed, verdict
 from netwright.page import (
     Block,
     Bullets,
@@ -180,8 +180,8 @@ def _comparison(measurements: Mapping[str, Any]) -> list[Block]:
         "parameters not zero": ("nonzeros", "{:,}".format),
         "multiply-adds": ("macs", _count),
         "multiply-adds not by zero": ("sparse_macs", _count),
-        "ONNX file": ("file_bytes", _size),
-        "ONNX file, gzipped": ("gzip_bytes", _size),
+        "ONNX file": ("file_bytes", file_size),
+        "ONNX file, gzipped": ("gzip_bytes", file_size),
         "ONNX against torch, largest difference": ("agreement", "{:.1e}".format),
         "training time": ("train_seconds", clock),
     }
@@ -234,10 +234,6 @@ def _count(value: float) -> str:
         if value >= size:
             return f"{value / size:.2f} {unit}"
     return f"{value:,}"
-
-
-def _size(value: float) -> str:
-    return f"{value / 1e6:.2f} MB" if value >= 1e6 else f"{value / 1e3:.1f} kB"
 
 
 def _search(search: Mapping[str, Any] | None) -> list[Block]:
