@@ -28,7 +28,7 @@ from netwright.explain.prototypes import LazyPrototypeLayer, conv_decoder, conv_
 from netwright.explain.prototypes.explanation import as_picture
 from netwright.page import Page, Section
 from netwright.seeding import seeded
-from netwright.train.fit import fit
+from netwright.train import fit
 
 DOUBLE = torch.float64
 Z = torch.tensor([[0.0, 0], [3, 4]])

@@ -157,7 +157,7 @@ def _canvases(seed: int, sizes: Sequence[int], attacked: bool) -> dict[str, floa
     from netwright.nn.batchnorm import recalibrate
     from netwright.papers import classification
     from netwright.seeding import seeded, stream
-    from netwright.train.fit import evaluate
+    from netwright.train import evaluate
 
     *counts, epochs = sizes
     items, _ = classification.parts("fashion-mnist", seed, *counts)

@@ -148,7 +148,7 @@ def _train(
     from netwright.data.elastic import Elastic
     from netwright.explain import LitPrototypeClassifier, PrototypeLoss
     from netwright.metrics import accuracy
-    from netwright.train.fit import evaluate, fit
+    from netwright.train import evaluate, fit
 
     parts = _parts(data, seed, images)
     network = _network(data, arm, seed)

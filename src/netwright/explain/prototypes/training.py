@@ -9,7 +9,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from netwright.explain.prototypes.loss import PrototypeLoss, PrototypeTerms
 from netwright.explain.prototypes.model import PrototypeClassifier, PrototypeOutput
-from netwright.train.fit import channels_last
+from netwright.train import channels_last
 
 
 class LitPrototypeClassifier(lightning.LightningModule):
@@ -29,7 +29,7 @@ class LitPrototypeClassifier(lightning.LightningModule):
     Example:
         >>> from netwright.data import Batches, TensorImages
         >>> from netwright.explain.prototypes import mnist_conv_decoder, mnist_conv_encoder
-        >>> from netwright.train.fit import fit
+        >>> from netwright.train import fit
         >>> images = TensorImages(torch.zeros(20, 1, 28, 28, dtype=torch.uint8), torch.arange(20) % 10)
         >>> network = PrototypeClassifier(mnist_conv_encoder(), mnist_conv_decoder(), 15, 10, input_shape=(1, 28, 28))
         >>> history = fit(LitPrototypeClassifier(network), Batches(images, 10), epochs=1)
