@@ -194,7 +194,7 @@ def train_modular(config: ModularConfig, model: nn.Module | None = None, *, log_
 
 
 def _finite(loss: Tensor, step: int) -> float:
-    value = float(loss)
+    value = float(loss.detach())
     if not math.isfinite(value):
         raise FloatingPointError(f"the loss became {value} at step {step}; a smaller learning rate is the usual cure")
     return value
