@@ -74,6 +74,15 @@ def test_by_definition_and_for_even_lengths(p, r):
     assert float(inverse_participation_ratio(wave(8, 4), r)) == pytest.approx(1)  # the Nyquist frequency
 
 
+def test_long_vectors_are_transformed_in_the_same_way(monkeypatch):
+    v = drawn(5, 101)
+    product = inverse_participation_ratio(v)
+    monkeypatch.setattr("netwright.diagnose.grokking.periodicity.SHORT", 10)
+    assert torch.allclose(inverse_participation_ratio(v), product, atol=1e-14)
+    long = drawn(300)
+    assert float(inverse_participation_ratio(long)) == pytest.approx(by_definition(long.numpy()), rel=1e-12)
+
+
 @given(st.integers(0, 2**31), st.integers(0, 96), st.floats(1e-30, 1e30))
 def test_shift_scale_and_range(seed, shift, scale):
     v = drawn(97, seed=seed)

@@ -63,7 +63,7 @@ def test_the_loss_is_that_of_torch():
     target = torch.tensor([0, 4, 2, 2, 1, 3])
     one_hot = nn.functional.one_hot(target, 5).double()
     expected = nn.functional.mse_loss(output, one_hot)
-    assert float(one_hot_mse(output, target)) == pytest.approx(float(expected), rel=1e-12)
+    assert one_hot_mse(output, target).item() == pytest.approx(expected.item(), rel=1e-12)
     ours, theirs = (torch.autograd.grad(loss, output)[0] for loss in (one_hot_mse(output, target), expected))
     assert torch.allclose(ours, theirs, atol=1e-15)
     with pytest.raises(ValueError, match=r"target must be 6 labels, got shape \(4,\)"):
@@ -162,7 +162,9 @@ def test_the_callback_logs_what_the_functions_give():
     watch = IPRCallback(SMALL.data(), every=2)
     module = ModularRegressor(SMALL)
     history = fit(module, PairBatches(SMALL.data("train")), epochs=4, callbacks=[watch])
-    assert ["ipr/mean" in epoch for epoch in history.epochs] == [False, True, False, True]
+    means = history.column("ipr/mean")
+    assert math.isnan(means[0])
+    assert means[1] == means[2] != means[3]  # the Trainer keeps the last figure
     ipr = neuron_ipr(module.network)
     assert history.last["ipr/mean"] == pytest.approx(float(ipr.mean()))
     for share, name in ((0.1, "q10"), (0.5, "q50"), (0.9, "q90")):
@@ -192,14 +194,14 @@ def test_the_callback_refuses():
 
 def test_memory_and_rule_live_in_different_neurons():
     """The paper in small: both at once, and what is left without the neurons of either kind."""
-    config = ModularConfig(p=23, width=160, train_frac=0.8, corruption=0.15, steps=300)
+    config = ModularConfig(p=41, width=200, train_frac=0.7, corruption=0.2, steps=300)
     model, data = config.model(), config.data()
     history = train_modular(config, model)
     assert history.phase == "coexistence"
-    low = pruning_curve(model, data, "low", [96])
+    low = pruning_curve(model, data, "low", [130])
     assert float(low["corrupted"][0]) < 0.1
     assert float(low["test"][0]) > 0.95
-    high = pruning_curve(model, data, "high", [48])
+    high = pruning_curve(model, data, "high", [60])
     assert float(high["test"][0]) < 0.5
     assert float(high["corrupted"][0]) > 0.8
     found = memorising_neurons(model, data)

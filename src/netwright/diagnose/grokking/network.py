@@ -99,7 +99,15 @@ class QuadraticMLP(nn.Module):
         Raises:
             ValueError: If the shape is another, or a number is outside 0 .. p - 1.
         """
-        return self.fc2(self.norm(self.dropout(self._first(x)).square()))
+        return self.fc2(self.hidden(x))
+
+    def hidden(self, x: Tensor) -> Float[Tensor, "examples neurons"]:
+        """What the second layer sees: the squares, normalised.
+
+        Raises:
+            ValueError: As for :meth:`forward`.
+        """
+        return self.norm(self.dropout(self._first(x)).square())
 
     def _first(self, x: Tensor) -> Tensor:
         if x.is_floating_point():
@@ -111,7 +119,8 @@ class QuadraticMLP(nn.Module):
         if len(x) and not 0 <= int(x.min()) <= int(x.max()) < self.p:
             raise ValueError(f"x must lie in 0..{self.p - 1}, got {int(x.min())}..{int(x.max())}")
         table = self.fc1.weight.T.contiguous()
-        return functional.embedding(x[:, 0], table[: self.p]) + functional.embedding(x[:, 1], table[self.p :])
+        # In place: one temporary of the size of the hidden layer less.
+        return functional.embedding(x[:, 0], table[: self.p]).add_(functional.embedding(x[:, 1], table[self.p :]))
 
     @classmethod
     def analytic(cls, p: int, width: int, generator: torch.Generator | None = None) -> QuadraticMLP:
@@ -173,8 +182,8 @@ def norms_between(model: nn.Module) -> list[nn.BatchNorm1d | nn.LayerNorm]:
     """The norms of the hidden neurons: those that stand between the two linear layers and are as wide.
 
     Example:
-        >>> norms_between(QuadraticMLP(7, 16, norm="bn"))
-        [BatchNorm1d(16, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)]
+        >>> [type(norm).__name__ for norm in norms_between(QuadraticMLP(7, 16, norm="ln"))]
+        ['LayerNorm']
     """
     first, second = linear_pair(model)
     parts = list(model.modules())

@@ -12,6 +12,8 @@ over its rows of U and V and its column of W.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -22,6 +24,8 @@ from netwright.diagnose.grokking.arithmetic import Op, check_choice, is_prime, p
 from netwright.diagnose.grokking.network import linear_pair, norms_between
 from netwright.metrics import pearson
 
+# The longest vectors that are transformed by a product with waves.
+SHORT = 256
 Pair = Sequence[nn.Linear | Tensor]
 
 
@@ -43,7 +47,7 @@ def inverse_participation_ratio(v: Float[Tensor, "..."], r: int = 2, dim: int = 
     Example:
         >>> waves = torch.cos(2 * torch.pi / 11 * torch.tensor([[3.0], [5.0]]) * torch.arange(11))
         >>> inverse_participation_ratio(waves), inverse_participation_ratio(waves.sum(0))
-        (tensor([1.0000, 1.0000]), tensor(0.5000))
+        (tensor([1., 1.]), tensor(0.5000))
     """
     if not r >= 2:
         raise ValueError(f"r must be >= 2, got {r}")
@@ -51,15 +55,30 @@ def inverse_participation_ratio(v: Float[Tensor, "..."], r: int = 2, dim: int = 
         raise TypeError(f"v must be real, got {v.dtype}")
     if v.ndim < 1 or v.shape[dim] < 3:
         raise ValueError(f"v must be at least 3 long in dim {dim}, got shape {tuple(v.shape)}")
-    values = v if v.dtype == torch.float64 else v.float()
-    if not values.isfinite().all():
+    values = (v if v.dtype == torch.float64 else v.float()).movedim(dim, -1)
+    size = values.detach().abs().amax(-1, keepdim=True)
+    if not size.isfinite().all():
         raise ValueError("v must be finite, got NaN or infinity")
     # Weights that decayed for long have squares too small for float32.
-    size = values.detach().abs().amax(dim, keepdim=True)
-    spectrum = torch.view_as_real(torch.fft.rfft(values / torch.where(size > 0, size, 1.0), dim=dim))
-    power = spectrum.square().sum(-1)
-    total = power.sum(dim, keepdim=True)
-    return (power / torch.where(total > 0, total, 1.0)).pow(r).sum(dim)
+    power = _power(values / torch.where(size > 0, size, 1.0))
+    total = power.sum(-1, keepdim=True)
+    return (power / torch.where(total > 0, total, 1.0)).pow(r).sum(-1)
+
+
+def _power(v: Float[Tensor, "*batch p"]) -> Float[Tensor, "*batch half"]:
+    """The squares of the spectrum's first half; short vectors by a product, which is faster than their FFT."""
+    p = v.shape[-1]
+    if p > SHORT:
+        return torch.view_as_real(torch.fft.rfft(v)).square().sum(-1)
+    waves = _waves(p).to(v)
+    return (v @ waves).square().unflatten(-1, (2, p // 2 + 1)).sum(-2)
+
+
+@functools.lru_cache(maxsize=16)
+def _waves(p: int) -> Float[Tensor, "p waves"]:
+    """Cosines, then sines, of the frequencies 0 .. p // 2, float64."""
+    angles = 2 * math.pi / p * (torch.arange(p)[:, None] * torch.arange(p // 2 + 1) % p).double()
+    return torch.cat([angles.cos(), angles.sin()], 1)
 
 
 def random_ipr(p: int) -> float:

@@ -121,7 +121,7 @@ class ModularHistory(History):
     Example:
         >>> history = train_modular(ModularConfig(p=7, width=16, steps=20), log_every=5)
         >>> history.column("step"), history.phase
-        ([5.0, 10.0, 15.0, 20.0], 'memorization')
+        ([5.0, 10.0, 15.0, 20.0], 'confusion')
     """
 
     @property
