@@ -110,8 +110,7 @@ SETTINGS: dict[str, ModularConfig] = {
     "batch norm": _batched(64, norm="bn"),
     "mini-batch": _batched(8),
 }
-"""The paper's settings with p = 97, by the phase they end in or by what regularises them (to full and to partial
-inversion)."""
+"""The paper's settings with p = 97, by the phase they end in or by what regularises them."""
 
 
 @dataclasses.dataclass(frozen=True)
