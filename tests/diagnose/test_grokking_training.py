@@ -25,7 +25,7 @@ from netwright.diagnose.grokking import (
     pruning_curve,
     train_modular,
 )
-from netwright.train.fit import fit
+from netwright.train import fit
 
 SMALL = ModularConfig(p=11, width=24, corruption=0.2, weight_decay=2.0, steps=12)
 

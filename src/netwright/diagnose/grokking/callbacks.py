@@ -27,7 +27,7 @@ class ModularRegressor(lightning.LightningModule):
 
     Example:
         >>> from netwright.diagnose.grokking import PairBatches
-        >>> from netwright.train.fit import fit
+        >>> from netwright.train import fit
         >>> config = ModularConfig(p=7, width=16, steps=3)
         >>> history = fit(ModularRegressor(config), PairBatches(config.data("train")), epochs=config.steps)
         >>> len(history.column("train_loss"))
