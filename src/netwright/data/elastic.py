@@ -54,8 +54,8 @@ class Elastic(Augmentation):
     def draw(self, count: int, shape: Shape, generator: Generator | None) -> Parameters:
         """Displacements (count, 2, height, width) in pixels, downwards and to the right."""
         _, height, width = shape
-        noise = 2 * torch.rand(count, 2, height, width, generator=generator) - 1
-        return (self.alpha * smoothed(noise, self.sigma),)
+        noise = torch.empty(count, 2, height, width).uniform_(-self.alpha, self.alpha, generator=generator)
+        return (smoothed(noise, self.sigma, out=noise),)
 
     def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
         """Each image read where its field points to."""
@@ -63,8 +63,15 @@ class Elastic(Augmentation):
         return displaced(images, displacement)
 
 
-def smoothed(fields: Float[Tensor, "*batch height width"], sigma: float) -> Float[Tensor, "*batch height width"]:
+def smoothed(
+    fields: Float[Tensor, "*batch height width"], sigma: float, *, out: Tensor | None = None
+) -> Float[Tensor, "*batch height width"]:
     """Fields under a Gaussian that ends after 4 sigma, with zeros around them.
+
+    Args:
+        fields: Any number of them.
+        sigma: Width of the Gaussian in pixels, > 0.
+        out: Where the result goes, which may be ``fields``; new memory by default.
 
     Example:
         >>> spike = torch.zeros(9, 9)
@@ -73,7 +80,7 @@ def smoothed(fields: Float[Tensor, "*batch height width"], sigma: float) -> Floa
         1.0
     """
     down, across = (_gaussian(side, sigma, fields) for side in fields.shape[-2:])
-    return down @ (fields @ across)
+    return torch.matmul(down, fields @ across, out=out)
 
 
 def _gaussian(side: int, sigma: float, like: Tensor) -> Float[Tensor, "side side"]:
@@ -111,13 +118,18 @@ def displaced(
     if displacement.shape != (count, 2, height, width):
         raise ValueError(f"displacement must be {(count, 2, height, width)}, got {tuple(displacement.shape)}")
     down, right = displacement.to(images).unbind(1)
-    y = torch.arange(height).to(down)[:, None] + down
-    x = torch.arange(width).to(right) + right
-    inside = (y >= 0) & (y <= height - 1) & (x >= 0) & (x <= width - 1)
     # grid_sample counts from -1 to 1 between the centres of the outer pixels.
-    grid = torch.stack([2 * x / max(1, width - 1) - 1, 2 * y / max(1, height - 1) - 1], dim=-1)
+    x = torch.add(_places(width, images), right, alpha=2 / max(1, width - 1))
+    y = torch.add(_places(height, images)[:, None], down, alpha=2 / max(1, height - 1))
+    grid = torch.stack([x, y], dim=1).permute(0, 2, 3, 1)  # pairs one by one would be copied several times slower
+    inside = (x.abs_() <= 1) & (y.abs_() <= 1)
     read = functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=True)
-    return read * inside[:, None]
+    return read.mul_(inside[:, None])
+
+
+def _places(side: int, like: Tensor) -> Float[Tensor, " side"]:
+    """Where the pixels of an axis are in the count of ``grid_sample``."""
+    return torch.linspace(-1, 1, side).to(like) if side > 1 else like.new_zeros(1)
 
 
 def elastic_deform(
