@@ -4,11 +4,10 @@
 
 One thread, alternating rounds, medians and quartiles of the ratio peer / ours. Elastic deformation of 250 images of
 28x28: our batch against scipy, image by image (two Gaussian filters, ``map_coordinates`` of order 1), on given noise
-and with the noise drawn; on the same noise the largest difference is told. The prototype layer, forward and backward, at
-batch 250, 15 prototypes and 40 dimensions (the published network) and at 2048, 200 and 512: against the tensor of all
-differences, and against ``torch.cdist`` squared. Then the training step of the published network, with and without
-deformation. Exit 1 if filtering and reading are not 10 times as fast as scipy's loop, or differ from it by more than
-1e-3.
+and with the noise drawn; on the same noise the largest difference is told. The prototype layer, forward and backward,
+at batch 250, 15 prototypes and 40 dimensions (the published network) and at 2048, 200 and 512: against the tensor of
+all differences, and against ``torch.cdist`` squared. Then the training step of the published network, with and without
+deformation. Exit 1 if filtering and reading are not 10 times as fast as scipy's loop, or differ by more than 1e-3.
 """
 
 from __future__ import annotations

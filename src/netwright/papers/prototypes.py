@@ -117,7 +117,7 @@ def reproduce(run: Run) -> Evidence:
         run.size("validation images", full=500, fast=200, scaled=False),
         run.size("test images", full=1000, fast=500, scaled=False),
     ]
-    epochs = run.size("epochs", full=60, fast=8)
+    epochs = run.size("epochs", full=60, fast=8, specified=1500)
     arms: Arms = {}
     chosen: dict[str, list[Any]] = {}
     for arm in list(LOSSES)[: 2 if run.fast else None]:
