@@ -177,8 +177,8 @@ def test_the_bank_is_what_r1_looks_at_besides_the_batch():
     for i, z in enumerate(batches):
         terms = loss(output_of(z, p), z, labels, p)
         seen = torch.cat(batches[: i + 1])[-(4 + 7) :] if i else z
-        assert float(terms.r1) == pytest.approx(float(squared_distances(seen, p).amin(0).mean()))
-        assert float(terms.r2) == pytest.approx(float(squared_distances(z, p).amin(1).mean()))
+        assert terms.r1.item() == pytest.approx(squared_distances(seen, p).amin(0).mean().item())
+        assert terms.r2.item() == pytest.approx(squared_distances(z, p).amin(1).mean().item())
     assert torch.equal(loss.bank, torch.cat(batches)[-7:])
     assert torch.autograd.grad(terms.r1, p)[0].abs().sum() > 0
     other = PrototypeLoss(lambda_ae=0, bank_size=7)

@@ -186,6 +186,14 @@ POINTING_GAME = Reference(
     kind="inproceedings",
     arxiv="1608.00507",
 )
+ELASTIC = Reference(
+    title="Best Practices for Convolutional Neural Networks Applied to Visual Document Analysis",
+    authors=("Patrice Y. Simard", "Dave Steinkraus", "John C. Platt"),
+    year=2003,
+    venue="International Conference on Document Analysis and Recognition",
+    kind="inproceedings",
+    doi="10.1109/ICDAR.2003.1227801",
+)
 
 # Module, or module and name; the longest match wins, and a card's own method wins over all.
 CITATIONS: dict[str, Reference] = {
@@ -197,6 +205,7 @@ CITATIONS: dict[str, Reference] = {
     "netwright.compress.prune:dense_sparse_dense": DENSE_SPARSE_DENSE,
     "netwright.data.augment:Cutout": CUTOUT,
     "netwright.data.augment:mixup": MIXUP,
+    "netwright.data.elastic": ELASTIC,
     "netwright.explain.gradient": GRAD_CAM,
     "netwright.explain.localization": GRAD_CAM,
     "netwright.explain.localization:pointing_game": POINTING_GAME,
