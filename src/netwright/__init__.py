@@ -21,6 +21,7 @@ _PACKAGES: tuple[str, ...] = (
     "data",
     "deploy",
     "design",
+    "diagnose",
     "metrics",
     "nn",
     "page",

@@ -22,11 +22,9 @@ from netwright.compress.chain import (
     packed,
 )
 from netwright.console import UserError, nearest, note
-from netwright.data import Data, names
-from netwright.data import load as load_data
 from netwright.data.tensors import Batches, Normalise
-from netwright.design.benchmark import SIZE
-from netwright.design.model import baseline_network, load, load_run
+from netwright.design.model import baseline_network
+from netwright.design.subject import Reading, Subject, open_subject
 from netwright.results import Result
 from netwright.seeding import seeded, stream
 
@@ -113,17 +111,6 @@ class Compressed(Result):
         return "\n".join([str(self.report), *self.files, *self.missing])
 
 
-@dataclasses.dataclass(frozen=True)
-class _Opened:
-    network: nn.Module
-    shape: tuple[int, int, int]
-    classes: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    picture: bool
-    data: Data | None
-
-
 def compress_model(
     model: str,
     data: str | None,
@@ -159,8 +146,7 @@ def compress_model(
     target = Path(out)
     if target.is_file() or (target.is_dir() and any(target.iterdir()) and not force):
         raise UserError("something is there already", where=target, cure="choose another --out, or add --force")
-    reading = {"skip_broken": skip_broken, "drop_unknown": drop_unknown, "download": download}
-    opened = _open(model, data, size, wish.seed, reading)
+    opened = open_subject(model, data, size, wish.seed, Reading(skip_broken, drop_unknown, download))
     if "distill" in wish.methods and opened.data is None:
         raise UserError("distill needs data to train on", where=model, cure="name DATA, or leave out --method distill")
     steps = [wish.step(method, opened.shape, len(opened.classes)) for method in wish.methods]
@@ -189,71 +175,7 @@ def compress_model(
     return dataclasses.replace(result, files=files)
 
 
-def _open(model: str, data: str | None, size: int | None, seed: int, reading: dict[str, bool]) -> _Opened:
-    if (Path(model) / "architecture.json").is_file():
-        return _open_run(model, data, reading)
-    if Path(model).is_dir() or ".py:" in model or model.endswith(".onnx"):
-        network = load(model)
-    else:
-        from netwright.nn.pretrained import create
-
-        network = create(model, pretrained=True, download=reading["download"]).eval()
-    convolution = next((part for part in network.modules() if isinstance(part, nn.Conv2d)), None)
-    channels = 3 if convolution is None else convolution.in_channels
-    found = None if data is None else _load(data, seed, None if size is None else (size, size), reading)
-    shape = (channels, size or SIZE, size or SIZE) if found is None else found.shape
-    outputs = _outputs(network, shape, model)
-    if found is None:
-        classes, mean, std = tuple(map(str, range(outputs))), (0.0,) * shape[0], (1.0,) * shape[0]
-        return _Opened(network, shape, classes, mean, std, shape[0] in (1, 3), None)
-    if len(found.classes) != outputs:
-        raise UserError(f"the network has {outputs} outputs, the data {len(found.classes)} classes", where=model)
-    picture = getattr(found.train, "images", torch.empty(0, dtype=torch.uint8)).dtype == torch.uint8
-    return _Opened(network, shape, found.classes, found.mean, found.std, picture, found)
-
-
-def _open_run(run: str, data: str | None, reading: dict[str, bool]) -> _Opened:
-    from netwright.design.run import RunFolder
-
-    model = load_run(run)
-    known, options = model.architecture, RunFolder(run).described()["options"]
-    if data is None:
-        data = options["data"]
-        reading = {name: value or options[name] for name, value in reading.items()}
-    found = _load(data, options["seed"], known.shape[1:], reading)
-    if found.shape != tuple(known.shape) or found.classes != tuple(known.classes):
-        told = f"the data hold {len(found.classes)} classes of {found.shape}, the network knows "
-        raise UserError(
-            f"{told}{len(known.classes)} of {tuple(known.shape)}", where=data, cure="give the run's own data"
-        )
-    return _Opened(model.network, known.shape, known.classes, known.mean, known.std, known.picture, found)
-
-
-def _load(data: str, seed: int, size: tuple[int, int] | None, reading: dict[str, bool]) -> Data:
-    # Only images in files can be resized.
-    files = data not in names() and Path(data).expanduser().is_dir()
-    return load_data(
-        data,
-        seed=seed,
-        size=size if files else None,
-        skip_broken=reading["skip_broken"],
-        drop_unknown=reading["drop_unknown"],
-        download=reading["download"],
-    )
-
-
-@torch.inference_mode()
-def _outputs(network: nn.Module, shape: tuple[int, int, int], model: str) -> int:
-    try:
-        return int(network(torch.zeros(1, *shape)).shape[-1])
-    except (RuntimeError, ValueError, AssertionError, AttributeError) as error:
-        told = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"the network does not take inputs of {shape}: {told}", where=model, cure="set --size"
-        ) from error
-
-
-def _write(target: Path, network: nn.Module, report: Compression, opened: _Opened) -> tuple[str, ...]:
+def _write(target: Path, network: nn.Module, report: Compression, opened: Subject) -> tuple[str, ...]:
     from netwright import deploy
     from netwright.deploy import onnx
 

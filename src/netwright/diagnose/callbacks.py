@@ -28,13 +28,13 @@ Method = Literal["winsorized", "m3", "rm3"]
 class CoherenceCallback(lightning.Callback):
     """Measures the coherence of a fixed set of examples before training and every few steps.
 
-    Logs ``m_coherence`` (the mean over an epoch's measurements). Training is not changed by it: nothing random is drawn,
-    and ``.grad`` and running statistics stay as they are.
+    Logs ``m_coherence`` (the mean over an epoch's measurements). Training is not changed by it: nothing random is
+    drawn, and ``.grad`` and running statistics stay as they are.
 
     Args:
         data: The examples: a pair of tensors (inputs, targets) as the module takes them, or a list of batches.
-        every: Steps between measurements; by default as many as train on 16 times the examples, which costs less than
-            15 % of the training time.
+        every: Steps between measurements, or a function of the step that tells whether to measure; by default as many
+            steps as train on 16 times the examples, which costs less than 15 % of the training time.
         loss_fn: Maps (outputs, targets) of a batch to one loss an example.
         per_layer: Also measure each layer.
 
@@ -55,12 +55,12 @@ class CoherenceCallback(lightning.Callback):
     def __init__(
         self,
         data: Batched,
-        every: int | None = None,
+        every: int | Callable[[int], bool] | None = None,
         loss_fn: LossFunction = CROSS_ENTROPY,
         *,
         per_layer: bool = False,
     ):
-        if every is not None and every < 1:
+        if isinstance(every, int) and every < 1:
             raise ValueError(f"every must be >= 1, got {every}")
         if iter(data) is data:
             raise ValueError("data must be such that it can be read many times, got an iterator")
@@ -76,7 +76,8 @@ class CoherenceCallback(lightning.Callback):
         step = trainer.global_step
         if self.every is None and self.results:
             self.every = max(1, math.ceil(SPARED * self.results[0].m / len(batch[0])))
-        if step in self.steps or (self.every is not None and step % self.every):
+        due = self.every(step) if callable(self.every) else self.every is None or step % self.every == 0
+        if not due or step in self.steps:
             return
         if self._gradients is None or self._gradients.model is not pl_module:
             self._gradients = ExampleGradients(pl_module, self.loss_fn, bn="eval")
@@ -88,11 +89,11 @@ class CoherenceCallback(lightning.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What was measured so far."""
-        return {"every": self.every, "steps": self.steps, "results": [found.to_dict() for found in self.results]}
+        return {"steps": self.steps, "results": [found.to_dict() for found in self.results]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up a state."""
-        self.every, self.steps = state_dict["every"], list(state_dict["steps"])
+        self.steps = list(state_dict["steps"])
         self.results = [_result(found) for found in state_dict["results"]]
 
 

@@ -4,10 +4,11 @@ Chatterjee and Zielinski, "On the Generalization Mystery in Deep Learning", 2022
 
     alpha = E[g_z . g_z'] / E[g_z . g_z] = ||E g||^2 / E||g||^2,    m-coherence = m alpha, in [0, m]
 
-g_z is the gradient of the loss of example z; z and z' are drawn independently, z = z' included. m-coherence is the number
-of examples that a small step along one example's gradient helps, on average: 1 if each helps only itself, m if all agree,
-below 1 if they work against each other, which happens near interpolation and with contradictory labels. It grows with m,
-so only figures of the same m compare; without the pairs z = z' that is otherwise (``CoherenceResult.pairwise``).
+g_z is the gradient of the loss of example z; z and z' are drawn independently, z = z' included. m-coherence is the
+number of examples that a small step along one example's gradient helps, on average: 1 if each helps only itself, m if
+all agree, below 1 if they work against each other, which happens near interpolation and with contradictory labels. It
+grows with m, so only figures of the same m compare; without the pairs z = z' that is otherwise
+(``CoherenceResult.pairwise``).
 """
 
 from __future__ import annotations
@@ -104,8 +105,8 @@ class Sums:
         """The mean gradient."""
         return {name: part / self.m for name, part in self.total.items()}
 
-    def result(self, *, per_layer: bool = False, unbiased: bool = False) -> CoherenceResult:
-        """The coherence of the examples so far.
+    def result(self, *, per_layer: bool = False, unbiased: bool = False, quiet: bool = False) -> CoherenceResult:
+        """The coherence of the examples so far; ``quiet`` leaves out the warning that all gradients are zero.
 
         Raises:
             ValueError: If there are fewer than 2.
@@ -118,7 +119,12 @@ class Sums:
         for name, mean, square in pairs:
             layers.setdefault(layer_of(name), []).append((mean, square))
         found = coherence(
-            sum(mean for _, mean, _ in pairs), sum(squares), self.m, unbiased=unbiased, loss=self.loss / self.m
+            sum(mean for _, mean, _ in pairs),
+            sum(squares),
+            self.m,
+            unbiased=unbiased,
+            loss=self.loss / self.m,
+            quiet=quiet,
         )
         if not per_layer:
             return found
@@ -161,8 +167,8 @@ def coherence(
     alpha = mean_grad_norm2 / grad_norm2_mean if grad_norm2_mean > 0 else math.nan
     if math.isnan(alpha) and not quiet:
         warn("every gradient is zero, so that coherence has no value")
-    # Jensen's bound holds but for a rounding.
-    alpha = min(alpha, 1.0) if alpha == alpha else alpha
+    if alpha > 1:  # by a rounding, since Jensen's inequality bounds it
+        alpha = 1.0
     m_coherence = m * alpha
     asked = (m_coherence - 1) / (m - 1) if unbiased else alpha
     return CoherenceResult(asked, m_coherence, grad_norm2_mean, mean_grad_norm2, m, loss)

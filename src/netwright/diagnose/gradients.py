@@ -4,9 +4,9 @@
 
 One forward and one backward pass of a batch give what every layer read and the gradient of what it gave; from these a
 linear layer, a convolution or a normalisation has ||g_i||^2 in closed form (:mod:`netwright.diagnose.layer_rules`).
-Products g_i . v with one direction v are a forward-mode derivative of the losses along v. Layers without a rule, or whose
-parameters are used elsewhere too, are done by ``vmap(grad)`` in chunks; which ones that are is found out on the first
-three examples, whose gradients by the rules are compared with those of autograd.
+Products g_i . v with one direction v are a forward-mode derivative of the losses along v. Layers without a rule, or
+whose parameters are used elsewhere too, are done by ``vmap(grad)`` in chunks; which ones that are is found out on the
+first three examples, whose gradients by the rules are compared with those of autograd.
 """
 
 from __future__ import annotations
@@ -340,12 +340,13 @@ def batches(data: Batched) -> Iterator[tuple[Tensor, Any]]:
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
         yield data  # type: ignore[misc]  # checked above
         return
-    number = -1
-    for number, batch in enumerate(data):
+    empty = True
+    for batch in data:
+        empty = False
         if not isinstance(batch, (tuple, list)) or len(batch) < 2:
             raise ValueError(f"data must give batches (inputs, targets), got a {type(batch).__name__}")
         yield batch[0], batch[1]
-    if number < 0:
+    if empty:
         raise ValueError("data must hold at least 1 batch, got 0")
 
 

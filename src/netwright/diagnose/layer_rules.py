@@ -89,8 +89,7 @@ def _pairs(layer: nn.Module, x: Tensor, delta: Tensor) -> Iterator[tuple[Tensor,
         rows, deltas = (value.reshape(len(value), -1, value.shape[-1]).mT[:, None] for value in (x, delta))
         places = rows.shape[3]
         each = rows.shape[2] * deltas.shape[2] if _direct(rows, deltas) else places * (places + rows.shape[2])
-        for pair in zip(*(value.split(max(1, CHUNK // max(1, each))) for value in (rows, deltas)), strict=True):
-            yield pair
+        yield from zip(*(value.split(max(1, CHUNK // max(1, each))) for value in (rows, deltas)), strict=True)
         return
     patches = Patches.of_layer(layer)
     places = math.prod(delta.shape[2:])

@@ -47,7 +47,12 @@ class RunningCoherence(Metric):
         self.add_state("examples", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, gradients: Tensor, squared_norms: Float[Tensor, " batch"] | None = None) -> None:
-        """Takes in a batch: its gradients (batch, numbers), or their sum (numbers,) and their squared norms (batch,)."""
+        """Takes in a batch.
+
+        Args:
+            gradients: (batch, numbers); with ``squared_norms`` their sum (numbers,).
+            squared_norms: Squared norm of each gradient.
+        """
         numbers = len(self.total)
         if squared_norms is None:
             if gradients.ndim != 2 or gradients.shape[1] != numbers:
