@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -24,7 +24,10 @@ from torch import Tensor, nn
 
 from netwright.console import warn
 from netwright.diagnose.gradients import Batched, ExampleGradients, LossFunction, batches
-from netwright.results import Result
+from netwright.results import Result, new_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Kind = Literal["share", "cosine", "coherence"]
 
@@ -56,6 +59,15 @@ class CoherenceResult(Result):
     def pairwise(self) -> float:
         """Mean product of two different examples' gradients over the mean square: alpha freed of its bias 1 / m."""
         return (self.m_coherence - 1) / (self.m - 1)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """m-coherence of the whole and of each layer."""
+        ax = new_axes(ax, size=(5.0, 0.8 + 0.25 * (1 + len(self.per_layer))))
+        bars = {"all": self.m_coherence, **{name: each.m_coherence for name, each in self.per_layer.items()}}
+        ax.barh(list(bars), list(bars.values()))
+        ax.invert_yaxis()
+        ax.set_xlabel(f"examples helped, of {self.m}")
+        return ax
 
 
 @dataclasses.dataclass

@@ -223,8 +223,11 @@ class ExampleGradients:
 
         def finish(name: str) -> None:
             whole = [(given, delta) for given, delta in calls.pop(name, []) if delta is not None]
-            if whole and all(len(value) == len(x) for call in whole for value in call):
+            aligned = all(len(value) == len(x) for call in whole for value in call)
+            if whole and aligned:
                 use(name, whole)
+            elif not aligned and self._ruled is not None:
+                raise ValueError(f"layer {name!r} must be given {len(x)} examples, got {len(whole[0][0])}")
 
         with ExitStack() as stack:
             for name, layer in layers.items():

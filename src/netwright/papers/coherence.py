@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from netwright.papers import classification
+from netwright.papers.classification import each_epoch, noisy_parts, right
 from netwright.papers.evidence import Evidence, Verdict, all_of, compare, decide, mean
 from netwright.papers.index import Claim, Paper
 from netwright.papers.run import Arms, Run
@@ -177,10 +177,8 @@ def reproduce(run: Run) -> Evidence:
     arms = run.arms(wanted, _watch)
     if not run.fast:
         arms |= _suppression(run, digits)
-        halves = [
-            run.size("MNIST images of a half", full=1000, fast=100, scaled=False),
-            run.size("epochs, MNIST", 30, 2),
-        ]
+        count = run.size("MNIST images of a half", full=1000, fast=100, scaled=False)
+        halves = [count, run.size("epochs, MNIST", full=30, fast=2)]
         arms |= run.arms({"easy and hard": halves}, _easy_and_hard)
     return run.evidence(arms, judge(arms))
 
@@ -208,20 +206,6 @@ def _suppression(run: Run, images: Sequence[int]) -> Arms:
     return arms | run.arms(chosen, _suppress)
 
 
-def _problem(
-    name: str, seed: int, rate: float, images: Sequence[int]
-) -> tuple[dict[str, TensorImages], Normalise, Tensor]:
-    """Parts, the training labels noisy; what standardises them; and which labels are other than the true ones."""
-    from netwright.data import TensorImages
-    from netwright.data.label_noise import symmetric_noise
-    from netwright.seeding import stream
-
-    parts, normalise = classification.parts(name, seed, *images)
-    train = parts["train"]
-    noisy, changed = symmetric_noise(train.labels, rate, CLASSES, stream(seed, "label noise"))
-    return {**parts, "train": TensorImages(train.images, noisy)}, normalise, changed
-
-
 def _network(name: str, seed: int, stream: str = "init") -> nn.Module:
     from torch import nn
 
@@ -243,10 +227,10 @@ def _fit(
     network: nn.Module,
     train: TensorImages,
     normalise: Normalise,
-    *,
     lr: float,
     epochs: int,
     seed: int,
+    *,
     decay: float = 0.0,
     callbacks: Sequence[lightning.Callback] = (),
 ) -> None:
@@ -266,32 +250,15 @@ def _fit(
     )
 
 
-def _each_epoch(look: Any) -> lightning.Callback:
-    """Calls ``look(module)`` after every epoch."""
-    import lightning
-
-    class Look(lightning.Callback):
-        def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-            look(pl_module)
-
-    return Look()
-
-
-def _right(network: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
-    """Which examples are classified as their label says."""
-    import torch
-
-    from netwright.nn.modes import in_mode
-
-    with in_mode(network, training=False), torch.inference_mode():
-        return torch.cat([network(part).argmax(1) for part in x.split(1000)]) == labels
+def _share(right: Tensor) -> float:
+    return float(right.double().mean())
 
 
 def _watch(seed: int, data: str, rate: float, lr: float, epochs: int, images: Sequence[int]) -> dict[str, Any]:
     """m-coherence of the training set while it is learned."""
     from netwright.diagnose import CoherenceCallback
 
-    parts, normalise, changed = _problem(data, seed, rate, images)
+    parts, normalise, changed = noisy_parts(data, seed, rate, *images)
     train = parts["train"]
     whole = normalise(train.images), train.labels
     an_epoch = len(train) // BATCH
@@ -303,9 +270,9 @@ def _watch(seed: int, data: str, rate: float, lr: float, epochs: int, images: Se
     test = normalise(parts["test"].images), parts["test"].labels
 
     def look(module: nn.Module) -> None:
-        rows.append({"accuracy": float(_right(module, *test).double().mean()), **_shares(module, whole, changed, rate)})
+        rows.append({"accuracy": _share(right(module, *test)), **_shares(module, whole, changed, rate)})
 
-    _fit(network, train, normalise, lr=lr, epochs=epochs, seed=seed, callbacks=[coherence, _each_epoch(look)])
+    _fit(network, train, normalise, lr, epochs, seed, callbacks=[coherence, each_epoch(look)])
     losses = [float(found.loss or 0.0) for found in coherence.results]
     values = [found.m_coherence for found in coherence.results]
     high, low = (share * losses[0] for share in WINDOW)
@@ -355,28 +322,26 @@ def _suppress(
     """Training on half random digits, with weak directions suppressed or not."""
     from netwright.diagnose import SuppressionCallback
 
-    parts, normalise, changed = _problem("digits", seed, 0.5, images)
+    parts, normalise, changed = noisy_parts("digits", seed, 0.5, *images)
     network = _network("digits", seed)
     inputs = {name: (normalise(part.images), part.labels) for name, part in parts.items()}
     rows: list[dict[str, float]] = []
 
     def look(module: nn.Module) -> None:
-        fitted = _right(module, *inputs["train"]).double()
+        fitted = right(module, *inputs["train"])
         rows.append(
             {
-                "validation accuracy": float(_right(module, *inputs["validation"]).double().mean()),
-                "accuracy": float(_right(module, *inputs["test"]).double().mean()),
-                "corrupted labels": float(fitted[changed].mean()),
-                "clean labels": float(fitted[~changed].mean()),
+                "validation accuracy": _share(right(module, *inputs["validation"])),
+                "accuracy": _share(right(module, *inputs["test"])),
+                "corrupted labels": _share(fitted[changed]),
+                "clean labels": _share(fitted[~changed]),
                 "epoch": len(rows) + 1,
             }
         )
 
     methods = [SuppressionCallback(method, c, seed=seed)] if method else []
-    _fit(
-        network, parts["train"], normalise, lr=lr, epochs=epochs, seed=seed, decay=decay,
-        callbacks=[*methods, _each_epoch(look)],
-    )  # fmt: skip
+    callbacks = [*methods, each_epoch(look)]
+    _fit(network, parts["train"], normalise, lr, epochs, seed, decay=decay, callbacks=callbacks)
     row = max(rows, key=lambda each: each["validation accuracy"]) if early else rows[-1]
     if tuning:
         return {"validation accuracy": row["validation accuracy"]}
@@ -402,14 +367,12 @@ def _easy_and_hard(seed: int, count: int, epochs: int) -> dict[str, Any]:
     def look(module: nn.Module) -> None:
         nonlocal seen
         seen += 1
-        wrong = ~_right(module, x, labels)
+        wrong = ~right(module, x, labels)
         late[wrong] = seen
         wrongs.add_(wrong)
 
-    _fit(
-        _network("mnist-5000", seed, "labels easy"), pool, normalise, lr=LR, epochs=epochs, seed=seed,
-        callbacks=[_each_epoch(look)],
-    )  # fmt: skip
+    independent = _network("mnist-5000", seed, "independent")
+    _fit(independent, pool, normalise, LR, epochs, seed, callbacks=[each_epoch(look)])
     # Learned in the same epoch: first who was wrong less often, then by lot.
     lot = torch.rand(len(pool), generator=stream(seed, "ties"))
     order = (late + (wrongs + lot) / (epochs + 2)).argsort()
@@ -418,8 +381,9 @@ def _easy_and_hard(seed: int, count: int, epochs: int) -> dict[str, Any]:
         chosen = half[torch.randperm(len(half), generator=stream(seed, "halves"))[: 2 * count]]
         train, test = chosen[:count], chosen[count:]
         network = _network("mnist-5000", seed)
-        _fit(network, pool.subset(train), normalise, lr=LR, epochs=epochs, seed=seed)
-        fitted, right = (float(_right(network, x[part], labels[part]).double().mean()) for part in (train, test))
-        found |= {f"gap, {name}": fitted - right, f"training accuracy, {name}": fitted, f"test accuracy, {name}": right}
+        _fit(network, pool.subset(train), normalise, LR, epochs, seed)
+        fitted, tested = (_share(right(network, x[part], labels[part])) for part in (train, test))
+        found |= {f"gap, {name}": fitted - tested, f"training accuracy, {name}": fitted}
+        found |= {f"test accuracy, {name}": tested}
         found[f"learned in epoch, {name}"] = float(late[half].mean()) + 1
     return found
