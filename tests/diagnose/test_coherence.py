@@ -123,7 +123,7 @@ def test_batches_and_scale_change_nothing(trained):
     pieces = m_coherence(net, lambda out, target: 5 * LOSS(out, target), list(zip(x.split(7), y.split(7), strict=True)))
     assert pieces.alpha == pytest.approx(whole.alpha, rel=1e-10)
     assert pieces.loss == pytest.approx(5 * whole.loss)
-    assert whole.loss == pytest.approx(float(LOSS(net(x), y).mean()))
+    assert whole.loss == pytest.approx(float(LOSS(net(x), y).mean().detach()))
 
 
 def test_alignments_have_their_means(trained):
@@ -171,7 +171,9 @@ def test_the_metric_is_the_same_and_takes_sums():
     metric.update(G[:5])
     metric.update(G[5:].sum(0), G[5:].square().sum(1))
     expected = coherence_from_gradients(G)
-    assert metric.compute().alpha == pytest.approx(expected.alpha)
+    assert metric.result().to_dict() == pytest.approx(expected.to_dict())
+    found = {name: float(value) for name, value in metric.compute().items()}
+    assert found == pytest.approx({name: getattr(expected, name) for name in ("alpha", "m_coherence", "pairwise")})
     metric.reset()
     with pytest.raises(ValueError, match=r"gradients must be \(batch, 4\), got \(2, 5\)"):
         metric.update(torch.zeros(2, 5))

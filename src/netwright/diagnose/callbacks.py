@@ -28,8 +28,8 @@ Method = Literal["winsorized", "m3", "rm3"]
 class CoherenceCallback(lightning.Callback):
     """Measures the coherence of a fixed set of examples before training and every few steps.
 
-    Logs ``m_coherence`` (the mean over an epoch's measurements). Training is not changed by it: nothing random is
-    drawn, and ``.grad`` and running statistics stay as they are.
+    Logs the mean of m-coherence over an epoch's measurements. Training is not changed by it: nothing random is drawn,
+    and ``.grad`` and running statistics stay as they are.
 
     Args:
         data: The examples: a pair of tensors (inputs, targets) as the module takes them, or a list of batches.
@@ -37,6 +37,7 @@ class CoherenceCallback(lightning.Callback):
             steps as train on 16 times the examples, which costs less than 15 % of the training time.
         loss_fn: Maps (outputs, targets) of a batch to one loss an example.
         per_layer: Also measure each layer.
+        name: Under which it is logged; several callbacks in one training need different ones.
 
     Attributes:
         steps: The step before which each measurement was made.
@@ -59,15 +60,21 @@ class CoherenceCallback(lightning.Callback):
         loss_fn: LossFunction = CROSS_ENTROPY,
         *,
         per_layer: bool = False,
+        name: str = "m_coherence",
     ):
         if isinstance(every, int) and every < 1:
             raise ValueError(f"every must be >= 1, got {every}")
         if iter(data) is data:
             raise ValueError("data must be such that it can be read many times, got an iterator")
-        self.data, self.every, self.loss_fn, self.per_layer = data, every, loss_fn, per_layer
+        self.data, self.every, self.loss_fn, self.per_layer, self.name = data, every, loss_fn, per_layer, name
         self.steps: list[int] = []
         self.results: list[CoherenceResult] = []
         self._gradients: ExampleGradients | None = None
+
+    @property
+    def state_key(self) -> str:
+        """Tells its state in a checkpoint from that of others."""
+        return self._generate_state_key(name=self.name)
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
@@ -85,7 +92,7 @@ class CoherenceCallback(lightning.Callback):
         self.steps.append(step)
         self.results.append(found)
         if trainer.training:
-            pl_module.log("m_coherence", found.m_coherence, on_step=False, on_epoch=True, batch_size=1)
+            pl_module.log(self.name, found.m_coherence, on_step=False, on_epoch=True, batch_size=1)
 
     def state_dict(self) -> dict[str, Any]:
         """What was measured so far."""

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from netwright.console import nearest
@@ -258,9 +259,9 @@ class ExampleGradients:
         size = torch.stack([torch.cat([g.flatten() for g in each.values()]).norm() for each in alone])
 
         def right(name: str) -> bool:
-            if name not in by_rule:
-                return False
             exact = torch.stack([each[name] for each in alone]).flatten(1)
+            if name not in by_rule:
+                return not exact.any()  # of a layer that was not called
             gap = (by_rule[name].flatten(1) - exact).norm(dim=1)
             return bool((gap <= TOLERANCE * torch.maximum(exact.norm(dim=1), TOLERANCE * size)).all())
 
@@ -305,7 +306,8 @@ class ExampleGradients:
 
         params = {name: self.params[name].detach() for name in names}
         try:
-            return vmap(grad(loss), in_dims=(None, 0, 0), chunk_size=self._slow_chunk)(params, x, y)
+            with sdpa_kernel(SDPBackend.MATH):  # the one that vmap knows
+                return vmap(grad(loss), in_dims=(None, 0, 0), chunk_size=self._slow_chunk)(params, x, y)
         except RuntimeError as error:
             raise ValueError(
                 f"params must have a rule or be such that vmap takes the model, got {', '.join(names[:3])} without a "
@@ -314,20 +316,20 @@ class ExampleGradients:
 
     def _along(self, x: Tensor, y: Any, direction: dict[str, Tensor]) -> Tensor:
         params = {name: param.detach() for name, param in self.params.items()}
-        try:
-            return jvp(lambda values: self._losses(x, y, values), (params,), (direction,))[1]
-        except (NotImplementedError, RuntimeError):
-            # No forward-mode derivative of some operation: twice backward, which is linear in the first one's weights.
-            weights = torch.ones(len(x), dtype=next(iter(params.values())).dtype, device=x.device, requires_grad=True)
-            losses = self._losses(x, y)
-            found = torch.autograd.grad(
-                losses, list(self.params.values()), weights, create_graph=True, allow_unused=True
-            )
-            product = sum(
-                (g * direction[name]).sum() for name, g in zip(self.names, found, strict=True) if g is not None
-            )
-            (along,) = torch.autograd.grad(product, weights)  # type: ignore[arg-type]  # a tensor: a parameter is used
-            return along.detach()
+        with sdpa_kernel(SDPBackend.MATH):  # the one that has derivatives of both kinds
+            try:
+                return jvp(lambda values: self._losses(x, y, values), (params,), (direction,))[1]
+            except (NotImplementedError, RuntimeError):
+                return self._along_backward(x, y, direction)
+
+    def _along_backward(self, x: Tensor, y: Any, direction: dict[str, Tensor]) -> Tensor:
+        """Twice backward, where some operation has no forward mode: the gradient is linear in the losses' weights."""
+        losses = self._losses(x, y)
+        weights = torch.ones_like(losses, requires_grad=True)
+        found = torch.autograd.grad(losses, list(self.params.values()), weights, create_graph=True, allow_unused=True)
+        parts = [(g * direction[name]).sum() for name, g in zip(self.names, found, strict=True) if g is not None]
+        (along,) = torch.autograd.grad(torch.stack(parts).sum(), weights)
+        return along
 
 
 def batches(data: Batched) -> Iterator[tuple[Tensor, Any]]:

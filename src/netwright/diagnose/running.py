@@ -28,8 +28,8 @@ class RunningCoherence(Metric):
         >>> metric = RunningCoherence(3)
         >>> metric.update(torch.eye(3))
         >>> metric.update(torch.tensor([1.0, 1.0, 1.0]), torch.ones(3))    # a sum of gradients, and their squared norms
-        >>> round(metric.compute().m_coherence, 6)    # 6 ||(2, 2, 2) / 6||^2 / 1
-        2.0
+        >>> metric.compute()["m_coherence"]    # 6 ||(2, 2, 2) / 6||^2 / 1
+        tensor(2.0000, dtype=torch.float64)
     """
 
     is_differentiable = False
@@ -66,8 +66,16 @@ class RunningCoherence(Metric):
         self.squared += squared_norms.detach().double().sum()
         self.examples += len(squared_norms)
 
-    def compute(self) -> CoherenceResult:
-        """The coherence of all gradients seen."""
+    def compute(self) -> dict[str, Tensor]:
+        """``alpha``, ``m_coherence`` and ``pairwise`` of all gradients seen, as :class:`CoherenceResult` has them."""
+        found = self.result()
+        return {
+            name: torch.tensor(getattr(found, name), dtype=torch.float64)
+            for name in ("alpha", "m_coherence", "pairwise")
+        }
+
+    def result(self) -> CoherenceResult:
+        """The coherence of the gradients that this process has seen."""
         m = int(self.examples)
         mean = self.total / m if m else self.total
         return coherence(float(mean.square().sum()), float(self.squared) / m if m else math.nan, m)
