@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 from netwright import storage
 from netwright.console import UserError
@@ -96,10 +97,12 @@ def test_wrong_labels_pull_against_the_rest(run):
     )
     finding = diagnose(sample)
     shares = per_example_alignment(sample.network, cross_entropy, (data.normalise()(sample.images), labels))
-    assert set(shares.argsort()[:5].tolist()) == set(wrong.tolist())
+    corrupted = torch.isin(torch.arange(300), wrong)
+    assert roc_auc_score(~corrupted, shares) > 0.85
+    assert float(shares[corrupted].mean()) < 0 < float(shares[~corrupted].mean())
     (pictures,) = [block for block in finding.blocks if block.kind == "images"]
     assert len(pictures.items) <= 12
-    assert finding.figures["against"] >= 5
+    assert finding.figures["against"] == int((shares < 0).sum()) > 0
 
 
 def test_a_class_of_one_example_and_a_network_that_has_learned_all(run):
@@ -136,7 +139,7 @@ def test_a_function_in_a_file_and_data_of_floats(tmp_path):
     assert result.examples < 60  # the training part
     assert list(result.findings) == list(DIAGNOSES)
     with pytest.raises(UserError, match="DATA is missing"):
-        diagnose_model(f"{tmp_path}/nets.py:make", None, tmp_path / "none", size=6)
+        diagnose_model(f"{tmp_path}/nets.py:make", None, tmp_path / "none")
 
 
 @pytest.mark.parametrize(
@@ -147,8 +150,8 @@ def test_a_function_in_a_file_and_data_of_floats(tmp_path):
         ({"seed": -1}, "seed must be >= 0, got -1"),
         ({"size": 0}, "size must be >= 1, got 0"),
         ({"data": "mnist1d"}, "give the run's own data"),
-        ({"model": "resnt18"}, "did you mean resnet18"),
-        ({"model": "nothing.onnx"}, "can only be measured"),
+        ({"model": "resnt18", "data": "digits"}, "did you mean resnet18"),
+        ({"model": "nothing.onnx", "data": "digits"}, "can only be measured"),
     ],
 )
 def test_bad_input(run, tmp_path, options, told):

@@ -55,6 +55,18 @@ class Shared(nn.Module):
         return self.head(torch.tanh(self.tied(x)) @ self.tied.weight)
 
 
+class Scaled(nn.Module):
+    """A parameter that is one number, and another outside any layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.shift = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.ones(6))
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.scale * self.head(x + self.shift)
+
+
 class Branch(nn.Module):
     """A layer whose output is changed in place, and one whose second call leads nowhere."""
 
@@ -103,8 +115,9 @@ NETS = {
     "transformer": (Tokens, (5, 8)),
     "shared": (Shared, (6,)),
     "in place": (Branch, (1, 6, 6)),
+    "loose parameters": (Scaled, (6,)),
 }
-SLOW = {"transformer": 4, "shared": 2}  # parameters that no rule covers
+SLOW = {"transformer": 4, "shared": 2, "loose parameters": 2}  # parameters that no rule covers
 
 
 def made(name: str) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:

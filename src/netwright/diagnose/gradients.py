@@ -259,10 +259,10 @@ class ExampleGradients:
         size = torch.stack([torch.cat([g.flatten() for g in each.values()]).norm() for each in alone])
 
         def right(name: str) -> bool:
-            exact = torch.stack([each[name] for each in alone]).flatten(1)
+            exact = torch.stack([each[name].flatten() for each in alone])
             if name not in by_rule:
                 return not exact.any()  # of a layer that was not called
-            gap = (by_rule[name].flatten(1) - exact).norm(dim=1)
+            gap = (by_rule[name].reshape(exact.shape) - exact).norm(dim=1)
             return bool((gap <= TOLERANCE * torch.maximum(exact.norm(dim=1), TOLERANCE * size)).all())
 
         self._ruled = {name: part for name, part in layers.items() if all(map(right, self._own(name)))}
@@ -279,7 +279,7 @@ class ExampleGradients:
 
         ruled = self._ruled or {}
         losses, total, _ = self._watched(x, y, ruled, use)
-        squared |= {name: g.flatten(1).square().sum(1) for name, g in self._vmapped(x, y).items()}
+        squared |= {name: g.reshape(len(x), -1).square().sum(1) for name, g in self._vmapped(x, y).items()}
         zeros = losses.new_zeros(len(x))
         return Norms(total, torch.stack([squared.get(name, zeros) for name in self.names], 1), losses)
 
@@ -293,7 +293,7 @@ class ExampleGradients:
         losses, *_ = self._watched(x, y, ruled, use)
         found |= self._vmapped(x, y)
         each = [found[n] if n in found else p.new_zeros(len(x), *p.shape) for n, p in self.params.items()]
-        return Gradients(torch.cat([grad.flatten(1) for grad in each], 1), losses)
+        return Gradients(torch.cat([grad.reshape(len(x), -1) for grad in each], 1), losses)
 
     def _vmapped(self, x: Tensor, y: Any) -> dict[str, Tensor]:
         """Gradients of the parameters that no rule covers."""
@@ -343,7 +343,7 @@ def batches(data: Batched) -> Iterator[tuple[Tensor, Any]]:
         [5]
     """
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
-        yield data  # type: ignore[misc]  # checked above
+        yield data
         return
     empty = True
     for batch in data:

@@ -89,9 +89,10 @@ def diagnose_model(
             raise UserError(f"{name} must be >= {least}, got {value}")
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise UserError("something is there already", where=target, cure="choose another --out")
-    subject = open_subject(model, data, size, seed, Reading(skip_broken, drop_unknown, download))
-    if subject.data is None:
+    if data is None and not Path(model).is_dir():
         raise UserError("DATA is missing", where=model, cure="name the data that the network was trained on")
+    subject = open_subject(model, data, size, seed, Reading(skip_broken, drop_unknown, download))
+    assert subject.data is not None  # a run brings its own
     sample = _sample(subject, examples, seed)
     names = [name for name in DIAGNOSES if not parts or name in parts]
     findings = {name: _find(name, sample, model) for name in names}

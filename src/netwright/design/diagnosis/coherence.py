@@ -15,7 +15,7 @@ from netwright.console import task
 from netwright.design.diagnosis.findings import Finding, Sample, cross_entropy
 from netwright.diagnose.coherence import CoherenceResult, Sums, alignment
 from netwright.diagnose.gradients import ExampleGradients
-from netwright.page import Block, Images, Picture, Table, Value, colour, png, svg
+from netwright.page import Block, Cell, Images, Picture, Table, Value, colour, png, svg
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -123,7 +123,7 @@ def _chart(found: CoherenceResult, classes: list[dict[str, Any]]) -> str:
 
 def _table(classes: list[dict[str, Any]]) -> Table:
     header = ["class", "examples", "loss", "m-coherence", "of two examples", "share of the mean", "against the rest"]
-    rows = [
+    rows: list[list[Cell]] = [
         [
             row["class"],
             row["examples"],
@@ -160,7 +160,7 @@ def _pictures(sample: Sample, worst: Tensor, shares: Tensor) -> list[Block]:
 
 
 def _layers(found: CoherenceResult) -> Table:
-    rows = [
+    rows: list[list[Cell]] = [
         [name or "the network", each.m_coherence, Value(each.grad_norm2_mean, f"{each.grad_norm2_mean:.3g}")]
         for name, each in found.per_layer.items()
     ]
