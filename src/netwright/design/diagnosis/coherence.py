@@ -43,20 +43,21 @@ def diagnose(sample: Sample) -> Finding:
             bar.advance(len(own))
         found = whole.result(per_layer=True)
         if found.mean_grad_norm2 > 0:
-            shares = alignment(gradients, list(sample.batches(order)), whole)
+            # Without an example itself, whose gradient may be most of the mean once the others are fitted.
+            rest = alignment(gradients, list(sample.batches(order)), whole, "coherence", leave_one_out=True)
         else:
-            shares = torch.full((len(sample),), math.nan, dtype=torch.float64)
+            rest = torch.full((len(sample),), math.nan, dtype=torch.float64)
         bar.advance(len(sample))
-    for row, own in zip(classes, shares.split([row["examples"] for row in classes]), strict=True):
-        row |= {"share": float(own.mean()), "against": int((own < 0).sum())}
-    against = int((shares < 0).sum())
+    for row, own in zip(classes, rest.split([row["examples"] for row in classes]), strict=True):
+        row |= {"with the rest": float(own.mean()), "against": int((own < 0).sum())}
+    against = int((rest < 0).sum())
     figures = {
         **found.to_dict(),
         "pairwise": found.pairwise,
         "against": against,
         "classes": classes,
     }
-    worst = order[shares.argsort(stable=True)]
+    worst = order[rest.argsort(stable=True)]
     return Finding(
         title="Gradient coherence",
         verdict=_verdict(found, classes, against),
@@ -69,7 +70,7 @@ def diagnose(sample: Sample) -> Finding:
             "compare networks at about the same loss only, since coherence falls with it.",
         ),
         figures=figures,
-        blocks=[_table(classes), *_pictures(sample, worst, shares.sort(stable=True).values)],
+        blocks=[_table(classes), *_pictures(sample, worst, rest.sort(stable=True).values)],
         details=[_layers(found)],
     )
 
@@ -122,7 +123,7 @@ def _chart(found: CoherenceResult, classes: list[dict[str, Any]]) -> str:
 
 
 def _table(classes: list[dict[str, Any]]) -> Table:
-    header = ["class", "examples", "loss", "m-coherence", "of two examples", "share of the mean", "against the rest"]
+    header = ["class", "examples", "loss", "m-coherence", "of two examples", "with the rest", "against the rest"]
     rows: list[list[Cell]] = [
         [
             row["class"],
@@ -130,31 +131,31 @@ def _table(classes: list[dict[str, Any]]) -> Table:
             row["loss"],
             row["m_coherence"],
             row["pairwise"],
-            row["share"],
+            row["with the rest"],
             row["against"],
         ]
         for row in classes
     ]
     caption = (
-        "m-coherence is the number of examples of the class that a step on one of them helps. The share is the part of "
-        "the mean gradient of all classes that an example contributes, 1 on average."
+        "m-coherence is the number of examples of the class that a step on one of them helps; with the rest is how far "
+        "an example agrees with all others, whatever their class; against the rest are those for which that is below 0."
     )
     return Table(header, rows, caption)
 
 
-def _pictures(sample: Sample, worst: Tensor, shares: Tensor) -> list[Block]:
-    chosen = worst[:MOST_PICTURES][shares[:MOST_PICTURES] < 0]
+def _pictures(sample: Sample, worst: Tensor, rest: Tensor) -> list[Block]:
+    chosen = worst[:MOST_PICTURES][rest[:MOST_PICTURES] < 0]
     if not sample.picture or not len(chosen):
         return []
     items = [
         Picture(
-            png(sample.images[i].permute(1, 2, 0).numpy()), f"{sample.classes[int(sample.labels[i])]} ({share:.3g})"
+            png(sample.images[i].permute(1, 2, 0).numpy()), f"{sample.classes[int(sample.labels[i])]} ({value:.3g})"
         )
-        for i, share in zip(chosen.tolist(), shares.tolist(), strict=False)
+        for i, value in zip(chosen.tolist(), rest.tolist(), strict=False)
     ]
     reading = (
-        "The examples that pull hardest against the rest, with their labels and shares: a step that helps the others "
-        "makes these worse. Look for wrong labels first."
+        "The examples that pull hardest against the rest, with their labels: a step that helps the others "
+        "makes these worse. Wrong labels are common among them."
     )
     return [Images(items, reading)]
 
