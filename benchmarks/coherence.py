@@ -57,7 +57,7 @@ def all_gradients(net: nn.Module, chunk: int | None) -> torch.Tensor:
 def by_opacus(net: nn.Module) -> torch.Tensor:
     from opacus import GradSampleModule
 
-    wrapped = GradSampleModule(net, loss_reduction="sum")
+    wrapped = GradSampleModule(net, loss_reduction="sum").train()  # it records in this mode only
     x, y = data()
     LOSS(wrapped(x), y).sum().backward()
     found = torch.cat([param.grad_sample.flatten(1) for param in wrapped.parameters()], 1)

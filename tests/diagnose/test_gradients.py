@@ -172,6 +172,7 @@ def test_chunks_change_nothing(name, monkeypatch):
     net, x, y = made(name)
     whole = ExampleGradients(net, LOSS).norms(x, y)
     monkeypatch.setattr(module, "BUDGET", 1)
+    monkeypatch.setattr(module, "WANTED", 1)
     monkeypatch.setattr("netwright.diagnose.layer_rules.CHUNK", 1)
     monkeypatch.setattr("netwright.nn.patches.CHUNK", 1)
     pieces = ExampleGradients(net, LOSS)
@@ -212,7 +213,7 @@ def test_agrees_with_opacus():
     opacus = pytest.importorskip("opacus")
     net, x, y = made("convolutions")
     ours = ExampleGradients(net, LOSS).rows(x, y).matrix
-    theirs = opacus.GradSampleModule(net, loss_reduction="sum")
+    theirs = opacus.GradSampleModule(net, loss_reduction="sum").train()  # it records in this mode only
     LOSS(theirs(x), y).sum().backward()
     joined = torch.cat([param.grad_sample.flatten(1) for param in theirs.parameters()], 1)
     assert torch.allclose(ours, joined, atol=1e-5)

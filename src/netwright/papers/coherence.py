@@ -4,12 +4,13 @@ Chatterjee and Zielinski, "On the Generalization Mystery in Deep Learning", 2022
 
 Coherence: 300 of the digits with a perceptron 64-64-64-10, and 3,000 images of Fashion-MNIST with two convolutions and
 one dense layer (29k parameters), SGD without momentum, learning rate 0.1, batch 50; labels true, half of them drawn
-anew, and all of them. m-coherence is measured on the whole training set every two steps of the first forty, every twenty
-of the first two epochs, and then every epoch. A peak is no fair figure, since random labels rise late too, so that means are compared over
-the measurements with the same loss: 95 to 70 % of what it was before training. Suppression: the digits with half of
-the labels drawn anew, 200 epochs, in which SGD fits nearly all of them; the learning rate of each arm, and the
-strength of weight decay, by accuracy on 200 clean validation images at the end. Easy and hard: 5,000 images of MNIST,
-halved by the epoch from which on an independent network is right; 1,000 to train on and 1,000 to test on of each half.
+anew, and all of them. m-coherence is measured on the whole training set every two steps of the first forty, every
+twenty of the first two epochs, and then every epoch. A peak is no fair figure, since random labels rise late too, so
+that means are compared over the measurements with the same loss: 95 to 70 % of what it was before training.
+Suppression: the digits with half of the labels drawn anew, 200 epochs, in which SGD fits nearly all of them; the
+learning rate of each arm, and the strength of weight decay, by accuracy on 200 clean validation images at the end.
+Easy and hard: 5,000 images of MNIST, halved by the epoch from which on an independent network is right; 1,000 to train
+on and 1,000 to test on of each half.
 
 Not tested: ResNet-50 and other networks on ImageNet, where the published curves and the results of M3 and RM3 are from.
 """
