@@ -89,11 +89,11 @@ def test_batch_norms_and_their_statistics_stay_as_they_are():
 
 def test_the_default_cadence_and_a_rule_of_ones_own():
     often, rule = (
-        CoherenceCallback((PROBE[0][:3], PROBE[1][:3])),
+        CoherenceCallback((PROBE[0][:2], PROBE[1][:2])),
         CoherenceCallback(PROBE, every=lambda step: step in (1, 5), name="probe"),
     )
     assert {"m_coherence", "probe"} <= set(train(network(), often, rule, epochs=3))
-    assert often.steps == [0, 4, 8]  # 16 * 3 examples, 12 a step
+    assert often.steps == [0, 4, 8]  # 24 * 2 examples, 12 a step
     assert rule.steps == [1, 5]
 
 

@@ -66,8 +66,8 @@ def diagnose(sample: Sample) -> Finding:
             "A bar is how far two different examples of a class agree: the mean product of their gradients over the "
             "mean square, 1 if they are equal, 0 if they have nothing in common, below 0 if learning one undoes the "
             "other; the line is the same for any two examples, whatever their class.",
-            "A class with a short bar is learned example by example, as memorised or wrongly labelled examples are; "
-            "compare networks at about the same loss only, since coherence falls with it.",
+            "What is left to learn of a class with a short bar differs from example to example: it is fitted already "
+            "where its loss in the table is small, else memorised one by one; compare networks at the same loss only.",
         ),
         figures=figures,
         blocks=[_table(classes), *_pictures(sample, worst, rest.sort(stable=True).values)],
@@ -155,7 +155,7 @@ def _pictures(sample: Sample, worst: Tensor, rest: Tensor) -> list[Block]:
     ]
     reading = (
         "The examples that pull hardest against the rest, with their labels: a step that helps the others "
-        "makes these worse. Wrong labels are common among them."
+        "makes these worse. Look for wrong labels here first; classes that are confused are here too."
     )
     return [Images(items, reading)]
 

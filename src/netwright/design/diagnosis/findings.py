@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from netwright.page import Block, Figure, Paragraph, Section
+from netwright.page import Block, Figure, Section
 
 CHUNK = 256
 
@@ -56,7 +56,7 @@ class Finding:
 
     Attributes:
         title: Heading.
-        verdict: One sentence with the main figure.
+        verdict: One sentence with the main figure, which stands at the head of the page.
         chart: Inline SVG.
         reading: How to read the chart, and what to make of it: a sentence each.
         figures: All figures, for programs.
@@ -74,8 +74,7 @@ class Finding:
 
     def sections(self) -> list[Section]:
         """The part of the page about it."""
-        shown = [Paragraph(self.verdict), Figure(self.chart, " ".join(self.reading)), *self.blocks]
-        found = [Section(self.title, shown)]
+        found = [Section(self.title, [Figure(self.chart, " ".join(self.reading)), *self.blocks])]
         return [*found, Section(f"{self.title}: details", self.details, folded=True)] if self.details else found
 
 
