@@ -115,7 +115,7 @@ def million(rounds: int) -> None:
 def callback(rounds: int) -> None:
     from netwright.data import Batches, TensorImages
     from netwright.diagnose import CoherenceCallback
-    from netwright.train.fit import Classifier, fit
+    from netwright.train import Classifier, fit
 
     images = torch.randint(0, 256, (5000, 1, 28, 28), dtype=torch.uint8, generator=stream(0, "images"))
     train = TensorImages(images, torch.arange(5000) % 10)

@@ -19,7 +19,7 @@ from netwright.design.options import Options
 from netwright.design.run import RunFolder
 from netwright.diagnose import m_coherence, per_example_alignment
 from netwright.seeding import seeded, stream
-from netwright.train.fit import Classifier, fit
+from netwright.train import Classifier, fit
 
 
 @pytest.fixture(scope="module")

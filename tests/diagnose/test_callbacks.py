@@ -18,7 +18,7 @@ from netwright.diagnose import (
 )
 from netwright.nn.convnet import SmallConvNet
 from netwright.seeding import seeded, stream
-from netwright.train.fit import Classifier, fit
+from netwright.train import Classifier, fit
 
 LOSS = nn.CrossEntropyLoss(reduction="none")
 IMAGES = torch.randint(0, 256, (48, 1, 4, 4), dtype=torch.uint8, generator=stream(0, "images"))

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from netwright import __version__
-from netwright.cli import deploying, designing, diagnosing, reproducing, searching, training
+from netwright.cli import deploying, designing, diagnosing, explaining, reproducing, searching, training
 
 app = typer.Typer(
     name="netwright",
@@ -47,6 +47,7 @@ for verb in (
     searching.search,
     designing.evaluate,
     designing.predict,
+    explaining.explain,
     deploying.bench,
     deploying.compress,
     deploying.export,

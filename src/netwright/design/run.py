@@ -22,11 +22,12 @@ _KINDS = {
     "run": ("netwright design", "measurements.json"),
     "search": ("netwright search", "genotype.json"),
     "training": ("netwright train", "result.json"),
+    "compression": ("netwright compress", "compression.json"),
 }
 
 
 class Asked(Protocol):
-    """The options of a run: those of ``design``, or of ``train``."""
+    """The options of a run: those of ``design``, ``train`` or ``compress``."""
 
     @property
     def data(self) -> str:
@@ -48,7 +49,7 @@ class RunFolder:
 
     Args:
         path: The folder; it need not exist.
-        kind: ``"run"`` of a design, ``"search"`` or ``"training"`` alone.
+        kind: ``"run"`` of a design; ``"search"``, ``"training"`` or ``"compression"`` alone.
     """
 
     def __init__(self, path: str | Path, kind: str = "run"):

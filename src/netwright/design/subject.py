@@ -13,6 +13,7 @@ from netwright.data import Data, names
 from netwright.data import load as load_data
 from netwright.design.benchmark import SIZE
 from netwright.design.model import load, load_run
+from netwright.seeding import seeded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,8 @@ def open_subject(model: str, data: str | None, size: int | None, seed: int, read
         model: A run; a name of ``netwright.nn.pretrained``, which comes with trained weights; or ``FILE.py:FUNCTION``.
         data: As for :func:`netwright.data.load`; a run brings its own.
         size: Height and width of the input, where neither run nor data tell.
-        seed: Of the splits of the data; a run's own data are split as they were for the run.
+        seed: Of the splits of the data (a run's own are split as they were for it), and of weights that a function
+            draws.
         reading: How they are read.
 
     Raises:
@@ -69,7 +71,8 @@ def open_subject(model: str, data: str | None, size: int | None, seed: int, read
     if (Path(model) / "architecture.json").is_file():
         return _open_run(model, data, reading)
     if Path(model).is_dir() or ".py:" in model or model.endswith(".onnx"):
-        network = load(model)
+        with seeded(seed, "init", "model"):  # a function may draw its weights, the same ones every time
+            network = load(model)
     else:
         from netwright.nn.pretrained import create
 

@@ -117,7 +117,7 @@ def train(options: TrainOptions, *, command: str = "") -> TrainResult:
 def _trained(run: RunFolder, options: TrainOptions, command: str) -> TrainResult:
     from netwright.data.tensors import Batches
     from netwright.nn.batchnorm import synchronise
-    from netwright.train.fit import evaluate
+    from netwright.train import evaluate
     from netwright.train.methods import callbacks, described
     from netwright.train.tract import remove_tract
     from netwright.train.weight_compander import remove_weight_compander
@@ -253,7 +253,7 @@ def _fit(run: RunFolder, options: TrainOptions, data: Data, network: nn.Module, 
 
     from netwright.data.tensors import Batches
     from netwright.design.plan import augmentation
-    from netwright.train.fit import Classifier, fit
+    from netwright.train import Classifier, fit
     from netwright.train.schedules import CosineProgress
 
     module = (

@@ -1,4 +1,4 @@
-"""What goes on while a network learns: whose gradients agree, and what is done about those that do not.
+"""What training does to a network: whose gradients agree, generalisation and memorisation.
 
 Names are resolved when they are first used, so that importing this package loads nothing heavy.
 """
@@ -12,15 +12,26 @@ _NAMES = {
     "CoherenceCallback": "callbacks",
     "CoherenceResult": "coherence",
     "ExampleGradients": "gradients",
+    "IPRCallback": "grokking",
     "MedianOfMeans": "suppression",
+    "ModularArithmetic": "grokking",
+    "ModularConfig": "grokking",
+    "QuadraticMLP": "grokking",
     "RunningCoherence": "running",
     "RunningMedian": "suppression",
     "SuppressionCallback": "callbacks",
     "WinsorizedGradients": "suppression",
+    "classify_phase": "grokking",
     "coherence_from_gradients": "coherence",
+    "inverse_participation_ratio": "grokking",
     "m_coherence": "coherence",
+    "memorising_neurons": "grokking",
+    "neuron_ipr": "grokking",
     "per_example_alignment": "coherence",
+    "prune_neurons": "grokking",
+    "pruning_curve": "grokking",
     "stability_gap_bound": "coherence",
+    "train_modular": "grokking",
     "winsorized_mean": "suppression",
 }
 _MODULES = tuple(sorted({*_NAMES.values(), "layer_rules"}))
@@ -35,27 +46,46 @@ if TYPE_CHECKING:
         stability_gap_bound,
     )
     from netwright.diagnose.gradients import ExampleGradients
-    from netwright.diagnose.running import RunningCoherence
-    from netwright.diagnose.suppression import (
-        MedianOfMeans,
-        RunningMedian,
-        WinsorizedGradients,
-        winsorized_mean,
+    from netwright.diagnose.grokking import (
+        IPRCallback,
+        ModularArithmetic,
+        ModularConfig,
+        QuadraticMLP,
+        classify_phase,
+        inverse_participation_ratio,
+        memorising_neurons,
+        neuron_ipr,
+        prune_neurons,
+        pruning_curve,
+        train_modular,
     )
+    from netwright.diagnose.running import RunningCoherence
+    from netwright.diagnose.suppression import MedianOfMeans, RunningMedian, WinsorizedGradients, winsorized_mean
 
 __all__ = [
     "CoherenceCallback",
     "CoherenceResult",
     "ExampleGradients",
+    "IPRCallback",
     "MedianOfMeans",
+    "ModularArithmetic",
+    "ModularConfig",
+    "QuadraticMLP",
     "RunningCoherence",
     "RunningMedian",
     "SuppressionCallback",
     "WinsorizedGradients",
+    "classify_phase",
     "coherence_from_gradients",
+    "inverse_participation_ratio",
     "m_coherence",
+    "memorising_neurons",
+    "neuron_ipr",
     "per_example_alignment",
+    "prune_neurons",
+    "pruning_curve",
     "stability_gap_bound",
+    "train_modular",
     "winsorized_mean",
 ]
 

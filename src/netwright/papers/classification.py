@@ -100,7 +100,7 @@ def train(
     Batches depend on the seed alone, so paired arms see the same ones.
     """
     from netwright.data import Batches
-    from netwright.train.fit import Classifier, fit
+    from netwright.train import Classifier, fit
     from netwright.train.schedules import CosineProgress
 
     parts, normalise = data
@@ -121,7 +121,7 @@ def measured(network: nn.Module, data: tuple[dict[str, TensorImages], Normalise]
     """Accuracy in [0, 1], NLL in nats, ECE in percent and AURC times 1000 on a part."""
     from netwright import metrics
     from netwright.data import Batches
-    from netwright.train.fit import evaluate
+    from netwright.train import evaluate
 
     images, normalise = data[0][part], data[1]
     found = evaluate(network, Batches(images, 500, shuffle=False, drop_last=False, normalise=normalise))

@@ -239,7 +239,7 @@ def _fit(
     import torch
 
     from netwright.data import Batches
-    from netwright.train.fit import Classifier, fit
+    from netwright.train import Classifier, fit
 
     fit(
         Classifier(network, lr=lr, clip=None),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from netwright.console import UserError, nearest, note
 from netwright.results import Result
+from netwright.storage import new_folder, refuse_taken
 
 if TYPE_CHECKING:
     from netwright.design.diagnosis.findings import Finding, Sample
@@ -87,8 +88,7 @@ def diagnose_model(
     for name, value, least in (("examples", examples, 2), ("seed", seed, 0), ("size", size, 1)):
         if value is not None and value < least:
             raise UserError(f"{name} must be >= {least}, got {value}")
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise UserError("something is there already", where=target, cure="choose another --out")
+    refuse_taken(target)
     if data is None and not Path(model).is_dir():
         raise UserError("DATA is missing", where=model, cure="name the data that the network was trained on")
     subject = open_subject(model, data, size, seed, Reading(skip_broken, drop_unknown, download))
@@ -108,7 +108,9 @@ def diagnose_model(
     )
     title = f"Diagnosis of {Path(model).name} on {subject.data.name}"
     facts = {**result.to_dict(), "seed": seed}
-    Page(title, " ".join(verdicts), sections, facts).write(target, "diagnosis")
+    page = Page(title, " ".join(verdicts), sections, facts)
+    with new_folder(target) as folder:
+        page.write(folder, "diagnosis")
     return result
 
 
