@@ -30,6 +30,7 @@ VERBS = (
     "export",
     "latency-table",
     "train",
+    "diagnose",
     "report",
     "doctor",
     "papers",
@@ -213,6 +214,17 @@ class Hostile:
         name = dice.choice(sorted(values))
         return [name, values[name]()]
 
+    def diagnose_option(self) -> list[str]:
+        dice = self.dice
+        values: dict[str, Callable[[], str]] = {
+            "--part": lambda: dice.choice([self.word(), "coherense", ""]),
+            "--examples": lambda: dice.choice(["0", "1", "-5", "1.5", "many", ""]),
+            "--size": lambda: dice.choice(["0", "-5", "1.5", "many", ""]),
+            "--seed": lambda: dice.choice(["-1", "1.5", "", "abc"]),
+        }
+        name = dice.choice(sorted(values))
+        return [name, values[name]()]
+
     def command(self) -> list[str]:
         dice, word = self.dice, self.word
         ways: list[Callable[[], list[str]]] = [
@@ -284,6 +296,11 @@ class Hostile:
             lambda: ["condense", "digits", "--out", word(), "--keep", dice.choice(["0", "2", "nan", "-1", "", word()])],
             lambda: ["condense", "digits", "--out", word(), "--bins", self.whole()],
             lambda: ["condense", "digits", "--out", word(), "--features", dice.choice([word(), f"{word()}.npy"])],
+            lambda: ["diagnose", self.bad_run(), *([word()] if dice.random() < 0.5 else [])],
+            lambda: ["diagnose", self.run, dice.choice([word(), self.path(self.data)])],
+            lambda: ["diagnose", self.run, *self.diagnose_option()],
+            lambda: ["diagnose", dice.choice([word(), f"{word()}.onnx", f"{word()}.py:net"]), "digits"],
+            lambda: ["diagnose", self.run, "--out", str(self.folder / dice.choice(["noise", "text.txt"]))],
             lambda: ["reproduce", word(), *([word()] if dice.random() < 0.3 else [])],
             lambda: ["reproduce", "dass", "--seeds", dice.choice(["0", "-3", "two", "1.5", ""])],
             lambda: ["reproduce", "dass", "--scale", dice.choice(["0", "-1", "nan", "inf", "big"])],
@@ -355,6 +372,8 @@ def test_a_thousand_bad_commands(here: Path, tmp_path: Path, run: Path):
         (["bench", "resnet18", "--runtime", "onnxruntme"], "did you mean onnxruntime?"),
         (["compress", "resnet18", "--method", "prun", "--out", "x"], "did you mean prune?"),
         (["condense", "digist", "--out", "x"], "did you mean digits?"),
+        (["diagnose", "resnet18", "digits", "--part", "coherense"], "did you mean coherence?"),
+        (["diagnose", "resnt18", "digits"], "did you mean resnet18?"),
         (["export", "resnet18", "--format", "onx", "--out", "x"], "did you mean onnx?"),
     ],
 )
@@ -451,11 +470,12 @@ def picture(tmp_path: Path) -> str:
 class TestJson:
     """One JSON document on standard output, and nothing else there."""
 
-    @pytest.mark.parametrize("verb", ["check", "doctor", "papers", "cite", "evaluate", "predict", "report"])
-    def test_in_this_process(self, here: Path, run: Path, picture: str, verb: str):
+    @pytest.mark.parametrize("verb", ["check", "diagnose", "doctor", "papers", "cite", "evaluate", "predict", "report"])
+    def test_in_this_process(self, here: Path, run: Path, picture: str, tmp_path: Path, verb: str):
         arguments = {
             "check": ["digits"],
             "cite": ["dass"],
+            "diagnose": [str(run), "--examples", "20", "--out", str(tmp_path / "diagnosis")],
             "evaluate": [str(run)],
             "predict": [str(run), picture, picture],
             "report": [str(run)],
@@ -702,7 +722,7 @@ def test_a_wrong_verb_imports_nothing_heavy():
     assert imported(["chek"], HEAVY, code=2) == "[]"
 
 
-@pytest.mark.parametrize("verb", ["predict", "papers", "report", "evaluate", "check", "cite", "doctor"])
+@pytest.mark.parametrize("verb", ["predict", "papers", "report", "evaluate", "check", "cite", "diagnose", "doctor"])
 def test_what_only_looks_does_not_import_the_trainer(run: Path, picture: str, verb: str):
     arguments = {
         "predict": [str(run), picture],
@@ -710,6 +730,7 @@ def test_what_only_looks_does_not_import_the_trainer(run: Path, picture: str, ve
         "evaluate": [str(run)],
         "check": ["digits"],
         "cite": ["dass"],
+        "diagnose": [str(run), "--examples", "20", "--out", str(run.with_name("diagnosis"))],
     }
     assert imported([verb, *arguments.get(verb, [])], TRAINERS) == "[]"
 

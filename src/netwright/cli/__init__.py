@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from netwright import __version__
-from netwright.cli import deploying, designing, explaining, reproducing, searching, training
+from netwright.cli import deploying, designing, diagnosing, explaining, reproducing, searching, training
 
 app = typer.Typer(
     name="netwright",
@@ -53,6 +53,7 @@ for verb in (
     deploying.export,
     searching.latency_table,
     training.train,
+    diagnosing.diagnose,
     designing.report,
     designing.doctor,
     reproducing.papers,

@@ -23,14 +23,12 @@ from netwright.compress.chain import (
     packed,
 )
 from netwright.console import UserError, nearest, note
-from netwright.data import Data, names
-from netwright.data import load as load_data
 from netwright.data.tensors import Batches, Normalise
-from netwright.design.benchmark import SIZE
 from netwright.design.compress_page import FINISHED, KIND, Compressed, build, is_compression, kept
-from netwright.design.model import baseline_network, load, load_run
+from netwright.design.model import baseline_network
 from netwright.design.options import MOVABLE
 from netwright.design.run import RunFolder
+from netwright.design.subject import Reading, Subject, open_subject
 from netwright.results import Result, plain
 from netwright.seeding import seeded, stream
 
@@ -134,17 +132,6 @@ class Asked(Result):
         return {name: value for name, value in self.to_dict().items() if name not in MOVABLE}
 
 
-@dataclasses.dataclass(frozen=True)
-class _Opened:
-    network: nn.Module
-    shape: tuple[int, int, int]
-    classes: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    picture: bool
-    data: Data | None
-
-
 def compress_model(
     model: str,
     data: str | None,
@@ -202,8 +189,8 @@ def _clear(run: RunFolder) -> None:
 
 def _compressed(run: RunFolder, asked: Asked, command: str) -> Compressed:
     wish = asked.wish
-    reading = {name: getattr(asked, name) for name in ("skip_broken", "drop_unknown", "download")}
-    opened = _open(asked.model, asked.data or None, asked.size, wish.seed, reading)
+    reading = Reading(asked.skip_broken, asked.drop_unknown, asked.download)
+    opened = open_subject(asked.model, asked.data or None, asked.size, wish.seed, reading)
     found = opened.data
     if "distill" in wish.methods and found is None:
         cure = "name DATA, or leave out --method distill"
@@ -265,70 +252,7 @@ def _sizes(folder: Path) -> dict[str, int]:
     return {str(file.relative_to(folder)): file.stat().st_size for file in files if file.is_file()}
 
 
-def _open(model: str, data: str | None, size: int | None, seed: int, reading: dict[str, bool]) -> _Opened:
-    if (Path(model) / "architecture.json").is_file():
-        return _open_run(model, data, reading)
-    if Path(model).is_dir() or ".py:" in model or model.endswith(".onnx"):
-        with seeded(seed, "init", "model"):  # a function may draw its weights, the same ones every time
-            network = load(model)
-    else:
-        from netwright.nn.pretrained import create
-
-        network = create(model, pretrained=True, download=reading["download"]).eval()
-    convolution = next((part for part in network.modules() if isinstance(part, nn.Conv2d)), None)
-    channels = 3 if convolution is None else convolution.in_channels
-    found = None if data is None else _load(data, seed, None if size is None else (size, size), reading)
-    shape = (channels, size or SIZE, size or SIZE) if found is None else found.shape
-    outputs = _outputs(network, shape, model)
-    if found is None:
-        classes, mean, std = tuple(map(str, range(outputs))), (0.0,) * shape[0], (1.0,) * shape[0]
-        return _Opened(network, shape, classes, mean, std, shape[0] in (1, 3), None)
-    if len(found.classes) != outputs:
-        raise UserError(f"the network has {outputs} outputs, the data {len(found.classes)} classes", where=model)
-    picture = getattr(found.train, "images", torch.empty(0, dtype=torch.uint8)).dtype == torch.uint8
-    return _Opened(network, shape, found.classes, found.mean, found.std, picture, found)
-
-
-def _open_run(run: str, data: str | None, reading: dict[str, bool]) -> _Opened:
-    model = load_run(run)
-    known, options = model.architecture, RunFolder(run).described()["options"]
-    if data is None:
-        data = options["data"]
-        reading = {name: value or options[name] for name, value in reading.items()}
-    found = _load(data, options["seed"], known.shape[1:], reading)
-    if found.shape != tuple(known.shape) or found.classes != tuple(known.classes):
-        told = f"the data hold {len(found.classes)} classes of {found.shape}, the network knows "
-        raise UserError(
-            f"{told}{len(known.classes)} of {tuple(known.shape)}", where=data, cure="give the run's own data"
-        )
-    return _Opened(model.network, known.shape, known.classes, known.mean, known.std, known.picture, found)
-
-
-def _load(data: str, seed: int, size: tuple[int, int] | None, reading: dict[str, bool]) -> Data:
-    # Only images in files can be resized.
-    files = data not in names() and Path(data).expanduser().is_dir()
-    return load_data(
-        data,
-        seed=seed,
-        size=size if files else None,
-        skip_broken=reading["skip_broken"],
-        drop_unknown=reading["drop_unknown"],
-        download=reading["download"],
-    )
-
-
-@torch.inference_mode()
-def _outputs(network: nn.Module, shape: tuple[int, int, int], model: str) -> int:
-    try:
-        return int(network(torch.zeros(1, *shape)).shape[-1])
-    except (RuntimeError, ValueError, AssertionError, AttributeError) as error:
-        told = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"the network does not take inputs of {shape}: {told}", where=model, cure="set --size"
-        ) from error
-
-
-def _write(target: Path, network: nn.Module, report: Compression, opened: _Opened) -> tuple[str, ...]:
+def _write(target: Path, network: nn.Module, report: Compression, opened: Subject) -> tuple[str, ...]:
     from netwright import deploy
     from netwright.deploy import onnx
 
