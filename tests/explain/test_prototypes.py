@@ -220,8 +220,8 @@ def test_initialisations():
     with seeded(0, "init"):
         paper, kaiming = mnist_conv_encoder(init="paper"), mnist_conv_encoder()
     weight = paper[2].weight
-    assert float(weight.std()) == pytest.approx(0.01, rel=0.05)
-    assert float(kaiming[2].weight.std()) == pytest.approx((2 / (9 * 32)) ** 0.5, rel=0.05)
+    assert weight.std().item() == pytest.approx(0.01, rel=0.05)
+    assert kaiming[2].weight.std().item() == pytest.approx((2 / (9 * 32)) ** 0.5, rel=0.05)
     for layer in (*paper, *mnist_conv_decoder()):
         assert getattr(layer, "bias", None) is None or not layer.bias.any()
     network = small(n_prototypes=200)
