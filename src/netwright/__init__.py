@@ -14,7 +14,7 @@ _NAMES = {
     "cite": "netwright.papers.index",
     "load": "netwright.design.model",
 }
-_PACKAGES: tuple[str, ...] = (
+_PACKAGES = (
     "compress",
     "console",
     "cost",
@@ -22,13 +22,18 @@ _PACKAGES: tuple[str, ...] = (
     "deploy",
     "design",
     "diagnose",
+    "explain",
     "metrics",
     "nn",
     "page",
     "papers",
     "parallel",
+    "results",
+    "search",
+    "seeding",
+    "storage",
+    "train",
 )
-_PACKAGES += ("results", "search", "seeding", "storage", "train")
 
 if TYPE_CHECKING:
     from netwright.design.model import load

@@ -174,17 +174,10 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         UserError: If the file is missing or damaged.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    try:
+    with _told(path):
         return load_file(path)
-    except FileNotFoundError as error:
-        raise UserError("no such file", where=path) from error
-    except (SafetensorError, ValueError, OSError) as error:
-        raise UserError(
-            f"damaged weights file: {error}", where=path, cure="delete it and run the command again"
-        ) from error
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -193,11 +186,19 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     Raises:
         UserError: If the file is missing or damaged.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
+
+    with _told(path), safe_open(path, framework="numpy") as file:
+        return dict(file.metadata() or {})
+
+
+@contextmanager
+def _told(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Says what is wrong with a safetensors file."""
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(path, framework="numpy") as file:
-            return dict(file.metadata() or {})
+        yield
     except FileNotFoundError as error:
         raise UserError("no such file", where=path) from error
     except (SafetensorError, ValueError, OSError) as error:

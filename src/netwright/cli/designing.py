@@ -248,10 +248,11 @@ def report(run: RunPath, as_json: Json = False, quiet: Quiet = False, debug: Deb
         from netwright.design.run import RunFolder
 
         folder = RunFolder(run)
-        if compress_page.is_compression(folder):
-            made = compress_page.page(run)
-        else:
-            made = train_page.page(run) if train_page.is_training(folder) else build(run)
+        pages = {"compression": compress_page.page, "training": train_page.page}
+        kind = folder.written_by()
+        if kind not in pages:
+            folder.described()  # says so if there is no run
+        made = pages.get(kind or "", build)(run)
         made.write(run)
         if as_json:
             sys.stdout.write((run / "report.json").read_text())

@@ -6,8 +6,9 @@ tells where each method is, by the name that people type.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from netwright.lazy import exports
 
 METHODS = {
     "magnitude": "netwright.compress.prune:magnitude",
@@ -211,14 +212,4 @@ __all__ = [
     "update",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _NAMES:
-        return getattr(importlib.import_module(f"netwright.compress.{_NAMES[name]}"), name)
-    if name in _MODULES:
-        return importlib.import_module(f"netwright.compress.{name}")
-    raise AttributeError(f"module 'netwright.compress' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*__all__, *_MODULES])
+__getattr__, __dir__ = exports(__name__, _NAMES, __all__, _MODULES)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from netwright.compress.chain import Compression, Measured
-from netwright.console import UserError
 from netwright.design.measure import wilson
 from netwright.design.report import data_blocks, settings_blocks
 from netwright.design.run import RunFolder
@@ -77,12 +76,6 @@ class Compressed(Result):
         return "\n".join([str(self.report), *self.missing, f"report: {page}", f"folder: {self.folder}"])
 
 
-def is_compression(run: RunFolder) -> bool:
-    """Whether a folder was written by ``netwright compress``."""
-    content = run.read("run.json") if run.has("run.json") else None
-    return isinstance(content, dict) and content.get("kind") == f"netwright-{KIND}"
-
-
 def kept(run: RunFolder) -> Compressed:
     """The result of a finished compression, from its folder."""
     found = run.read(FINISHED)
@@ -101,8 +94,7 @@ def page(folder: str | Path) -> Page:
     """
     run = RunFolder(folder, KIND)
     described = run.described()
-    if not run.has(FINISHED):
-        raise UserError("the compression is not finished", where=run.path, cure="give its command again; it goes on")
+    run.refuse_unfinished()
     return build(kept(run), described, run.read("data.json") if run.has("data.json") else None)
 
 

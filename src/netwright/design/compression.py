@@ -24,7 +24,7 @@ from netwright.compress.chain import (
 )
 from netwright.console import UserError, nearest, note
 from netwright.data.tensors import Batches, Normalise
-from netwright.design.compress_page import FINISHED, KIND, Compressed, build, is_compression, kept
+from netwright.design.compress_page import FINISHED, KIND, Compressed, build, kept
 from netwright.design.model import baseline_network
 from netwright.design.options import MOVABLE
 from netwright.design.run import RunFolder
@@ -170,7 +170,7 @@ def compress_model(
     asked = Asked(str(model), data or "", str(out), wish, size, skip_broken, drop_unknown, download)
     run = RunFolder(out, KIND)
     with run.locked():
-        if force and (is_compression(run) or not run.has("run.json")):
+        if force and (run.written_by() == KIND or not run.has("run.json")):
             _clear(run)
         else:
             run.refuse_strangers(asked)

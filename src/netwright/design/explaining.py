@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from netwright.console import UserError, nearest, table, task
-from netwright.design.model import RunModel, load
+from netwright.design.model import RunModel, input_channels, is_named, load
 from netwright.design.verdict import percent
 from netwright.page import Images, KeyValues, Mono, Page, Picture, Section, Text, png
 from netwright.results import Result, save_figure
@@ -164,7 +164,7 @@ def _open(model: str, size: int | None, random_weights: bool, download: bool, se
     from netwright.data.tensors import Normalise
     from netwright.nn import pretrained
 
-    own = Path(model).is_dir() or ".py:" in model or model.endswith(".onnx")
+    own = not is_named(model)
     if random_weights and own:
         raise UserError("only a network by name has random weights", where=model, cure="leave --random-weights out")
     with seeded(seed, "init"):
@@ -180,8 +180,7 @@ def _open(model: str, size: int | None, random_weights: bool, download: bool, se
         return _Network(name, network.network, shape[0], shape[1:], None, network.normalise, network.classes)
     sides = None if size is None else (size, size)
     if own:
-        stem = next((part for part in network.modules() if isinstance(part, nn.Conv2d)), None)
-        channels = 3 if stem is None else stem.in_channels
+        channels = input_channels(network)
         if channels not in (1, 3):
             raise UserError(f"the network takes {channels} channels, a picture has 1 or 3", where=model)
         return _Network(Path(model).name, network, channels, sides or (SIZE, SIZE), 1.0, nn.Identity(), None)

@@ -189,6 +189,26 @@ def load(
     return create(text, num_classes, in_channels, pretrained, download).eval()
 
 
+def is_named(model: str) -> bool:
+    """Whether a model is meant by a name of :mod:`netwright.nn.pretrained`, not by a folder or a file.
+
+    Example:
+        >>> is_named("timm:resnet18"), is_named("mine.py:net"), is_named("model.onnx")
+        (True, False, False)
+    """
+    return not (Path(model).is_dir() or ".py:" in model or model.endswith(".onnx"))
+
+
+def input_channels(network: nn.Module) -> int:
+    """Channels that the first convolution takes; 3 without one.
+
+    Example:
+        >>> input_channels(nn.Sequential(nn.ReLU(), nn.Conv2d(1, 8, 3)))
+        1
+    """
+    return next((part.in_channels for part in network.modules() if isinstance(part, nn.Conv2d)), 3)
+
+
 def load_run(
     path: str | Path, *, weights: str = "model.safetensors", architecture: str = "architecture.json"
 ) -> RunModel:

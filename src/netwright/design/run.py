@@ -98,6 +98,22 @@ class RunFolder:
             cure=f"give a folder that {_KINDS[self.kind][0]} wrote, or a new one",
         )
 
+    def written_by(self) -> str | None:
+        """The kind of what a folder holds, ``"run"`` for a design; None where there is nothing of netwright."""
+        content = self.read("run.json") if self.has("run.json") else None
+        told = content.get("kind") if isinstance(content, dict) else None
+        return told.removeprefix("netwright-") if isinstance(told, str) else None
+
+    def refuse_unfinished(self) -> None:
+        """Makes sure that the artefact is there which ends what the folder is of.
+
+        Raises:
+            UserError: If it is not.
+        """
+        if not self.has(_KINDS[self.kind][1]):
+            told = f"the {self.kind} is not finished"
+            raise UserError(told, where=self.path, cure="give its command again; it goes on")
+
     def refuse_strangers(self, options: Asked) -> None:
         """Makes sure that the folder is free, or holds the very run that these options describe.
 

@@ -12,7 +12,7 @@ from netwright.console import UserError
 from netwright.data import Data, names
 from netwright.data import load as load_data
 from netwright.design.benchmark import SIZE
-from netwright.design.model import load, load_run
+from netwright.design.model import input_channels, is_named, load, load_run
 from netwright.seeding import seeded
 
 
@@ -70,15 +70,14 @@ def open_subject(model: str, data: str | None, size: int | None, seed: int, read
     """
     if (Path(model) / "architecture.json").is_file():
         return _open_run(model, data, reading)
-    if Path(model).is_dir() or ".py:" in model or model.endswith(".onnx"):
+    if not is_named(model):
         with seeded(seed, "init", "model"):  # a function may draw its weights, the same ones every time
             network = load(model)
     else:
         from netwright.nn.pretrained import create
 
         network = create(model, pretrained=True, download=reading.download).eval()
-    convolution = next((part for part in network.modules() if isinstance(part, nn.Conv2d)), None)
-    channels = 3 if convolution is None else convolution.in_channels
+    channels = input_channels(network)
     found = None if data is None else _load(data, seed, None if size is None else (size, size), reading)
     shape = (channels, size or SIZE, size or SIZE) if found is None else found.shape
     outputs = _outputs(network, shape, model)

@@ -7,8 +7,9 @@ Weight Compander does.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from netwright.lazy import exports
 
 METHODS = {
     "plain": "netwright.train.classifier:Classifier",
@@ -152,14 +153,4 @@ __all__ = [
     "weight_statistics",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _NAMES:
-        return getattr(importlib.import_module(f"netwright.train.{_NAMES[name]}"), name)
-    if name in _MODULES:
-        return importlib.import_module(f"netwright.train.{name}")
-    raise AttributeError(f"module 'netwright.train' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*__all__, *_MODULES])
+__getattr__, __dir__ = exports(__name__, _NAMES, __all__, _MODULES)

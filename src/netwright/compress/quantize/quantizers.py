@@ -191,6 +191,15 @@ class LearnedPoints(Quantizer):
 
     points: nn.Parameter
 
+    def start(self, weight: Tensor, points: int | Tensor, init: Start) -> tuple[Tensor, Tensor, Tensor]:
+        """Places the points for a tensor, and gives it in scaled form with spans and minima of the buckets."""
+        weight = weight.detach()
+        check_finite(weight, "weight")
+        chosen = self.taking_part(weight)
+        u, alpha, beta = self.scaler.scale(chosen)
+        self.points = nn.Parameter(start_points(points, init, u.flatten()[: chosen.numel()]))
+        return u, alpha, beta
+
     def levels(self) -> Float[Tensor, "levels"]:
         """The points."""
         return self.points.detach()
@@ -244,12 +253,8 @@ class DifferentiableQuantizer(LearnedPoints):
         kept: Tensor | None = None,
     ):
         super().__init__(bucket_size, kept)
-        weight = weight.detach()
-        check_finite(weight, "weight")
-        chosen = self.taking_part(weight)
-        for name, value in zip(("u", "alpha", "beta"), self.scaler.scale(chosen), strict=True):
+        for name, value in zip(("u", "alpha", "beta"), self.start(weight, points, init), strict=True):
             self.register_buffer(name, value)
-        self.points = nn.Parameter(start_points(points, init, self.u.flatten()[: chosen.numel()]))
 
     def codes(self, weight: Tensor) -> tuple[Int[Tensor, "buckets size"], Tensor, Tensor]:
         """The number of the point of each weight that takes part, with spans and minima of the buckets."""
@@ -297,11 +302,7 @@ class NonuniformQuantizer(LearnedPoints):
         kept: Tensor | None = None,
     ):
         super().__init__(bucket_size, kept)
-        weight = weight.detach()
-        check_finite(weight, "weight")
-        chosen = self.taking_part(weight)
-        u = self.scaler.scale(chosen)[0].flatten()[: chosen.numel()]
-        self.points = nn.Parameter(start_points(points, init, u))
+        self.start(weight, points, init)
 
     def codes(self, weight: Tensor) -> tuple[Int[Tensor, "buckets size"], Tensor, Tensor]:
         """The number of the point of each weight that takes part, with spans and minima of the buckets."""
