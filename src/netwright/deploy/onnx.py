@@ -72,7 +72,8 @@ def export(
 
     The module itself is not changed: masks and other parametrizations are baked into a copy. Weights of the
     file bear their names in the module behind ``network.``. The same module gives the same bytes.
-    torch takes about a second for a dozen layers, 5 to 10 s for a network of 50 convolutions.
+    torch takes about a second for a dozen layers, 5 to 10 s for a network of 50 convolutions; a network of the same
+    structure as an earlier one, such as the same one after pruning, takes a tenth of that.
 
     Args:
         module: Takes standardised float32 (batch, channels, height, width), gives logits (batch, classes); of
