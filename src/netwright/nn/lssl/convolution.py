@@ -119,7 +119,7 @@ def ssm_kernel(
         for _ in range(L - 1):
             columns.append(A_bar @ columns[-1])
         return C @ torch.cat(columns, -1)
-    count, m, blocks = _blocks(L)
+    count, _, blocks = _blocks(L)
     powers = squarings(A_bar, count)
     product = left_factor(powers[-1], C, blocks) @ right_factor(powers[:-1], B_bar[..., None])
     M = C.shape[-2]
@@ -200,7 +200,7 @@ def final_state(
 
     The inputs are taken in blocks from the end, each by one product, and put together by Horner's rule.
     """
-    batch, L, H = u.shape
+    L = u.shape[1]
     count, m, blocks = _blocks(L)
     powers = squarings(A_bar, count)
     R = right_factor(powers[:-1], B_bar[..., None])

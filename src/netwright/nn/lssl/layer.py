@@ -9,7 +9,7 @@ State-Space Layers", NeurIPS 2021, arXiv:2110.13985:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from netwright.nn.lssl.convolution import final_state, free_response, krylov, ssm_kernel, two_sided_conv
-from netwright.nn.lssl.discretization import discretize_gbt
+from netwright.nn.lssl.dense import DenseMatrix
 from netwright.nn.lssl.measures import Measure
 from netwright.nn.lssl.quasiseparable import QuasiSeparable
 from netwright.nn.lssl.remembered import Remembered
@@ -25,33 +25,9 @@ from netwright.nn.lssl.remembered import Remembered
 Learn = Literal[0, 1, 2]
 Mode = Literal["convolution", "recurrence"]
 ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, "identity": nn.Identity}
+DT_INITS = ("random", "linspace")
 LR_A, LR_DT = 1e-4, 1e-3
 KRYLOV_LIMIT = 2**26  # numbers of a fixed system's powers that are kept
-
-
-class DenseMatrix(nn.Module):
-    """A state matrix without structure.
-
-    Args:
-        A: The matrix (N, N), or (features, N, N).
-        trainable: Whether it is a parameter, or a buffer.
-    """
-
-    A: Tensor
-
-    def __init__(self, A: Float[Tensor, "*features N N"], *, trainable: bool = True):
-        super().__init__()
-        own = A.detach().clone()
-        if trainable:
-            self.A = nn.Parameter(own)
-        else:
-            self.register_buffer("A", own)
-
-    def discretize(
-        self, B: Float[Tensor, "*features N"], dt: Float[Tensor, "features"], alpha: float = 0.5
-    ) -> tuple[Tensor, Tensor]:
-        """As :meth:`QuasiSeparable.discretize`."""
-        return discretize_gbt(self.A.to(dt.dtype), B.to(dt.dtype), dt, alpha)
 
 
 class LSSL(nn.Module):
@@ -117,21 +93,13 @@ class LSSL(nn.Module):
         kernel_dtype: torch.dtype = torch.float32,
     ):
         super().__init__()
-        for name, value in (("d_model", d_model), ("d_state", d_state), ("channels", channels)):
-            if value < 1:
-                raise ValueError(f"{name} must be >= 1, got {value}")
-        if learn not in {0, 1, 2}:
-            raise ValueError(f"learn must be 0, 1 or 2, got {learn!r}")
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
+        _check_arguments(
+            {"d_model": d_model, "d_state": d_state, "channels": channels},
+            {"learn": (learn, (0, 1, 2)), "activation": (activation, ACTIVATIONS), "dt_init": (dt_init, DT_INITS)},
+            {"alpha": (alpha, True), "dropout": (dropout, False)},
+        )
         if not 0 < dt_min <= dt_max < math.inf:
             raise ValueError(f"dt_min and dt_max must be 0 < dt_min <= dt_max, got {dt_min} and {dt_max}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-        if dt_init not in {"random", "linspace"}:
-            raise ValueError(f"dt_init must be 'random' or 'linspace', got {dt_init!r}")
         if kernel_dtype not in {torch.float32, torch.float64}:
             raise ValueError(f"kernel_dtype must be torch.float32 or torch.float64, got {kernel_dtype}")
         self.d_model, self.d_state, self.channels, self.learn, self.alpha = d_model, d_state, channels, learn, alpha
@@ -364,6 +332,23 @@ class LSSL(nn.Module):
             lr_dt: Likewise of the steps.
         """
         return param_groups(self, lr, weight_decay, lr_A=lr_A, lr_dt=lr_dt)
+
+
+def _check_arguments(
+    counts: Mapping[str, int],
+    names: Mapping[str, tuple[Any, Collection[Any]]],
+    shares: Mapping[str, tuple[float, bool]],
+) -> None:
+    """Counts >= 1, names of a list, and numbers in [0, 1], the end being allowed or not."""
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name} must be >= 1, got {value}")
+    for name, (value, known) in names.items():
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(map(str, known))}, got {value!r}")
+    for name, (value, closed) in shares.items():
+        if not (0 <= value < 1 or (closed and value == 1)):
+            raise ValueError(f"{name} must lie in [0, 1{']' if closed else ')'}, got {value}")
 
 
 def param_groups(

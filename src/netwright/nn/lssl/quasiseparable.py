@@ -84,7 +84,7 @@ def tridiagonal_solve(T: Float[Tensor, "*batch 3 N"], rhs: Float[Tensor, "*batch
     N = T.shape[-1]
     inside = torch.ones(3, N, dtype=T.dtype, device=T.device)
     inside[0, 0] = inside[2, -1] = 0
-    shape = torch.broadcast_shapes(T.shape[:-2] + (N,), rhs.shape)
+    shape = torch.broadcast_shapes((*T.shape[:-2], N), rhs.shape)
     lower, main, upper = (row.expand(shape) for row in (T * inside).unbind(-2))
     return _Tridiagonal.apply(lower, main, upper, rhs.expand(shape))  # type: ignore[no-any-return]
 
