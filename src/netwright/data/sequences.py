@@ -8,6 +8,7 @@ batches and training take it as they take images, and a sequence model reads it 
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +18,14 @@ from torch.nn import functional
 
 from netwright.console import UserError, nearest
 from netwright.data.parts import Parts
-from netwright.data.sources import EXTRA_CURE, SERIES_PREFIX, allowed_download, data_home, parts_of, tensor_images
+from netwright.data.sources import SERIES_PREFIX, allowed_download, data_home, parts_of, tensor_images
 from netwright.data.tensors import Images, TensorImages
 from netwright.seeding import stream
 
 if TYPE_CHECKING:
     from netwright.data.loading import Data
 
+CURE = 'install it with: pip install "netwright[series]"'
 SOURCE_PARTS = {"train": "TRAIN", "test": "TEST"}
 
 
@@ -95,16 +97,28 @@ def pixel_rows(part: TensorImages, *, pool: int = 1, permutation_seed: int | Non
 
 
 def series_names() -> tuple[str, ...]:
-    """The series for classification that ship with aeon; none where it is not installed.
+    """The classification problems that ship with aeon and can be loaded; none where it is not installed.
 
     Example:
-        >>> set(series_names()) <= {name for name in series_names() if name.isidentifier()}
+        >>> all(name.isidentifier() for name in series_names())
         True
     """
     folder = _bundled()
     if folder is None:
         return ()
-    return tuple(sorted(path.name for path in folder.iterdir() if _files(path.parent, path.name)))
+    found = {path.name: _files(folder, path.name) for path in folder.iterdir()}
+    return tuple(sorted(name for name, files in found.items() if files and _usable(files["train"])))
+
+
+def _usable(path: Path) -> bool:
+    """Whether the head of a file says: classes, and series of one length."""
+    head = ""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            if line.lower().startswith("@data"):
+                break
+            head += line.lower()
+    return re.search(r"^@classlabel\s+true", head, re.M) is not None and "@equallength false" not in head
 
 
 def read_series(name: str, root: Path | None, download: bool) -> Parts:
@@ -121,7 +135,7 @@ def read_series(name: str, root: Path | None, download: bool) -> Parts:
     """
     bundled = _bundled()
     if bundled is None:
-        raise UserError(f"{SERIES_PREFIX}{name} needs aeon, which is not installed", cure=EXTRA_CURE)
+        raise UserError(f"{SERIES_PREFIX}{name} needs aeon, which is not installed", cure=CURE)
     if not name.isidentifier():
         raise UserError(f"no series can be called {name!r}", cure=nearest(name, series_names()))
     home = data_home(root) / "aeon"

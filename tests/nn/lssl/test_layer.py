@@ -75,8 +75,11 @@ def test_the_past_does_not_know_the_future():
 
 def test_the_core_is_linear_and_does_not_know_the_time():
     net, u, v = layer(channels=2), inputs(2, 25, 3), inputs(2, 25, 3, seed=1)
+
+    def core(x):
+        return net.core(x)[0]
+
     with torch.no_grad():
-        core = lambda x: net.core(x)[0]
         assert torch.allclose(core(2 * u - 3 * v), 2 * core(u) - 3 * core(v), atol=1e-11)
         late = torch.cat([torch.zeros(2, 4, 3, dtype=DOUBLE), u], 1)
         assert torch.allclose(core(late)[:, 4:], core(u), atol=1e-11)

@@ -73,11 +73,10 @@ def test_it_trains_under_lightning_with_its_groups():
     with seeded(0, "init"):
         net = LSSLModel(1, 2, d_model=16, n_layers=2, d_state=8)
     before = net.blocks[0].layer.A.T.detach().clone()
-    optimizer = lambda params: torch.optim.Adam(net.param_groups(1e-2))
-    fit(net, Batches(data, 32), epochs=6, optimizer=optimizer)
+    fit(net, Batches(data, 32), epochs=4, optimizer=lambda params: torch.optim.Adam(net.param_groups(1e-2)))
     assert accuracy(*evaluate(net, Batches(data, 64, shuffle=False))) > 0.9
     moved = (net.blocks[0].layer.A.T.detach() - before).abs().max()
-    assert 0 < float(moved) < 48 * 1.1e-4  # its own learning rate
+    assert 0 < float(moved) < 32 * 1.1e-4  # its own learning rate
 
 
 @pytest.mark.parametrize(
