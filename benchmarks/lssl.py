@@ -15,17 +15,18 @@ from __future__ import annotations
 import math
 import resource
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import scipy.signal
 import torch
-from support.subjects import run
 from torch import Tensor, nn
 
 from netwright.console import table
 from netwright.cost import compare_times
 from netwright.nn.lssl import LSSL, causal_conv, discretize_gbt, hippo, ssm_kernel
 from netwright.seeding import seeded, stream
+from support.subjects import run
 
 
 def kernel(rounds: int, quick: bool) -> None:
@@ -36,7 +37,7 @@ def kernel(rounds: int, quick: bool) -> None:
         assert torch.allclose(*found, atol=1e-4 * float(found[0].abs().max()))
         print(f"H = {H}, N = {N}, L = {L}")
         ways = ("split", "doubling", *(("sequential",) if L < 2000 else ()))
-        print(compare_times({m: lambda m=m: ssm_kernel(A_bar, B_bar, C, L, m) for m in ways}, rounds=rounds))
+        print(compare_times({m: partial(ssm_kernel, A_bar, B_bar, C, L, m) for m in ways}, rounds=rounds))
 
 
 def training(module: nn.Module, u: Tensor, **options: Any) -> Callable[[], None]:

@@ -346,9 +346,9 @@ def _check_arguments(
     for name, (value, known) in names.items():
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(map(str, known))}, got {value!r}")
-    for name, (value, closed) in shares.items():
-        if not (0 <= value < 1 or (closed and value == 1)):
-            raise ValueError(f"{name} must lie in [0, 1{']' if closed else ')'}, got {value}")
+    for name, (share, closed) in shares.items():
+        if not (0 <= share < 1 or (closed and share == 1)):
+            raise ValueError(f"{name} must lie in [0, 1{']' if closed else ')'}, got {share}")
 
 
 def param_groups(

@@ -48,7 +48,7 @@ class _Tridiagonal(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(lower: Tensor, main: Tensor, upper: Tensor, rhs: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(lower: Tensor, main: Tensor, upper: Tensor, rhs: Tensor) -> Tensor:
         return _thomas(lower, main, upper, rhs)
 
     @staticmethod
@@ -56,7 +56,7 @@ class _Tridiagonal(torch.autograd.Function):
         ctx.save_for_backward(*inputs[:3], output)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
         lower, main, upper, x = ctx.saved_tensors
         g = _Tridiagonal.apply(_shift(upper, 1), main, _shift(lower, -1), gradient)
         return -g * _shift(x, 1), -g * x, -g * _shift(x, -1), g
@@ -86,7 +86,7 @@ def tridiagonal_solve(T: Float[Tensor, "*batch 3 N"], rhs: Float[Tensor, "*batch
     inside[0, 0] = inside[2, -1] = 0
     shape = torch.broadcast_shapes((*T.shape[:-2], N), rhs.shape)
     lower, main, upper = (row.expand(shape) for row in (T * inside).unbind(-2))
-    return _Tridiagonal.apply(lower, main, upper, rhs.expand(shape))  # type: ignore[no-any-return]
+    return _Tridiagonal.apply(lower, main, upper, rhs.expand(shape))
 
 
 def tridiagonal_matrix(T: Float[Tensor, "*batch 3 N"]) -> Float[Tensor, "*batch N N"]:
