@@ -103,7 +103,8 @@ def judge(arms: Arms) -> dict[str, Verdict]:
 
 def _above_gru(arms: Arms) -> Verdict:
     told: list[str] = []
-    least, errors = math.inf, list[float]()
+    errors: list[float] = []
+    least = math.inf
     gru = arms["GRU"]["accuracy"]
     for name in ("LSSL", "LSSL-f"):
         gap = paired_difference(arms[name]["accuracy"], gru).mean
