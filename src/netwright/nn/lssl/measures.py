@@ -51,11 +51,11 @@ def hippo(
     row, column = n[:, None], n[None, :]
     below = (row > column).double()
     if measure == "lagt":
-        return (-below - torch.eye(N, dtype=torch.float64) / 2).to(dtype), torch.ones(N, dtype=dtype)
+        return (0 - below - torch.eye(N, dtype=torch.float64) / 2).to(dtype), torch.ones(N, dtype=dtype)
     root = (2 * n + 1).sqrt()
     outer = root[:, None] * root[None, :]
     if measure == "legs":
-        return (-outer * below - torch.diag(n + 1)).to(dtype), root.to(dtype)
+        return (0 - outer * below - torch.diag(n + 1)).to(dtype), root.to(dtype)
     sign = torch.where(column <= row, 1.0, (-1.0) ** (column - row))
     return (-outer * sign).to(dtype), root.to(dtype)
 
