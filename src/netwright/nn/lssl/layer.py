@@ -229,11 +229,12 @@ class LSSL(nn.Module):
                 u.to(dtype), K[:, : self.channels], K[:, self.channels :] if self.bidirectional else None
             )
             last = None
-            with torch.autocast(kind, enabled=False):
-                if past is not None:
-                    y = y + free_response(self.discretized(rate)[0], self.C.to(dtype), past, u.shape[1])
-                if return_state:
-                    last = final_state(*self.discretized(rate), u.to(dtype), past)
+            if past is not None or return_state:
+                A_bar, B_bar = self.discretized(rate)
+                with torch.autocast(kind, enabled=False):
+                    if past is not None:
+                        y = y + free_response(A_bar, self.C.to(dtype), past, u.shape[1])
+                    last = final_state(A_bar, B_bar, u.to(dtype), past) if return_state else None
         y = y + u.to(dtype)[..., None] * self.D.to(dtype)
         return y.to(u.dtype), last if return_state else None
 
