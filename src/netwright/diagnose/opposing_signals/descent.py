@@ -98,6 +98,10 @@ def full_batch_descent(
     return means
 
 
+class NoEdgeError(ValueError):
+    """A loss that does not curve, or steps that leave it at once, have no edge of stability."""
+
+
 class EdgeReplay(NamedTuple):
     """Steps beyond the edge of stability.
 
@@ -128,8 +132,8 @@ def edge_replay(
         beyond: Step size over the largest stable one, > 0.
 
     Raises:
-        ValueError: If a number is out of its range, there are fewer than 10 examples, the sharpness is not positive, or
-            the losses overflow in the first two steps.
+        ValueError: If a number is out of its range, there are fewer than 10 examples, or a loss is not finite.
+        NoEdgeError: If the sharpness is not positive, or the losses overflow in the first two steps.
 
     Example:
         >>> net = nn.Linear(1, 1, bias=False)
@@ -148,7 +152,7 @@ def edge_replay(
     tracker.check_losses()
     top, _ = sharpness(model, loss_fn, (x, y))
     if not top > 0:
-        raise ValueError(f"the sharpness must be > 0 for an edge of stability, got {top:.3g}")
+        raise NoEdgeError(f"the sharpness must be > 0, got {top:.3g}")
     lr = beyond * 2 / top
     saved = {name: param.detach().clone() for name, param in params.items()}
     slopes = {name: param.grad for name, param in params.items()}
@@ -156,7 +160,7 @@ def edge_replay(
         full_batch_descent(model, loss_fn, (x, y), torch.optim.SGD(params.values(), lr=lr), steps, tracker=tracker)
     except FloatingPointError as error:
         if len(tracker.steps) < 3:
-            raise ValueError(f"losses must stay finite for 2 steps of size {lr:.3g}, got: {error}") from error
+            raise NoEdgeError(f"losses must stay finite for 2 steps of size {lr:.3g}, got: {error}") from error
     finally:
         with torch.no_grad():
             for name, param in params.items():
