@@ -48,7 +48,7 @@ def diagnose(sample: Sample) -> Finding:
         verdict=_verdict(report, accuracies),
         chart=_chart(report),
         reading=(
-            "A bar counts hidden neurons by their inverse participation ratio: 1 if the weights of a neuron are one wave "
+            "A bar counts hidden neurons by their inverse participation ratio: 1 if a neuron's weights are one wave "
             "over the numbers, which is how it computes, and as low as for random weights (dotted) if it knows single "
             "examples.",
             "Neurons to the left of the dashed threshold memorise; where the table shows that right labels are still "

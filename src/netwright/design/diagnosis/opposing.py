@@ -60,8 +60,8 @@ def diagnose(sample: Sample) -> Finding:
         reading=(
             f"The lines are the mean losses of the {len(report.groups.up)} examples whose loss rises most in step "
             f"{report.step} (dotted), of as many whose loss falls most, and of all, over "
-            f"{len(replay.tracker.steps) - 1} steps of gradient descent on a copy of the network, {100 * (BEYOND - 1):.0f} % longer than its sharpest "
-            "direction allows.",
+            f"{len(replay.tracker.steps) - 1} steps of gradient descent on a copy of the network, "
+            f"{100 * (BEYOND - 1):.0f} % longer than its sharpest direction allows.",
             "Where one line is high whenever the other is low, both groups depend on one feature with opposite "
             "answers, and they are what would make training with a large learning rate spike; lines that go together "
             "mean that there is no such pair.",

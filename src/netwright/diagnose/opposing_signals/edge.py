@@ -200,10 +200,9 @@ def stability_limit(optimizer: torch.optim.Optimizer) -> float:
 
     Example:
         >>> w = nn.Parameter(torch.zeros(1))
-        >>> stability_limit(torch.optim.SGD([w], lr=0.1)), stability_limit(torch.optim.SGD([w], lr=0.1, momentum=0.9))
-        (20.0, 38.0)
-        >>> round(stability_limit(torch.optim.Adam([w], lr=0.1)))
-        380
+        >>> optimizers = torch.optim.SGD([w], 0.1), torch.optim.SGD([w], 0.1, momentum=0.9), torch.optim.Adam([w], 0.1)
+        >>> [round(stability_limit(optimizer)) for optimizer in optimizers]
+        [20, 38, 380]
     """
     found = {_limit(optimizer, group) for group in optimizer.param_groups}
     if len(found) > 1:

@@ -168,7 +168,7 @@ def matched_pairs(
     reach = max(NEAR, count)
     drawn = place + torch.randint(-reach, reach + 1, (draws, count), generator=generator)
     # Where one is drawn twice the later one moves on to the next free; sorted, that is a running maximum.
-    sorted_, member = drawn.clamp(0, len(candidates) - 1).sort(1, stable=True)
+    sorted_, member = drawn.clamp(0, len(candidates) - 1).sort(dim=1, stable=True)
     steps = torch.arange(count)
     free = (sorted_ - steps).cummax(1).values + steps
     free = torch.minimum(free, len(candidates) - count + steps)

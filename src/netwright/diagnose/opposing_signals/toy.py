@@ -54,8 +54,8 @@ class ToyHistory(Result):
         return max(map(abs, self.u))
 
     def __str__(self) -> str:
-        end = "diverged" if self.diverged else f"curvature ends at {self.curvature[-1]:.4g}"
-        return f"{len(self.c) - 1} steps: largest |u| {self.peak:.3g}, {end} (limit {self.limit:.4g})"
+        end = "diverged" if self.diverged else f"curvature ends at {self.curvature[-1]:.3g}"
+        return f"{len(self.c) - 1} steps: largest |u| {self.peak:.3g}, {end} (limit {self.limit:.3g})"
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Losses of both groups, and the curvature over its limit."""
@@ -90,7 +90,7 @@ def opposing_toy(
         >>> print(opposing_toy(10, 4, eta=0.05, steps=400))     # 2 / eta = 40 = alpha beta
         400 steps: largest |u| 0.001, curvature ends at 40 (limit 40)
         >>> print(opposing_toy(10, 4, eta=0.055, steps=400))
-        400 steps: largest |u| 0.17, curvature ends at 34.2 (limit 36.36)
+        400 steps: largest |u| 0.17, curvature ends at 34.2 (limit 36.4)
     """
     for name, value in (("alpha", alpha), ("beta", beta), ("eta", eta)):
         if not 0 < value < math.inf:
