@@ -97,15 +97,26 @@ def test_the_replay_grows_along_the_sharpest_direction_and_leaves_no_trace():
     loss = lambda output, target: 0.5 * (output[:, 0] - target) ** 2  # noqa: E731
     top, _ = sharpness(net, loss, (x, y))
     assert top == pytest.approx(3.0, rel=1e-3)
-    tracker, found, lr = edge_replay(net, loss, (x, y), steps=6, beyond=1.25)
+    tracker, found, lrs = edge_replay(net, loss, (x, y), steps=6, beyond=1.25, growth=1.0)
     assert found == pytest.approx(top)
-    assert lr == pytest.approx(2.5 / top)
+    assert lrs == pytest.approx([2.5 / top] * 6)
     assert torch.equal(flat(net), before)
     assert net.weight.grad.tolist() == [[1, 1, 1]]
     means = tracker.losses()[:, ::3].mean(1)  # of the examples that see the sharpest direction
     floor = float((y[::3] - y[::3].mean()).square().mean() / 2)
     growth = (means[1:] - floor) / (means[:-1] - floor)
     assert torch.allclose(growth, torch.full((6,), 1.5**2), rtol=1e-2)
+
+
+def test_steps_grow_while_the_loss_falls():
+    net, x = nn.Linear(1, 1, bias=False), torch.ones(10, 1)
+    with torch.no_grad():
+        net.weight.fill_(1.0)
+    loss = lambda output, _: 0.5 * output[:, 0] ** 2  # noqa: E731
+    tracker, _, lrs = edge_replay(net, loss, (x, x[:, 0]), steps=4, beyond=0.9, growth=1.5)
+    # Of curvature 1: 1.8 and 2.7, 1.8 still falls, 2.7 rises and stays; a step late, since its loss must be known.
+    assert lrs == pytest.approx([1.8, 2.7, 2.7, 2.7])
+    assert tracker.interesting_steps("rise") == [1, 2, 3]
 
 
 def test_what_has_no_edge():

@@ -4,8 +4,8 @@ Rosenfeld and Risteski, "Outliers with Opposing Signals Have an Outsized Effect 
 2024, arXiv:2311.04163.
 
 A trained network brings no record of its training. It is taken just beyond the edge of stability instead, by gradient
-descent on a copy of its weights with steps a little longer than its sharpest direction allows: whoever depends on that
-direction swings.
+descent on a copy of its weights with steps a little longer than its sharpest direction allows, and longer still while the
+loss falls: whoever depends on that direction swings.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ if TYPE_CHECKING:
 
     from netwright.diagnose.opposing_signals import EdgeReplay, OpposingReport
 
-STEPS, BEYOND = 20, 1.1
 # Multiply-adds that it may take, a forward pass of one example counted; the examples are fewer for large networks.
-WORK, PASSES = 1e12, 120
+WORK, PASSES = 1e12, 200
 FEWEST, LEAST_EXAMPLES = 10, 100
 MOST_PICTURES = 12
 OPPOSED, APART = -0.5, 0.5  # correlation of the pair, and how far it must be below that of random pairs
@@ -46,7 +45,7 @@ def diagnose(sample: Sample) -> Finding:
     x, y = sample.normalise(sample.images[chosen]), sample.labels[chosen]
     with task("opposing signals", total=2) as bar:
         try:
-            replay = edge_replay(sample.network, cross_entropy, (x, y), STEPS, BEYOND)
+            replay = edge_replay(sample.network, cross_entropy, (x, y))
         except NoEdgeError as error:
             raise NotApplicable(f"opposing signals show at the edge of stability: {error}") from error
         bar.advance()
@@ -55,13 +54,13 @@ def diagnose(sample: Sample) -> Finding:
     place = {"up": chosen[list(report.groups.up)].tolist(), "down": chosen[list(report.groups.down)].tolist()}
     return Finding(
         title="Opposing signals",
-        verdict=_verdict(sample, report, len(chosen)),
+        verdict=_verdict(sample, replay, report),
         chart=_chart(report),
         reading=(
             f"The lines are the mean losses of the {len(report.groups.up)} examples whose loss rises most in step "
             f"{report.step} (dotted), of as many whose loss falls most, and of all, over "
             f"{len(replay.tracker.steps) - 1} steps of gradient descent on a copy of the network, "
-            f"{100 * (BEYOND - 1):.0f} % longer than its sharpest direction allows.",
+            "a little longer than its sharpest direction allows.",
             "Where one line is high whenever the other is low, both groups depend on one feature with opposite "
             "answers, and they are what would make training with a large learning rate spike; lines that go together "
             "mean that there is no such pair.",
@@ -71,7 +70,7 @@ def diagnose(sample: Sample) -> Finding:
             "groups": {**place, "labels": [_named(sample, table) for table in report.groups.labels]},
             "examples": len(chosen),
             "sharpness": replay.sharpness,
-            "learning rate": replay.lr,
+            "learning rate": replay.lrs[report.step],
         },
         blocks=[*_sheets(sample, replay, report, place), _labels(sample, report)],
         details=[_scores(report)],
@@ -86,18 +85,23 @@ def _affordable(sample: Sample) -> int:
     return max(LEAST_EXAMPLES, int(WORK / (PASSES * max(1, macs))))
 
 
-def _verdict(sample: Sample, report: OpposingReport, examples: int) -> str:
+def _verdict(sample: Sample, replay: EdgeReplay, report: OpposingReport) -> str:
     pair, random = report.pair.oscillation, report.random.oscillation
-    size = 2 * len(report.groups.up)
+    steps = len(replay.lrs)
+    if not replay.tracker.interesting_steps("rise"):
+        times = replay.lrs[-1] * replay.sharpness / 2
+        return (
+            f"The loss never rose in {steps} steps of gradient descent, up to {times:.2g} times as long as its sharpest "
+            "direction allows at first: no examples swing against each other."
+        )
     told = f"correlation {pair:.2g}, random pairs {random:.2g}"
     if not (pair <= OPPOSED and random - pair >= APART):
-        known = "" if math.isnan(pair) else f" ({told})"
-        return f"Just beyond the largest stable step no groups of examples swing against each other{known}."
+        return f"Beyond the largest stable step no groups of examples swing against each other ({told})."
     sides = [max(table, key=lambda label, table=table: table[label]) for table in report.groups.labels]
     main = [sample.classes[side] for side in sides]
     both = f"mostly {main[0]} against mostly {main[1]}" if main[0] != main[1] else f"most of both {main[0]}"
     return (
-        f"Just beyond the largest stable step {size} of {examples} training examples have "
+        f"Beyond the largest stable step {2 * len(report.groups.up)} of {len(replay.tracker)} training examples have "
         f"{100 * report.pair.share:.2g} % of all loss changes and swing against each other ({told}): {both}."
     )
 

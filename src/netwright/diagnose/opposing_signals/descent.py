@@ -109,28 +109,35 @@ class EdgeReplay(NamedTuple):
     Attributes:
         tracker: Their record.
         sharpness: Largest eigenvalue of the Hessian before them.
-        lr: The step size.
+        lrs: Size of each step.
     """
 
     tracker: OpposingSignalTracker
     sharpness: float
-    lr: float
+    lrs: tuple[float, ...]
 
 
 def edge_replay(
-    model: nn.Module, loss_fn: LossFunction, data: Batched, steps: int = 20, beyond: float = 1.1
+    model: nn.Module,
+    loss_fn: LossFunction,
+    data: Batched,
+    steps: int = 40,
+    beyond: float = 1.1,
+    growth: float = 1.2,
 ) -> EdgeReplay:
     """Gradient descent from where a network is, just beyond the edge of stability, to see who would oscillate.
 
     With a step size of ``beyond * 2 / sharpness`` what is left along the sharpest direction grows by a factor of
-    ``2 * beyond - 1`` a step and changes its sign. It ends early where a loss overflows.
+    ``2 * beyond - 1`` a step and changes its sign. A network that is still learning may become flatter meanwhile: after
+    each step in which the mean loss fell the next one is ``growth`` times as long. It ends early where a loss overflows.
 
     Args:
         model: Maps a batch of inputs to outputs; left as it was.
         loss_fn: Maps (outputs, targets) of a batch to one loss an example.
         data: A pair of tensors (inputs, targets), or batches of such pairs.
         steps: At least 2.
-        beyond: Step size over the largest stable one, > 0.
+        beyond: Size of the first step over the largest stable one, > 0.
+        growth: At least 1.
 
     Raises:
         ValueError: If a number is out of its range, there are fewer than 10 examples, or a loss is not finite.
@@ -140,13 +147,15 @@ def edge_replay(
         >>> net = nn.Linear(1, 1, bias=False)
         >>> x = torch.ones(10, 1)
         >>> found = edge_replay(net, lambda output, y: 0.5 * (output[:, 0] - y) ** 2, (x, torch.arange(10.0)))
-        >>> round(found.sharpness, 3), round(found.lr, 3), len(found.tracker.steps)
-        (1.0, 2.2, 21)
+        >>> round(found.sharpness, 3), round(found.lrs[0], 3), len(found.tracker.steps)
+        (1.0, 2.2, 41)
     """
     if steps < 2:
         raise ValueError(f"steps must be >= 2, got {steps}")
     if not 0 < beyond < math.inf:
         raise ValueError(f"beyond must be > 0 and finite, got {beyond}")
+    if not 1 <= growth < math.inf:
+        raise ValueError(f"growth must be >= 1 and finite, got {growth}")
     x, y = as_tensors(data)
     params = trained_parameters(model)
     tracker = OpposingSignalTracker(model, loss_fn, (x, y))
@@ -154,20 +163,30 @@ def edge_replay(
     top, _ = sharpness(model, loss_fn, (x, y))
     if not top > 0:
         raise NoEdgeError(f"the sharpness must be > 0, got {top:.3g}")
-    lr = beyond * 2 / top
+    optimizer = torch.optim.SGD(params.values(), lr=beyond * 2 / top)
+    (group,) = optimizer.param_groups
+    lrs: list[float] = []
+
+    def lengthen(step: int) -> None:
+        means = tracker.losses()[-2:].mean(1).tolist()
+        if len(means) == 2 and means[1] < means[0]:
+            group["lr"] *= growth
+        if step < steps:
+            lrs.append(group["lr"])
+
     saved = {name: param.detach().clone() for name, param in params.items()}
     slopes = {name: param.grad for name, param in params.items()}
     try:
-        full_batch_descent(model, loss_fn, (x, y), torch.optim.SGD(params.values(), lr=lr), steps, tracker=tracker)
+        full_batch_descent(model, loss_fn, (x, y), optimizer, steps, tracker=tracker, before=lengthen)
     except FloatingPointError as error:
         if len(tracker.steps) < 3:
-            raise NoEdgeError(f"losses must stay finite for 2 steps of size {lr:.3g}, got: {error}") from error
+            raise NoEdgeError(f"losses must stay finite for 2 steps of size {lrs[0]:.3g}, got: {error}") from error
     finally:
         with torch.no_grad():
             for name, param in params.items():
                 param.copy_(saved[name])
                 param.grad = slopes[name]
-    return EdgeReplay(tracker, top, lr)
+    return EdgeReplay(tracker, top, tuple(lrs[: len(tracker.steps) - 1]))
 
 
 @dataclasses.dataclass(frozen=True)
