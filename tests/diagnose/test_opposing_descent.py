@@ -114,7 +114,7 @@ def test_steps_grow_while_the_loss_falls():
         net.weight.fill_(1.0)
     loss = lambda output, _: 0.5 * output[:, 0] ** 2  # noqa: E731
     tracker, _, lrs = edge_replay(net, loss, (x, x[:, 0]), steps=4, beyond=0.9, growth=1.5)
-    # Of curvature 1: 1.8 and 2.7, 1.8 still falls, 2.7 rises and stays; a step late, since its loss must be known.
+    # On curvature 1 the loss falls with 1.8 and rises with 2.7.
     assert lrs == pytest.approx([1.8, 2.7, 2.7, 2.7])
     assert tracker.interesting_steps("rise") == [1, 2, 3]
 

@@ -4,8 +4,8 @@ Rosenfeld and Risteski, "Outliers with Opposing Signals Have an Outsized Effect 
 2024, arXiv:2311.04163.
 
 A trained network brings no record of its training. It is taken just beyond the edge of stability instead, by gradient
-descent on a copy of its weights with steps a little longer than its sharpest direction allows, and longer still while the
-loss falls: whoever depends on that direction swings.
+descent on a copy of its weights with steps a little longer than its sharpest direction allows, and longer still while
+the loss falls: whoever depends on that direction swings.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ def _verdict(sample: Sample, replay: EdgeReplay, report: OpposingReport) -> str:
     if not replay.tracker.interesting_steps("rise"):
         times = replay.lrs[-1] * replay.sharpness / 2
         return (
-            f"The loss never rose in {steps} steps of gradient descent, up to {times:.2g} times as long as its sharpest "
-            "direction allows at first: no examples swing against each other."
+            f"The loss never rose in {steps} steps of gradient descent, up to {times:.2g} times as long as the "
+            "sharpest direction allows at first: no examples swing against each other."
         )
     told = f"correlation {pair:.2g}, random pairs {random:.2g}"
     if not (pair <= OPPOSED and random - pair >= APART):

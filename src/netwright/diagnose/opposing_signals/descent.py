@@ -49,7 +49,7 @@ def full_batch_descent(
         steps: How many, at least 1.
         tracker: Of the same model; with the same examples as its probe it is given their losses, else it makes a pass
             over its own.
-        before: Called before each step, and once after the last, with the number of the step.
+        before: Called before each step, when its losses are recorded, and once after the last, with its number.
 
     Returns:
         The mean loss before each step and after the last, ``steps + 1`` numbers.
@@ -77,8 +77,6 @@ def full_batch_descent(
     with in_mode(model, training=False), torch.enable_grad():
         count, _ = chunk_size(model, loss_fn, x, y)
         for step in range(steps + 1):
-            if before is not None:
-                before(step)
             optimizer.zero_grad()
             parts = []
             for a, b in zip(x.split(count), y.split(count), strict=True):
@@ -93,6 +91,8 @@ def full_batch_descent(
             means.append(mean)
             if tracker is not None:
                 tracker.record(step, every if same else None)
+            if before is not None:
+                before(step)
             if step < steps:
                 optimizer.step()
         optimizer.zero_grad()
@@ -128,8 +128,8 @@ def edge_replay(
     """Gradient descent from where a network is, just beyond the edge of stability, to see who would oscillate.
 
     With a step size of ``beyond * 2 / sharpness`` what is left along the sharpest direction grows by a factor of
-    ``2 * beyond - 1`` a step and changes its sign. A network that is still learning may become flatter meanwhile: after
-    each step in which the mean loss fell the next one is ``growth`` times as long. It ends early where a loss overflows.
+    ``2 * beyond - 1`` a step and changes its sign. A network that is still learning may become flatter meanwhile: the
+    step after one in which the mean loss fell is ``growth`` times as long. It ends early where a loss overflows.
 
     Args:
         model: Maps a batch of inputs to outputs; left as it was.
