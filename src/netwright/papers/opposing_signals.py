@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from netwright.papers.evidence import Evidence, Values, Verdict, all_of, decide, mean
 from netwright.papers.index import Claim, Paper
+from netwright.papers.one_hot import one_hot_problem, perceptron, planted, squared_error
 from netwright.papers.run import Arms, Run
 from netwright.papers.tuning import best
 
@@ -91,7 +92,6 @@ CARD = Paper(
 WATCHED = ("digits, lr 1", "digits, lr 0.5", "Fashion-MNIST, lr 0.5")
 WIDTHS = {"digits": (64, 64, 64, 10), "fashion-mnist": (784, 100, 100, 10)}
 TOY = {"eta": (0.01, 0.05, 0.055, 0.06, 0.1), "alpha": 10.0, "beta": 4.0, "steps": 400}
-PLANTED_CLASSES, PATCH, BRIGHTNESS = (0, 7), 6, 3.0
 MOST_SPIKES, KEPT = 20, 100
 SHARPNESS_EVERY = 10
 LR, LOW_LR = 0.5, 0.2
@@ -252,52 +252,6 @@ def _run_toy(seed: int, eta: float) -> dict[str, Any]:
     return {"peak": found.peak, **ends, "diverged": float(found.diverged)}
 
 
-def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    """The mean over classes of the squared error of each example."""
-    return (outputs - targets).square().mean(1)
-
-
-def _data(name: str, seed: int, images: int) -> tuple[Tensor, Tensor]:
-    """Standardised images and one-hot labels."""
-    from torch.nn import functional
-
-    from netwright.papers.classification import parts
-
-    found, normalise = parts(name, seed, images, 100, 100)
-    train = found["train"]
-    return normalise(train.images), functional.one_hot(train.labels, 10).float()
-
-
-def planted(seed: int, images: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Fashion-MNIST with a bright patch on 1 % of the images from each of two classes; who has it is told last."""
-    import torch
-    from torch.nn import functional
-
-    from netwright.papers.classification import parts
-    from netwright.seeding import stream
-
-    found, normalise = parts("fashion-mnist", seed, images, 100, 100)
-    train, draws = found["train"], stream(seed, "planted")
-    members = []
-    for label in PLANTED_CLASSES:
-        own = (train.labels == label).nonzero().flatten()
-        members.append(own[torch.randperm(len(own), generator=draws)[: max(1, images // 100)]])
-    chosen = torch.cat(members)
-    pixels = train.images.float() / 255
-    pixels[chosen, :, :PATCH, :PATCH] = BRIGHTNESS
-    return normalise(pixels), functional.one_hot(train.labels, 10).float(), chosen
-
-
-def _network(widths: Sequence[int], seed: int) -> nn.Module:
-    from torch import nn
-
-    from netwright.nn.convnet import MLP
-    from netwright.seeding import seeded
-
-    with seeded(seed, "init"):
-        return nn.Sequential(nn.Flatten(), MLP(widths[0], list(widths[1:]), activation_layer=nn.Tanh))
-
-
 def _descend(
     seed: int, x: Tensor, y: Tensor, widths: Sequence[int], lr: float, steps: int, kept: int
 ) -> tuple[OpposingSignalTracker, dict[int, float], list[float]]:
@@ -306,7 +260,7 @@ def _descend(
 
     from netwright.diagnose import OpposingSignalTracker, full_batch_descent, sharpness
 
-    network = _network(widths, seed)
+    network = perceptron(widths, seed)
     tracker = OpposingSignalTracker(network, squared_error, (x, y), snapshots=kept)
     found: dict[int, float] = {}
     last: Tensor | None = None
@@ -333,7 +287,7 @@ def _watch(seed: int, data: str, images: int, lr: float, steps: int) -> dict[str
     """The groups at the spikes of one training."""
     from netwright.diagnose import replay_step
 
-    x, y = _data(data, seed, images)
+    x, y = one_hot_problem(data, seed, images)
     tracker, sharp, means = _descend(seed, x, y, WIDTHS[data], lr, steps, KEPT)
     every = {"first loss": means[0], "last loss": means[-1], "last sharpness": sharp[max(sharp)]}
     spikes = _spikes(tracker, steps)
@@ -413,7 +367,7 @@ def _optimise(seed: int, name: str, lr: float, lr_large: float, images: int, ste
     from netwright.diagnose import full_batch_descent
 
     x, y, _ = planted(seed, images)
-    network = _network(WIDTHS["fashion-mnist"], seed)
+    network = perceptron(WIDTHS["fashion-mnist"], seed)
     optimizer = _optimizer(name, network, lr, lr_large)
     try:
         means = full_batch_descent(network, squared_error, (x, y), optimizer, steps)
