@@ -123,13 +123,14 @@ def edge_replay(
     data: Batched,
     steps: int = 40,
     beyond: float = 1.1,
-    growth: float = 1.2,
+    growth: float = 1.1,
 ) -> EdgeReplay:
     """Gradient descent from where a network is, just beyond the edge of stability, to see who would oscillate.
 
     With a step size of ``beyond * 2 / sharpness`` what is left along the sharpest direction grows by a factor of
-    ``2 * beyond - 1`` a step and changes its sign. A network that is still learning may become flatter meanwhile: the
-    step after one in which the mean loss fell is ``growth`` times as long. It ends early where a loss overflows.
+    ``2 * beyond - 1`` a step and changes its sign. A network that is still learning may become flatter meanwhile, and
+    one that was thrown out of a valley sharper: the step after one in which the mean loss fell is ``growth`` times as
+    long, that after a rise shorter by as much. It ends early where a loss overflows.
 
     Args:
         model: Maps a batch of inputs to outputs; left as it was.
@@ -169,8 +170,8 @@ def edge_replay(
 
     def lengthen(step: int) -> None:
         means = tracker.losses()[-2:].mean(1).tolist()
-        if len(means) == 2 and means[1] < means[0]:
-            group["lr"] *= growth
+        if len(means) == 2:
+            group["lr"] *= growth if means[1] < means[0] else 1 / growth
         if step < steps:
             lrs.append(group["lr"])
 
