@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from netwright.design.diagnosis.findings import Finding, NotApplicable, Sample
 from netwright.diagnose.grokking import linear_pair, memorising_neurons, prune_neurons
 from netwright.diagnose.grokking.arithmetic import Op, is_prime
-from netwright.page import Cell, Table, svg
+from netwright.page import Cell, Table, colour, svg
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -108,16 +108,18 @@ def _hits(network: nn.Module, sample: Sample) -> Tensor:
 def _verdict(report: NeuronReport, accuracies: dict[str, dict[str, float | None]]) -> str:
     told = f"{len(report.memorising)} of {len(report.ipr)} neurons memorise"
     changes = [
-        f"{100 * before:.3g} to {100 * after:.3g} % of the {kind} labels"
+        f"{100 * after:.3g} % of the {kind} labels instead of {100 * before:.3g} %"
         for kind, both in accuracies.items()
         if (before := both["all"]) is not None and (after := both["without"]) is not None
     ]
-    return f"{told}; without them the network knows from {' and from '.join(changes)}."
+    return f"{told}; without them the network knows {' and '.join(changes)}."
 
 
 def _chart(report: NeuronReport) -> str:
     def paint(canvas: Canvas) -> None:
-        report.plot(canvas.subplots())
+        ax = report.plot(canvas.subplots())
+        for line in ax.lines:
+            line.set_color(colour("muted"))
 
     return svg(paint, width=430, height=220)
 

@@ -58,9 +58,9 @@ def diagnose(sample: Sample) -> Finding:
         chart=_chart(report),
         reading=(
             f"The lines are the mean losses of the {len(report.groups.up)} examples whose loss rises most in step "
-            f"{report.step} (dotted), of as many whose loss falls most, and of all, over "
-            f"{len(replay.tracker.steps) - 1} steps of gradient descent on a copy of the network, "
-            "a little longer than its sharpest direction allows.",
+            f"{report.step} (dotted), of as many whose loss falls most, and of all, around it in "
+            f"{len(replay.lrs)} steps of gradient descent on a copy of the network, just longer than its sharpest "
+            "direction allows.",
             "Where one line is high whenever the other is low, both groups depend on one feature with opposite "
             "answers, and they are what would make training with a large learning rate spike; lines that go together "
             "mean that there is no such pair.",
@@ -99,7 +99,7 @@ def _verdict(sample: Sample, replay: EdgeReplay, report: OpposingReport) -> str:
         return f"Beyond the largest stable step no groups of examples swing against each other ({told})."
     sides = [max(table, key=lambda label, table=table: table[label]) for table in report.groups.labels]
     main = [sample.classes[side] for side in sides]
-    both = f"mostly {main[0]} against mostly {main[1]}" if main[0] != main[1] else f"most of both {main[0]}"
+    both = f"most often {main[0]} against {main[1]}" if main[0] != main[1] else f"most often both {main[0]}"
     return (
         f"Beyond the largest stable step {2 * len(report.groups.up)} of {len(replay.tracker)} training examples have "
         f"{100 * report.pair.share:.2g} % of all loss changes and swing against each other ({told}): {both}."
