@@ -22,7 +22,7 @@ SPIKE = {
 
 def arms(arm: str = "", **change: float | None):
     """Figures in which every claim holds, but for those of an arm that are changed."""
-    found = {f"toy, eta {eta:g}": dict(paper._run_toy(0, eta)) for eta in paper.TOY["eta"]}
+    found = {f"toy, eta {eta:g}": dict(paper._run_toy(0, eta)) for eta in paper.TOY_RATES}
     found |= {name: dict(SPIKE) for name in paper.WATCHED}
     found["planted"] = {"precision": 0.7}
     late = zip(paper.REMOVALS, (10.0, 7.0, 10.5), strict=True)

@@ -23,7 +23,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from netwright.papers.evidence import Evidence, Values, Verdict, all_of, decide, mean
@@ -91,7 +91,7 @@ CARD = Paper(
 
 WATCHED = ("digits, lr 1", "digits, lr 0.5", "Fashion-MNIST, lr 0.5")
 WIDTHS = {"digits": (64, 64, 64, 10), "fashion-mnist": (784, 100, 100, 10)}
-TOY = {"eta": (0.01, 0.05, 0.055, 0.06, 0.1), "alpha": 10.0, "beta": 4.0, "steps": 400}
+TOY_RATES, ALPHA, BETA, TOY_STEPS = (0.01, 0.05, 0.055, 0.06, 0.1), 10.0, 4.0, 400
 MOST_SPIKES, KEPT = 20, 100
 SHARPNESS_EVERY = 10
 LR, LOW_LR = 0.5, 0.2
@@ -136,8 +136,8 @@ def _bound(value: float, bound: float, told: str, *, most: bool = False) -> Verd
 
 
 def _toy(arms: Arms) -> Verdict:
-    toy = {eta: {name: values[0] for name, values in arms[f"toy, eta {eta:g}"].items()} for eta in TOY["eta"]}
-    target = TOY["alpha"] * TOY["beta"]
+    toy = {eta: {name: values[0] for name, values in arms[f"toy, eta {eta:g}"].items()} for eta in TOY_RATES}
+    target = ALPHA * BETA
     below, beyond, far = toy[0.01], (toy[0.055], toy[0.06]), toy[0.1]
     stable = below["peak"] <= 2e-3 and abs(below["curvature"] / target - 1) < 0.01
     healed = all(one["peak"] > 0.05 and one["curvature"] < one["limit"] and not one["diverged"] for one in beyond)
@@ -149,7 +149,7 @@ def _toy(arms: Arms) -> Verdict:
     return decide(bool(stable and healed and far["diverged"]), beyond[0]["curvature"], told)
 
 
-def _oscillation(arm: dict[str, Values], name: str) -> Verdict:
+def _oscillation(arm: Mapping[str, Values], name: str) -> Verdict:
     own, gap = _median(arm["oscillation"]), _median(_gaps(arm, "oscillation, random"))
     return all_of(
         _bound(own, -0.5, f"{name}: correlation, median, claimed <= -0.5", most=True),
@@ -157,17 +157,17 @@ def _oscillation(arm: dict[str, Values], name: str) -> Verdict:
     )
 
 
-def _not_just_loss(arm: dict[str, Values], name: str) -> Verdict:
+def _not_just_loss(arm: Mapping[str, Values], name: str) -> Verdict:
     gap = _median(_gaps(arm, "oscillation, same losses"))
     return _bound(gap, 0.3, f"{name}: pairs of the same losses minus both groups, median, claimed >= 0.3")
 
 
-def _gaps(arm: dict[str, Values], other: str) -> list[float | None]:
+def _gaps(arm: Mapping[str, Values], other: str) -> list[float | None]:
     pairs = zip(arm["oscillation"], arm[other], strict=True)
     return [None if own is None or their is None else their - own for own, their in pairs]
 
 
-def _slopes(arm: dict[str, Values], name: str) -> Verdict:
+def _slopes(arm: Mapping[str, Values], name: str) -> Verdict:
     spikes = sum(value or 0 for value in arm["spikes"])
     opposed = sum(value or 0 for value in arm["spikes opposed"])
     if not spikes:
@@ -175,17 +175,17 @@ def _slopes(arm: dict[str, Values], name: str) -> Verdict:
     return _bound(opposed / spikes, 0.8, f"{name}: share of {spikes:g} spikes with opposite slopes, claimed >= 0.8")
 
 
-def _share(arm: dict[str, Values], name: str) -> Verdict:
+def _share(arm: Mapping[str, Values], name: str) -> Verdict:
     return _bound(_median(arm["share over even"]), 3, f"{name}: share over an even one, median, claimed >= 3")
 
 
-def _edge(arm: dict[str, Values], name: str) -> Verdict:
+def _edge(arm: Mapping[str, Values], name: str) -> Verdict:
     ratio = _median(arm["sharpness over limit"])
     told = f"{name}: sharpness over 2 / eta, median, claimed within 0.75 .. 1.25: {ratio:.3g}"
     return decide(None if math.isnan(ratio) else abs(ratio - 1) <= 0.25, ratio, told)
 
 
-def _half_step(arm: dict[str, Values], name: str) -> Verdict:
+def _half_step(arm: Mapping[str, Values], name: str) -> Verdict:
     worst = _median(arm["rise with half a step"])
     return _bound(worst, 0, f"{name}: rise of both groups with half a step, median, claimed <= 0", most=True)
 
@@ -216,7 +216,7 @@ def reproduce(run: Run) -> Evidence:
     }
     count = run.size("digits training images", full=500, fast=500)
     watched = {f"digits, lr {lr:g}": ["digits", count, lr, steps[f"digits, lr {lr:g}"]] for lr in (1.0, 0.5)}
-    arms = run.arms({f"toy, eta {eta:g}": [eta] for eta in TOY["eta"]}, _run_toy, seeds=[0])
+    arms = run.arms({f"toy, eta {eta:g}": [eta] for eta in TOY_RATES}, _run_toy, seeds=[0])
     if run.fast:
         arms |= run.arms({"digits, lr 1": watched["digits, lr 1"]}, _watch)
         return run.evidence(arms, judge(arms))
@@ -247,7 +247,7 @@ def _optimised(run: Run, images: int, steps: int) -> Arms:
 def _run_toy(seed: int, eta: float) -> dict[str, Any]:
     from netwright.diagnose import opposing_toy
 
-    found = opposing_toy(TOY["alpha"], TOY["beta"], eta, TOY["steps"])
+    found = opposing_toy(ALPHA, BETA, eta, TOY_STEPS)
     ends = {"curvature": found.curvature[-1], "limit": found.limit}
     return {"peak": found.peak, **ends, "diverged": float(found.diverged)}
 

@@ -97,8 +97,8 @@ def _verdict(sample: Sample, replay: EdgeReplay, report: OpposingReport) -> str:
     told = f"correlation {pair:.2g}, random pairs {random:.2g}"
     if not (pair <= OPPOSED and random - pair >= APART):
         return f"Beyond the largest stable step no groups of examples swing against each other ({told})."
-    sides = [max(table, key=lambda label, table=table: table[label]) for table in report.groups.labels]
-    main = [sample.classes[side] for side in sides]
+    # Tables begin with the most frequent label.
+    main = [sample.classes[next(iter(table))] for table in report.groups.labels]
     both = f"most often {main[0]} against {main[1]}" if main[0] != main[1] else f"most often both {main[0]}"
     return (
         f"Beyond the largest stable step {2 * len(report.groups.up)} of {len(replay.tracker)} training examples have "

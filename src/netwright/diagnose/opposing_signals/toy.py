@@ -112,4 +112,6 @@ def opposing_toy(
         rows.append((c, w, u, plus, minus, alpha * c * c))
         slope_c, slope_w, slope_u = gap * w + alpha * c * u * u, c * gap, alpha * c * c * u
         c, w, u = c - eta * slope_c, w - eta * slope_w, u - eta * slope_u
-    return ToyHistory(*zip(*rows, strict=True), limit=2 / eta, diverged=diverged)  # type: ignore[arg-type]  # six columns
+    names = ("c", "w", "u", "L_plus", "L_minus", "curvature")
+    columns = dict(zip(names, zip(*rows, strict=True), strict=True))
+    return ToyHistory(**columns, limit=2 / eta, diverged=diverged)
