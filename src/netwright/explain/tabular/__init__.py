@@ -88,6 +88,6 @@ __getattr__, __dir__ = exports(
     __all__,
     (
         "attention", "boxes", "contributions", "counterfactuals", "embedding", "explanation", "faithfulness",
-        "importance", "inputs", "probe", "ranks", "rules", "scoring", "surrogate", "training",
+        "importance", "inputs", "models", "probe", "ranks", "rules", "scoring", "surrogate", "training",
     ),
 )  # fmt: skip

@@ -1,8 +1,8 @@
 """Autoencoders for rows of features, and a classifier on what they encode.
 
 Karim et al., "Interpreting Black-box Machine Learning Models for High Dimensional Datasets", IEEE DSAA 2023,
-arXiv:2208.13405. Their convolutional autoencoder pads a row with zeros and folds it into a square; which features become
-neighbours so is arbitrary, and a dense encoder, or none, does as well for tables.
+arXiv:2208.13405. Their convolutional autoencoder pads a row with zeros and folds it into a square. Which features
+become neighbours so is arbitrary; a dense encoder, or none, does as well for tables.
 
 Attention on an embedding is no attention on features. It is brought back by how far each feature moves the embedding,
 score_i = sum_e a_e |d emb_e / d x_i|, averaged over rows; the paper says nothing of this.
@@ -297,9 +297,7 @@ def tabular_classifier(
         coder, decoder, length, grid = cae.encoder, cae.decoder, cae.embedding, cae.grid
     elif encoder == "dense":
         coder = nn.Sequential(nn.Linear(n_features, hidden), nn.ReLU(), nn.Linear(hidden, embedding), nn.ReLU())
-        decoder = nn.Sequential(
-            nn.Linear(embedding, hidden), nn.ReLU(), nn.Linear(hidden, n_features), nn.Sigmoid()
-        )
+        decoder = nn.Sequential(nn.Linear(embedding, hidden), nn.ReLU(), nn.Linear(hidden, n_features), nn.Sigmoid())
         length = embedding
     else:
         coder = nn.Identity()

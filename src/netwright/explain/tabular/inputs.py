@@ -166,8 +166,8 @@ def function_of(black_box: Any) -> Callable[[Any], Any]:
 def as_input(module: nn.Module, values: Any) -> torch.Tensor:
     """Values as a tensor of the type and on the device of a module's parameters."""
     first = next(module.parameters(), None)
-    like = {} if first is None else {"dtype": first.dtype, "device": first.device}
-    return torch.as_tensor(_dense(values), **like)
+    found = torch.as_tensor(_dense(values))
+    return found if first is None else found.to(first)
 
 
 def logits(module: nn.Module, table: Table) -> Float[np.ndarray, "rows classes"]:
@@ -218,7 +218,7 @@ def checked_columns(columns: Sequence[int] | np.ndarray, features: int, name: st
     """
     found = np.asarray(columns)
     whole = found.size == 0 or found.dtype.kind in "iu"
-    if not whole or (found.size and not (0 <= found.min() and found.max() < features)):
+    if not whole or (found.size and (found.min() < 0 or found.max() >= features)):
         raise ValueError(f"{name} must be numbers of features in 0..{features - 1}, got {columns!r}")
     return found.astype(np.intp)
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from netwright.explain.tabular.inputs import CELLS, Table, as_input, function_of
 from netwright.nn.modes import in_mode
 
-ROWS = 8192  # altered rows of one pass: their first layer stays in a processor's cache
+ROWS = 2048  # altered rows of one pass: their first layer stays in a processor's cache
 
 
 @dataclass(frozen=True)
@@ -76,16 +76,17 @@ def first_affine(model: nn.Module) -> FirstAffine | None:
     for place, part in enumerate(parts):
         if _hooked(part):
             return None
-        behind = nn.Sequential(*parts[place + 1 :])
-        before = nn.Sequential(*parts[:place])
-        if isinstance(part, nn.Linear) and type(part).forward is nn.Linear.forward:
-            return FirstAffine(before, part.weight, part.bias, lambda z, x: behind(z), False)
-        if hasattr(part, "first_affine") and hasattr(part, "after_affine"):
-            weight, bias = part.first_affine()
-            own: Any = part
-            return FirstAffine(before, weight, bias, lambda z, x: behind(own.after_affine(z, x)), True)
         if not _columnwise(part):
-            return None
+            return _taken_apart(nn.Sequential(*parts[:place]), part, nn.Sequential(*parts[place + 1 :]))
+    return None
+
+
+def _taken_apart(before: nn.Sequential, part: Any, behind: nn.Sequential) -> FirstAffine | None:
+    if isinstance(part, nn.Linear) and type(part).forward is nn.Linear.forward:
+        return FirstAffine(before, part.weight, part.bias, lambda z, x: behind(z), False)
+    if hasattr(part, "first_affine") and hasattr(part, "after_affine"):
+        weight, bias = part.first_affine()
+        return FirstAffine(before, weight, bias, lambda z, x: behind(part.after_affine(z, x)), True)
     return None
 
 
@@ -93,8 +94,8 @@ def _flattened(model: nn.Module) -> Iterator[nn.Module]:
     inside: Any = None
     if isinstance(model, nn.Sequential) and type(model).forward is nn.Sequential.forward:
         inside = model
-    elif hasattr(model, "in_sequence"):
-        inside = model.in_sequence()
+    elif callable(getattr(model, "in_sequence", None)):
+        inside = model.in_sequence()  # type: ignore[operator]
     if inside is None or _hooked(model):
         yield model
         return
@@ -149,7 +150,8 @@ class Probe:
             self._columns = self.parts.weight.detach().T.contiguous()
         else:
             self._limit = max(64, min(ROWS, CELLS // table.shape[1]))
-        self.base = self._checked(self([Change(np.arange(table.shape[0]), np.empty(0, np.intp), np.empty((0, 0)))]))
+        rows = table.shape[0]
+        self.base = self._checked(self([Change(np.arange(rows), np.empty(0, np.intp), np.empty((rows, 0)))]))
 
     @property
     def fast(self) -> bool:
@@ -192,7 +194,9 @@ class Probe:
     def __call__(self, changes: Sequence[Change]) -> np.ndarray:
         """What the black box gives for all changed rows, one after another."""
         small = [part for change in changes for part in self._split(change)]
-        found, batch, count = [], [], 0
+        found: list[np.ndarray] = []
+        batch: list[Change] = []
+        count = 0
         for change in small:
             if batch and count + len(change.rows) > self._limit:
                 found.append(self._answer(batch))
@@ -213,9 +217,9 @@ class Probe:
 
     def _fast(self, batch: list[Change], parts: FirstAffine) -> np.ndarray:
         rows = np.concatenate([change.rows for change in batch])
-        hidden = self._hidden[torch.from_numpy(rows)]
         start = 0
         with in_mode(self.black_box, training=False), torch.inference_mode():
+            hidden = self._hidden.index_select(0, torch.from_numpy(rows))
             for change in batch:
                 stop = start + len(change.rows)
                 if len(change.columns):

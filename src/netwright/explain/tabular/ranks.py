@@ -90,7 +90,7 @@ def correlated_groups(X: Any, threshold: float = 0.9, block: int = 512) -> Int[n
     joined = []
     for start in range(0, table.shape[1], block):
         near = np.argwhere(np.abs(unit[:, start : start + block].T @ unit) > threshold)
-        joined.append(near + [start, 0])
+        joined.append(near + np.array([start, 0]))
     pairs = np.concatenate(joined)
     d = table.shape[1]
     graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(d, d))

@@ -262,9 +262,7 @@ def tree_rules(
     )
 
 
-def _renamed(
-    bounds: dict[int, tuple[float, float]], columns: Int[np.ndarray, " k"]
-) -> dict[int, tuple[float, float]]:
+def _renamed(bounds: dict[int, tuple[float, float]], columns: Int[np.ndarray, " k"]) -> dict[int, tuple[float, float]]:
     return {int(columns[column]): pair for column, pair in bounds.items()}
 
 

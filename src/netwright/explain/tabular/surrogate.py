@@ -12,15 +12,14 @@ details; the definitions here are the usual ones.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float, Int
 from sklearn.base import BaseEstimator
-from sklearn.exceptions import ConvergenceWarning, NotFittedError
-from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold, train_test_split
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
 
 from netwright.explain.tabular.contributions import saabas, tree_shap
@@ -28,21 +27,14 @@ from netwright.explain.tabular.counterfactuals import Counterfactual, deviations
 from netwright.explain.tabular.explanation import Explanation
 from netwright.explain.tabular.faithfulness import agreement, r_squared
 from netwright.explain.tabular.inputs import Table, answers, as_table
+from netwright.explain.tabular.models import Kind, make_model, tuned
 from netwright.explain.tabular.ranks import first
 from netwright.explain.tabular.rules import RuleList, forest_rules, tree_rules
 from netwright.explain.tabular.scoring import Importance, rank_features
 
-Kind = Literal["tree", "forest", "boosting"]
 GRID = (10, 20, 50, 100, 200, 500)
 CLOSE = 0.01  # of the best agreement: the fewest features that come so close are taken
 SKEWED = 5.0  # most frequent predicted class over the rarest one, above which classes are weighed
-TUNED: dict[str, dict[str, list[Any]]] = {
-    "tree": {"max_depth": [6, 12, None], "min_samples_leaf": [20, 5, 1]},
-    "forest": {"max_depth": [12, None], "min_samples_leaf": [3, 1]},
-    "boosting": {"max_depth": [3, None], "min_samples_leaf": [20, 5]},
-}
-"""What is tried, simple settings first, so that of equally good ones the simplest is taken."""
-TREES, TREES_FOR_TUNING = 200, 50
 
 
 class SurrogateExplainer(BaseEstimator):
@@ -89,7 +81,7 @@ class SurrogateExplainer(BaseEstimator):
         >>> surrogate.columns_.tolist(), surrogate.fidelity(X)["agreement"] > 0.9
         ([2, 3], True)
         >>> print(surrogate.rules()[0].text())
-        IF x2 <= 2.6 THEN 0
+        IF x2 <= 2.45 THEN 0
     """
 
     def __init__(
@@ -161,9 +153,9 @@ class SurrogateExplainer(BaseEstimator):
         else:
             self.k_agreements_, self.k_ = {}, int(self.k)
         self.columns_ = first(self.ranks_, self.k_)
-        self.settings_ = self._tuned(_inputs(train[0], self.columns_), train[1], seed)
-        self.surrogate_ = self._model(seed, **self.settings_).fit(_inputs(table, self.columns_), predicted)
+        self.settings_ = tuned(self.kind, _inputs(train[0], self.columns_), train[1], seed, self.balanced_, self.cv)
         self._values, self._predicted, self._held = _inputs(table, self.columns_), predicted, (table.rows(held), held)
+        self.surrogate_ = make_model(self.kind, seed, self.balanced_, self.settings_).fit(self._values, predicted)
         return self
 
     def _check(self, table: Table) -> None:
@@ -189,41 +181,10 @@ class SurrogateExplainer(BaseEstimator):
         found = sorted({k for k in self.k_grid if k <= self.n_features_in_})
         return found or [self.n_features_in_]
 
-    def _model(self, seed: int, **settings: Any) -> Any:
-        from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
-        from sklearn.tree import DecisionTreeClassifier
-
-        weight = "balanced" if self.balanced_ else None
-        if self.kind == "tree":
-            return DecisionTreeClassifier(random_state=seed, class_weight=weight, **settings)
-        if self.kind == "forest":
-            options = {"n_estimators": TREES} | settings
-            return RandomForestClassifier(random_state=seed, class_weight=weight, **options)
-        return HistGradientBoostingClassifier(random_state=seed, class_weight=weight, **settings)
-
-    def _small(self) -> dict[str, Any]:
-        return {"n_estimators": TREES_FOR_TUNING} if self.kind == "forest" else {}
-
     def _agreement(self, k: int, train: tuple[Table, Any], test: tuple[Table, Any], seed: int) -> float:
         columns = first(self.ranks_, k)
-        model = self._model(seed, **self._small()).fit(_inputs(train[0], columns), train[1])
+        model = make_model(self.kind, seed, self.balanced_, small=True).fit(_inputs(train[0], columns), train[1])
         return agreement(model.predict(_inputs(test[0], columns)), test[1])
-
-    def _tuned(self, values: np.ndarray, predicted: np.ndarray, seed: int) -> dict[str, Any]:
-        counts = np.bincount(predicted)
-        folds = min(self.cv, len(values))
-        kind = StratifiedKFold if counts[counts > 0].min() >= folds else KFold
-        search = GridSearchCV(
-            self._model(seed, **self._small()),
-            TUNED[self.kind],
-            scoring="accuracy",
-            cv=kind(folds, shuffle=True, random_state=seed),
-            refit=False,
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            search.fit(values, predicted)
-        return dict(search.best_params_)
 
     def predict_proba(self, X: Any) -> Float[np.ndarray, "rows classes"]:
         """What the surrogate gives for all classes of the black box, 0 for those that it lacks."""
