@@ -109,7 +109,15 @@ class _FirstColumns(nn.Module):
 
 
 def show(rows: list[list[Any]]) -> None:
-    header = ["case", "ours, ms", "scikit-learn, ms", "ratio", "quartiles", "largest difference", "features that differ"]
+    header = [
+        "case",
+        "ours, ms",
+        "scikit-learn, ms",
+        "ratio",
+        "quartiles",
+        "largest difference",
+        "features that differ",
+    ]
     print(table(rows, header))
 
 
@@ -140,7 +148,9 @@ def words(rounds: int, quick: bool) -> None:
     n, d, columns = (100, 200, 10) if quick else (2000, 5000, 250)
     random = numpy_stream(0, "words")
     places = np.stack([random.choice(d, 20, replace=False, p=_zipf(d)) for _ in range(n)])
-    X = sparse.csr_array((np.ones(places.size, np.float32), (np.repeat(np.arange(n), 20), places.ravel())), shape=(n, d))
+    X = sparse.csr_array(
+        (np.ones(places.size, np.float32), (np.repeat(np.arange(n), 20), places.ravel())), shape=(n, d)
+    )
     show([beside(f"{n} x {d}, binary, {columns} permuted", mlp(d, 128, 8), X, columns, rounds)])
 
 
