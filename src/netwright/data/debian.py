@@ -1,9 +1,9 @@
 """Debian's package index as data: short descriptions, sections, and who depends on whom.
 
-The index is what ``apt-cache dumpavail`` prints on a Debian machine, without any network. Nothing of it is shipped with
-netwright: the Debian project publishes it with its archive, and a description belongs to its package and has that
-package's licence (its ``debian/copyright``). What was read is kept in netwright's cache with the date of the index and a
-SHA-256, so that an experiment can say which index it saw, and sees the same one again.
+The index is what ``apt-cache dumpavail`` prints on a Debian machine, without any network. Nothing of it is shipped
+with netwright: the Debian project publishes it with its archive, and a description belongs to its package and has that
+package's licence (its ``debian/copyright``). What was read is kept in netwright's cache with the date of the index and
+a SHA-256, so that an experiment can say which index it saw, and sees the same one again.
 """
 
 from __future__ import annotations
