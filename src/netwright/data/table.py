@@ -28,6 +28,7 @@ class LabelledTable:
         X: (rows, features).
         y: (rows,) numbers of classes.
         names: Of the features; ``"colour=red"`` for a value of a column of words.
+        columns: (features,) number of the column each feature comes from.
         classes: Names of the classes, in the order of their numbers.
         target: The column of the classes.
         left_out: Columns that are not features: words with more than 20 different values, and constant ones.
@@ -36,6 +37,7 @@ class LabelledTable:
     X: Float[np.ndarray, "rows features"]
     y: Int[np.ndarray, " rows"]
     names: tuple[str, ...]
+    columns: Int[np.ndarray, " features"]
     classes: tuple[str, ...]
     target: str
     left_out: tuple[str, ...]
@@ -45,7 +47,7 @@ def read_table(path: str | os.PathLike[str], target: str) -> LabelledTable:
     """Reads a CSV file with a line of column names.
 
     A column of numbers is a feature; a column of words with at most 20 different ones is a feature of zeros and ones
-    for each of them. Cells are separated by commas, semicolons or tabs, as the first line tells.
+    for each of them, or for the second of two. Cells are separated by commas, semicolons or tabs, as the first line tells.
 
     Args:
         path: The file, UTF-8.
@@ -61,7 +63,7 @@ def read_table(path: str | os.PathLike[str], target: str) -> LabelledTable:
         >>> _ = file.write_text("size,colour,kind\\n" + "1.5,red,cat\\n2,blue,dog\\n" * 5)
         >>> table = read_table(file, "kind")
         >>> table.names, table.classes, table.X[0].tolist()
-        (('size', 'colour=blue', 'colour=red'), ('cat', 'dog'), [1.5, 0.0, 1.0])
+        (('size', 'colour=red'), ('cat', 'dog'), [1.5, 1.0])
     """
     file = Path(path)
     header, rows = _cells(file)
@@ -74,14 +76,16 @@ def read_table(path: str | os.PathLike[str], target: str) -> LabelledTable:
     found: list[np.ndarray] = []
     names: list[str] = []
     left_out: list[str] = []
-    for name, cells in columns.items():
+    sources: list[int] = []
+    for number, (name, cells) in enumerate(columns.items()):
         each = _features(name, cells)
         left_out += [] if each else [name]
         names += [n for n, _ in each]
         found += [values for _, values in each]
+        sources += [number] * len(each)
     if not found:
         raise UserError("there is no column to learn from", where=file, cure="add columns of numbers")
-    return LabelledTable(np.stack(found, 1), y, tuple(names), classes, target, tuple(left_out))
+    return LabelledTable(np.stack(found, 1), y, tuple(names), np.array(sources), classes, target, tuple(left_out))
 
 
 def _cells(file: Path) -> tuple[list[str], list[list[str]]]:
@@ -139,7 +143,8 @@ def _features(name: str, cells: Sequence[str]) -> list[tuple[str, np.ndarray]]:
     if not 2 <= len(kinds) <= MOST_VALUES:
         return []
     words = np.array(cells)
-    return [(f"{name}={kind}", (words == kind).astype(np.float64)) for kind in kinds]
+    told = kinds[1:] if len(kinds) == 2 else kinds
+    return [(f"{name}={kind}", (words == kind).astype(np.float64)) for kind in told]
 
 
 def _number(cell: str) -> float | None:

@@ -22,6 +22,7 @@ _NAMES = {
     "Rule": "rules",
     "RuleList": "rules",
     "SelfAttentionNetwork": "attention",
+    "Standardise": "embedding",
     "SurrogateExplainer": "surrogate",
     "TabularCAE": "embedding",
     "agreement": "faithfulness",
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
         ConvHead,
         EmbeddingClassifier,
         MinMax,
+        Standardise,
         TabularCAE,
         tabular_classifier,
     )
@@ -68,6 +70,7 @@ __all__ = [
     "Rule",
     "RuleList",
     "SelfAttentionNetwork",
+    "Standardise",
     "SurrogateExplainer",
     "TabularCAE",
     "agreement",

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from netwright.explain.tabular.attention import SelfAttentionNetwork
-from netwright.explain.tabular.inputs import as_input, as_table
+from netwright.explain.tabular.inputs import as_table, moments
 from netwright.nn.modes import in_mode
 
 Encoder = Literal["conv", "dense"]
@@ -30,8 +30,26 @@ MAPS = (16, 8, 8)
 JACOBIAN_CELLS = 2_000_000  # of the derivatives that are held at once
 
 
-class MinMax(nn.Module):
-    """Scales each feature to [0, 1] over the rows it was made from; a constant feature becomes 0.
+class _Columns(nn.Module):
+    """(x - shift) * scale, column by column."""
+
+    columnwise = True
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, shift: np.ndarray, unit: np.ndarray):
+        super().__init__()
+        scale = np.divide(1.0, unit, out=np.zeros(len(unit)), where=unit > 0)
+        self.register_buffer("shift", torch.tensor(shift, dtype=torch.float32))
+        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32))
+
+    def forward(self, x: Float[Tensor, "batch features"]) -> Float[Tensor, "batch features"]:
+        """Scaled rows."""
+        return (x - self.shift) * self.scale
+
+
+class MinMax(_Columns):
+    """Scales each feature to [0, 1] over the rows it was made from, as an autoencoder needs it; a constant becomes 0.
 
     Args:
         X: (rows, features).
@@ -44,21 +62,27 @@ class MinMax(nn.Module):
         tensor([[0.5000, 0.0000]])
     """
 
-    columnwise = True
-    low: Tensor
-    scale: Tensor
+    def __init__(self, X: Any):
+        values = as_table(X).dense()
+        super().__init__(values.min(0), np.ptp(values, axis=0))
+
+
+class Standardise(_Columns):
+    """Gives each feature mean 0 and variance 1 over the rows it was made from; a constant becomes 0.
+
+    Args:
+        X: (rows, features).
+
+    Raises:
+        ValueError: If X is no finite matrix.
+
+    Example:
+        >>> Standardise(np.array([[1.0, 5.0], [3.0, 5.0]]))(torch.tensor([[3.0, 5.0]]))
+        tensor([[1., 0.]])
+    """
 
     def __init__(self, X: Any):
-        super().__init__()
-        values = as_table(X).dense()
-        low, span = values.min(0), np.ptp(values, axis=0)
-        self.register_buffer("low", torch.tensor(low, dtype=torch.float32))
-        scale = np.divide(1.0, span, out=np.zeros_like(span), where=span > 0)
-        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32))
-
-    def forward(self, x: Float[Tensor, "batch features"]) -> Float[Tensor, "batch features"]:
-        """Scaled rows."""
-        return (x - self.low) * self.scale
+        super().__init__(*moments(as_table(X)))
 
 
 class _Square(nn.Module):
@@ -309,8 +333,3 @@ def tabular_classifier(
         return EmbeddingClassifier(coder, decoder, SelfAttentionNetwork(length, n_classes))
     dense = nn.Sequential(nn.Linear(length, hidden), nn.ReLU(), nn.Linear(hidden, n_classes))
     return EmbeddingClassifier(coder, decoder, dense)
-
-
-def rows_of(X: Any, module: nn.Module) -> Float[Tensor, "rows features"]:
-    """A table as a tensor of the type and on the device of a module's parameters."""
-    return as_input(module, as_table(X).values)

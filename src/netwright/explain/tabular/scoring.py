@@ -15,7 +15,7 @@ from netwright.explain.tabular.embedding import EmbeddingClassifier
 from netwright.explain.tabular.importance import permutation_importance, sensitivity_importance
 from netwright.explain.tabular.inputs import Table, as_input
 from netwright.explain.tabular.probe import first_affine
-from netwright.explain.tabular.ranks import combine_ranks, first
+from netwright.explain.tabular.ranks import combine_ranks, correlated_groups, first
 from netwright.nn.modes import in_mode
 
 Importance = Literal["attention", "permutation", "sensitivity"]
@@ -29,6 +29,7 @@ def rank_features(
     n_repeats: int,
     seed: int,
     wanted: int,
+    groups: Any = None,
 ) -> tuple[dict[str, Float[np.ndarray, " features"]], Float[np.ndarray, " features"]]:
     """Scores of the features by name, and their mean ranks.
 
@@ -59,7 +60,13 @@ def rank_features(
         found["sensitivity"] = sensitivity_importance(black_box, given, method)
     if "permutation" in chosen:
         columns = first(combine_ranks(found["sensitivity"]), wanted).tolist() if screen else None
-        drops = permutation_importance(black_box, given, n_repeats=n_repeats, random_state=seed, columns=columns)
+        if isinstance(groups, str):
+            if groups != "correlated":
+                raise ValueError(f"groups must be one number a feature or 'correlated', got {groups!r}")
+            groups = correlated_groups(given)
+        drops = permutation_importance(
+            black_box, given, n_repeats=n_repeats, groups=groups, random_state=seed, columns=columns
+        )
         mean = drops.importances_mean
         found["permutation"] = np.where(np.isnan(mean), np.nanmin(mean) - 1, mean)
     if "attention" in chosen:

@@ -49,6 +49,8 @@ class SurrogateExplainer(BaseEstimator):
         importances: Which scores are combined by mean rank, of ``"attention"``, ``"permutation"`` and
             ``"sensitivity"``; or ``"auto"``: all that the black box allows, permutation alone where it is no module.
         ranks: A rank for each feature in place of all these, the lowest first.
+        groups: A number for each feature: those of equal number are permuted together, as zeros and ones that stand for
+            one word must be; ``"correlated"`` groups features with Spearman correlations above 0.9.
         k_grid: What ``"auto"`` tries, up to d.
         n_repeats: Permutations of each feature.
         importance_rows: Rows at most, drawn from the training rows, that importances are measured on.
@@ -92,6 +94,7 @@ class SurrogateExplainer(BaseEstimator):
         *,
         importances: Sequence[Importance] | Literal["auto"] = "auto",
         ranks: Float[np.ndarray, " features"] | None = None,
+        groups: Int[np.ndarray, " features"] | Literal["correlated"] | None = None,
         k_grid: Sequence[int] = GRID,
         n_repeats: int = 5,
         importance_rows: int = 2000,
@@ -101,7 +104,7 @@ class SurrogateExplainer(BaseEstimator):
         random_state: int | None = None,
     ):
         self.black_box, self.kind, self.k = black_box, kind, k
-        self.importances, self.ranks, self.k_grid = importances, ranks, k_grid
+        self.importances, self.ranks, self.groups, self.k_grid = importances, ranks, groups, k_grid
         self.n_repeats, self.importance_rows = n_repeats, importance_rows
         self.validation, self.cv, self.class_names, self.random_state = validation, cv, class_names, random_state
 
@@ -141,7 +144,7 @@ class SurrogateExplainer(BaseEstimator):
             used = rows[: self.importance_rows]
             wanted = self.n_features_in_ if self.k == "auto" else 10 * int(self.k)
             self.importances_, self.ranks_ = rank_features(
-                self.black_box, table.rows(used), self.importances, self.n_repeats, seed, wanted
+                self.black_box, table.rows(used), self.importances, self.n_repeats, seed, wanted, self.groups
             )
         else:
             self.importances_, self.ranks_ = {}, np.asarray(self.ranks, dtype=np.float64)
