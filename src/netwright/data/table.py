@@ -47,7 +47,8 @@ def read_table(path: str | os.PathLike[str], target: str) -> LabelledTable:
     """Reads a CSV file with a line of column names.
 
     A column of numbers is a feature; a column of words with at most 20 different ones is a feature of zeros and ones
-    for each of them, or for the second of two. Cells are separated by commas, semicolons or tabs, as the first line tells.
+    for each of them, or for the second of two. Cells are separated by commas, semicolons or tabs, as the first line
+    tells.
 
     Args:
         path: The file, UTF-8.

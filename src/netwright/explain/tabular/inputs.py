@@ -109,7 +109,7 @@ def _from_frame(frame: Any, name: str) -> tuple[np.ndarray, tuple[str, ...], Cal
     if odd:
         raise ValueError(f"{name} must hold numbers, got other things in the column {odd[0]!r}")
     kind, columns = type(frame), frame.columns
-    return frame.to_numpy(dtype=np.float64), tuple(map(str, columns)), lambda v: kind(_dense(v), columns=columns)
+    return np.array(frame, dtype=np.float64), tuple(map(str, columns)), lambda v: kind(_dense(v), columns=columns)
 
 
 def pieces(count: int, features: int) -> Iterator[slice]:
