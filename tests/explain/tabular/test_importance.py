@@ -1,4 +1,4 @@
-"""Permutation and sensitivity importance: closed forms, scikit-learn's figures, and the updates beside the whole pass."""
+"""Permutation and sensitivity importance: closed forms, scikit-learn's figures, updates beside whole passes."""
 
 from __future__ import annotations
 
@@ -262,7 +262,7 @@ def test_bad_input_of_the_others():
     for bad, told in (((), "at least 1"), (([1.0], [1.0, 2]), "one length"), (([np.nan],), "finite")):
         with pytest.raises(ValueError, match=told):
             combine_ranks(*map(np.array, bad))
-    with pytest.raises(ValueError, match="k must lie in 1..3"):
+    with pytest.raises(ValueError, match=r"k must lie in 1\.\.3"):
         first(np.zeros(3), 4)
     with pytest.raises(ValueError, match="threshold must"):
         correlated_groups(rows(), 1.0)

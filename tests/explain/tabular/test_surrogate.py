@@ -250,8 +250,8 @@ def _brute(model, x, target, scale, fixed):
 
 
 def test_counterfactuals_of_a_forest_are_confirmed_by_it(X, forest):
-    found = [forest.counterfactual(x, target) for x in X[:10] for target in range(3)]
-    assert sum(other is not None for other in found) > 20
+    found = [forest.counterfactual(x, target) for x in X[:3] for target in (0, 1)]
+    assert sum(other is not None for other in found) > 4
     for other in found:
         if other is not None:
             assert forest.predict(other.changed[None])[0] == other.target
@@ -349,7 +349,7 @@ def test_tables_of_every_form(X, kind):
 
 
 def test_conventions_of_scikit_learn(X, tree):
-    one = SurrogateExplainer(tree, k=3, n_repeats=1, random_state=4)
+    one = SurrogateExplainer(tree.predict_proba, k=3, n_repeats=1, random_state=4)
     two = clone(one)
     assert two.get_params()["k"] == 3
     assert set(one.get_params()) >= {"black_box", "kind", "k", "random_state"}
@@ -387,7 +387,7 @@ def test_bad_input(X, tree, change, told):
 
 def test_bad_input_afterwards(X, explainer):
     with pytest.raises(ValueError, match="finite"):
-        explainer.fidelity(np.where(X == X[0, 0], np.nan, X))
+        explainer.fidelity(np.where(np.arange(8) == 1, np.nan, X))
     with pytest.raises(ValueError, match="8 features, got 7"):
         explainer.predict(X[:, :7])
     with pytest.raises(ValueError, match="x must be one row"):
