@@ -42,7 +42,8 @@ class SurrogateExplainer(BaseEstimator):
 
     Args:
         black_box: A module that gives logits (batch, classes); an estimator with ``predict_proba``; or a function that
-            returns probabilities (rows, classes), given rows in the form in which X comes.
+            returns probabilities (rows, classes), given rows in the form in which X comes. ``clone`` makes an estimator
+            forget what it learned unless it is inside :class:`sklearn.frozen.FrozenEstimator`.
         kind: ``"tree"``, ``"forest"`` (200 trees) or ``"boosting"`` (fidelity and TreeSHAP only).
         k: Features, in 1..d; or ``"auto"``: of ``k_grid`` the smallest whose agreement on held-out rows is within 0.01
             of the best, with settings that are not tuned.
@@ -122,7 +123,9 @@ class SurrogateExplainer(BaseEstimator):
         counts = np.bincount(predicted, minlength=probabilities.shape[1])
         if (counts > 0).sum() < 2:
             only = self._class_name(int(counts.argmax()))
-            raise ValueError(f"black_box must predict at least 2 classes for X, got {only} for all {len(counts)} rows")
+            raise ValueError(
+                f"black_box must predict at least 2 classes for X, got {only} for all {len(predicted)} rows"
+            )
         if self.class_names is not None and len(self.class_names) != len(counts):
             raise ValueError(f"class_names must be {len(counts)}, one a class, got {len(self.class_names)}")
         self.n_features_in_ = table.shape[1]
@@ -195,7 +198,8 @@ class SurrogateExplainer(BaseEstimator):
 
     def predict(self, X: Any) -> Int[np.ndarray, " rows"]:
         """The surrogate's classes."""
-        return self.surrogate_.predict(_inputs(self._table(X), self.columns_))
+        table = self._table(X)
+        return self.surrogate_.predict(_inputs(table, self.columns_))
 
     def _probabilities(self, table: Table) -> np.ndarray:
         found = np.zeros((table.shape[0], len(self.classes_)))
