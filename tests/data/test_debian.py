@@ -72,8 +72,8 @@ def test_the_digest_is_of_the_content(index):
 
 def test_words_are_counted_by_lines():
     X, words = bag_of_words(["A library, a C++ library", "c++ tools", "tools and library"], most=3)
-    assert words == ("library", "c++", "tools")
-    assert X.toarray().tolist() == [[1, 1, 0], [0, 1, 1], [1, 0, 1]]
+    assert words == ("c++", "library", "tools")
+    assert X.toarray().tolist() == [[1, 1, 0], [1, 0, 1], [0, 1, 1]]
     assert X.dtype == np.float32
     assert bag_of_words(["zeta alpha"] * 2, most=1)[1] == ("alpha",)
     with pytest.raises(ValueError, match="must share words"):
@@ -112,5 +112,4 @@ def test_the_index_of_this_machine():
     found = load_packages()
     assert len(found.packages) > 1000
     assert len(found.sha256) == 64
-    assert load_packages() == found
     assert found.edges().max() < len(found.packages)

@@ -82,7 +82,8 @@ def test_the_planted_rows_are_those_of_make_classification():
 
 @pytest.mark.parametrize("kind", ["SAN", "CAE"])
 def test_other_black_boxes_run(kind):
-    found = paper._trial(0, "planted", kind, [120, 20], 1, True)
+    found = paper._trial(0, "planted", kind, [200, 20], 15, True)
+    assert "black box: learned" not in found
     assert {"black box: accuracy", "top: tree agreement", "random: comprehensiveness"} <= set(found)
     assert "variance: tree agreement" not in found
 
@@ -92,7 +93,7 @@ def test_all_selections_and_rivals_of_a_full_trial(monkeypatch):
     monkeypatch.setattr(paper, "DRAWS", 1)
     monkeypatch.setattr("netwright.explain.tabular.models.TREES", 4)
     monkeypatch.setattr("netwright.explain.tabular.models.TREES_FOR_TUNING", 2)
-    found = paper._trial(0, "planted", "dense", [120, 12], 1, False)
+    found = paper._trial(0, "planted", "dense", [120, 20], 3, False)
     for label in ("top", "random", "variance", "information"):
         for metric in ("tree agreement", "forest agreement", "forest R2", "sufficiency"):
             assert f"{label}: {metric}" in found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -101,7 +102,7 @@ def explain(
         show(maps, as_json)
 
 
-def _refuse(options: dict[str, object], what: str, cure: str | None = None) -> None:
+def _refuse(options: Mapping[str, object], what: str, cure: str | None = None) -> None:
     """Refuses options that have no meaning here."""
     given = next((name for name, value in options.items() if value not in (None, False, [], ())), None)
     if given is not None:

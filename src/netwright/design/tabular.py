@@ -11,6 +11,7 @@ import numpy as np
 from netwright.console import UserError, nearest, note, table
 from netwright.data.table import LabelledTable, read_table
 from netwright.page import Bullets, Figure, KeyValues, Mono, Page, Paragraph, Section, Table, Value, svg
+from netwright.page.blocks import Cell
 from netwright.results import Result
 from netwright.seeding import seeded
 from netwright.storage import new_folder, refuse_taken
@@ -213,7 +214,7 @@ def _page(found: TableExplained, data: LabelledTable, explainer: SurrogateExplai
     if explainer.k_agreements_:
         sections.append(Section("How many features", [_numbers(explainer)]))
     missing = [data.classes[i] for i in explainer.missing_classes_]
-    facts = {
+    facts: dict[str, Cell] = {
         "table": Mono(found.table),
         "target": found.target,
         "rows": len(data.y),
@@ -272,7 +273,7 @@ def _row(data: LabelledTable, explainer: SurrogateExplainer, row: int) -> list[A
 def _changes(data: LabelledTable, other: Counterfactual) -> Table:
     agrees = "The network agrees." if other.valid_black_box else "The network does not agree."
     caption = f"The least that would make it {data.classes[other.target]} for the surrogate. {agrees}"
-    rows = [[data.names[i], float(other.x[i]), float(other.changed[i])] for i in other.columns]
+    rows: list[list[Cell]] = [[data.names[i], float(other.x[i]), float(other.changed[i])] for i in other.columns]
     return Table(["feature", "is", "would be"], rows, caption)
 
 
