@@ -15,8 +15,8 @@ package `shap` is installed. All are compared with the black box on the test row
 labels, and gradient boosting on all features as a rival of the black box.
 
 The self-attention network has ten times the published learning rate, since its softmax divides every feature by their
-number. The published notebooks compare models on different features and splits; here all have the same. Not tested: the genomic
-and indoor-location data, which cannot be had here; TabNet, whose package is not among netwright's extras.
+number. The published notebooks compare models on different features and splits; here all have the same. Not tested: the
+genomic and indoor-location data, which cannot be had here; TabNet, whose package is not among netwright's extras.
 """
 
 from __future__ import annotations
