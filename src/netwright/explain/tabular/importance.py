@@ -74,10 +74,13 @@ def bars(
     most: int = 20,
 ) -> Axes:
     """The largest scores as horizontal bars, the largest on top."""
+    from matplotlib.ticker import MaxNLocator
+
     ax = new_axes(ax, size=(5.0, 0.6 + 0.22 * min(most, len(scores))))
     order = np.argsort(-scores, kind="stable")[:most][::-1]
     ax.barh(range(len(order)), scores[order])
     ax.set_yticks(range(len(order)), [_name(names, int(i)) for i in order])
+    ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.set_xlabel(label)
     ax.grid(axis="y", visible=False)
     return ax

@@ -92,7 +92,7 @@ def fit_tabular(
     if not lr > 0:
         raise ValueError(f"lr must be > 0, got {lr}")
     rows = torch.as_tensor(as_table(X).dense(), dtype=torch.float32)
-    labels = torch.as_tensor(np.asarray(y)).to(torch.int64)
+    labels = torch.as_tensor(np.array(y)).to(torch.int64)
     if labels.shape != (len(rows),):
         raise ValueError(f"y must be {len(rows)} classes, got shape {tuple(labels.shape)}")
     before = None
