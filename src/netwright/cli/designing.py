@@ -102,7 +102,7 @@ def design(
     flops: Flops = None,
     train_method: Annotated[
         list[str] | None,
-        typer.Option(help="tract, weight-compander, gradient-noise or ps-kd, like ps-kd:alpha_T=0.8; may repeat."),
+        typer.Option(help="tract, weight-compander, gradient-noise, ps-kd, elr or elr+, like elr:lam=3; may repeat."),
     ] = None,
     pruning: Annotated[str | None, typer.Option(help="magnitude or hydra.  [magnitude]")] = None,
     baseline: Annotated[str | None, typer.Option(help="Network to compare with.  [mobilenet_v2]")] = None,

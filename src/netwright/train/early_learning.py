@@ -1,4 +1,4 @@
-"""Early-learning regularisation: predictions are held to their own running average, so that wrong labels stay unlearned.
+"""Early-learning regularisation: predictions are held to their own running average, against learning wrong labels.
 
 Liu, Niles-Weed, Razavian and Fernandez-Granda, "Early-Learning Regularization Prevents Memorization of Noisy Labels",
 NeurIPS 2020, arXiv:2007.00151.
@@ -127,8 +127,8 @@ def precise(logits: Tensor) -> Tensor:
 class ELRLoss(nn.Module):
     """Cross-entropy and the pull of each prediction to the running average of its example, in nats.
 
-    Each step first moves the averages to the current predictions (clamped and normalised), then takes the loss with them
-    as constants. In evaluation mode the averages stay. With several processes each has the averages of all.
+    Each step first moves the averages to the current predictions (clamped and normalised), then takes the loss with
+    them as constants. In evaluation mode the averages stay. With several processes each has the averages of all.
 
     Args:
         num_examples: Examples of the training set.
@@ -175,8 +175,8 @@ class ELRLoss(nn.Module):
             index: Of the examples in the data set, not in the batch.
 
         Raises:
-            ValueError: If a shape is wrong, logits are not finite, a label is outside 0..classes - 1, or an index is out
-                of range or comes twice: the averages stay as they were then.
+            ValueError: If a shape is wrong, logits are not finite, a label is outside 0..classes - 1, or an index is
+                out of range or comes twice: the averages stay as they were then.
         """
         log_probs = self._log_probs(logits, index)
         loss = self._cross_entropy(log_probs, labels)

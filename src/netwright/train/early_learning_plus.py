@@ -16,16 +16,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from netwright.nn.ensemble import LogitMean
-from netwright.train.callbacks.early_learning import ELRPlusCallback
+from netwright.train.callbacks.early_learning_plus import ELRPlusCallback
 from netwright.train.classifier import Classifier
 
 
 class ELRPlus(Classifier):
     """Trains two networks of one kind with ELR+; predicts with the mean of their logits.
 
-    Batches must be (x, labels, indices). Epochs 0, 2, ... train the first network, epochs 1, 3, ... the second: twice as
-    many epochs as one network needs. In training mode ``self(x)`` is the network whose turn it is, in evaluation mode
-    both.
+    Batches must be (x, labels, indices). Epochs 0, 2, ... train the first network, epochs 1, 3, ... the second: give
+    twice as many epochs as one network needs. In training mode ``self(x)`` is the network whose turn it is, in
+    evaluation mode both.
 
     Args:
         model_fn: Makes a network with fresh weights that gives logits; called twice.

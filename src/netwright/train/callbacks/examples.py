@@ -32,9 +32,12 @@ class Around:
         self.owner, self.name, self.indexed = owner, name, indexed
         self._own = owner.__dict__.get(name)  # torch.compile under Lightning puts one there too
         self.inner = getattr(owner, name)
-        self.outer = functools.wraps(self.inner)(make(lambda *args, **kwargs: self.inner(*args, **kwargs)))
+        self.outer = functools.wraps(self.inner)(make(self._call))
         self.outer.around = self  # type: ignore[attr-defined]
         setattr(owner, name, self.outer)
+
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
+        return self.inner(*args, **kwargs)  # which may have changed since
 
     def undo(self) -> None:
         """Takes this one out, whatever has been put around it since."""
