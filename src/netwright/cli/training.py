@@ -59,10 +59,10 @@ def train(
     """Train a network of your choice on DATA with any of the training methods. The same command goes on."""
     with guarded(quiet, debug):
         from netwright.design.distributed import is_main, launch, needs_launch
-        from netwright.design.train import TrainOptions
-        from netwright.design.train import train as run_training
         from netwright.design.label_doubts import lines
         from netwright.design.run import RunFolder
+        from netwright.design.train import TrainOptions
+        from netwright.design.train import train as run_training
         from netwright.design.train_page import KIND, verdict
 
         options = TrainOptions(

@@ -1,4 +1,4 @@
-"""The training examples whose label a network doubts: a list for the user to act on, a page section, lines on screen."""
+"""The training examples whose label a network doubts: a list to act on, a page section, lines on screen."""
 
 from __future__ import annotations
 
@@ -117,9 +117,9 @@ def blocks(run: RunFolder) -> list[Block]:
     if figures is None:
         return []
     reading = (
-        f"{told(figures)}: the running average of what the network predicted for the example while it trained holds most "
-        "of another class. The doubt is one minus the average's share of the label. A label can be right all the same, "
-        "of a rare kind of example above all: look before you change it."
+        f"{told(figures)}: the running average of what the network predicted for the example while it trained holds "
+        "most of another class. The doubt is one minus the average's share of the label. A label can be right all the "
+        "same, of a rare kind of example above all: look before you change it."
     )
     rows = figures["rows"]
     if not rows:

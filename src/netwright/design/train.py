@@ -184,6 +184,9 @@ def _trained(run: RunFolder, options: TrainOptions, command: str) -> TrainResult
         low, high = wilson(accuracy, len(labels))
         pairs = labels * len(data.classes) + probs.argmax(1)
         counts = pairs.bincount(minlength=len(data.classes) ** 2).view(len(data.classes), -1)
+        doubts = label_doubts.find(methods, data)
+        if doubts is not None:
+            label_doubts.write(run, data, doubts, changed)
         result = TrainResult(
             folder=str(run.path),
             model=options.model,
@@ -199,10 +202,8 @@ def _trained(run: RunFolder, options: TrainOptions, command: str) -> TrainResult
             parameters=sum(p.numel() for p in network.parameters()),
             seconds=round(history.seconds, 1),
             confusion=tuple(map(tuple, counts.tolist())),
+            doubted=None if doubts is None else len(doubts),
         )
-        doubts = label_doubts.find(methods, data)
-        if doubts is not None:
-            label_doubts.write(run, data, doubts, changed)
         storage.write_tensors(run / "model.safetensors", network.state_dict())
         if architecture is not None:
             run.write("architecture.json", architecture.to_dict())

@@ -40,6 +40,7 @@ class TrainResult(Result):
         parameters: Of the network.
         seconds: Wall time of the training, over all sittings.
         confusion: Counts; row is the true class, column the answer.
+        doubted: Training examples whose label the network doubts; None where no method tells.
     """
 
     folder: str
@@ -56,6 +57,7 @@ class TrainResult(Result):
     parameters: int
     seconds: float
     confusion: tuple[tuple[int, ...], ...]
+    doubted: int | None = None
 
 
 def kept(run: RunFolder) -> TrainResult:
