@@ -86,6 +86,7 @@ class MemorizationTracker(lightning.Callback):
     Example:
         >>> from netwright.data.tensors import Batches, TensorImages
         >>> from netwright.train import fit
+        >>> import torch
         >>> images = TensorImages(torch.zeros(8, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1] * 4))
         >>> tracker = MemorizationTracker(Batches(images, 8, shuffle=False), torch.zeros(8, dtype=torch.int64))
         >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
