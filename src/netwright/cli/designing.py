@@ -200,10 +200,13 @@ def design(
 
 
 def _told(folder: str | Path, page: Page | None = None) -> str:
+    from netwright.design.label_doubts import lines
     from netwright.design.report import build
+    from netwright.design.run import RunFolder
     from netwright.page import text_of
 
-    return f"{text_of((page or build(folder)).verdict)}\nreport: {Path(folder) / 'report.html'}\nrun folder: {folder}"
+    told = [text_of((page or build(folder)).verdict), *lines(RunFolder(folder))]
+    return "\n".join([*told, f"report: {Path(folder) / 'report.html'}", f"run folder: {folder}"])
 
 
 def evaluate(
