@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -243,7 +243,9 @@ def with_noisy_labels(
         raise ValueError(f"kind must be one of {', '.join(NOISE_KINDS)}, got {kind!r}")
     if unknown := [name for name in parts if name not in data.parts]:
         raise ValueError(f"parts must be among {', '.join(data.parts)}, got {unknown[0]!r}")
-    classes, found, changed = len(data.classes), {}, {}
+    classes = len(data.classes)
+    found: dict[str, Any] = {}
+    changed: dict[str, Tensor] = {}
     for name in parts:
         images, generator = data.parts[name], stream(seed, "label noise", name)
         if kind == "symmetric":

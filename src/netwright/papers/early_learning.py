@@ -277,7 +277,7 @@ def _train(
             "true class": [each.false_correct for each in tracker.epochs],
         },
     }
-    method = module.method if plus else methods[0] if methods else None
+    method: Any = module.method if plus else methods[0] if methods else None
     return found | (_told(method.target, parts["train"].labels, clean) if method is not None else {})
 
 
