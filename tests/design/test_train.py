@@ -241,7 +241,7 @@ def test_labels_that_are_doubted_are_listed_with_their_files(pictures: Path, tmp
     page(tmp_path / "run").write(tmp_path / "run")
     assert (tmp_path / "run/report.html").read_bytes() == before
     assert storage.read_json(tmp_path / "run/result.json")["doubted"] == len(rows)
-    assert storage.read_json(tmp_path / "run/report.json")["doubts"]["doubtful"] == len(rows)
+    assert storage.read_json(tmp_path / "run/report.json")["figures"]["doubts"]["doubtful"] == len(rows)
     assert rows[0]["file"] in invoke("report", str(tmp_path / "run")).stdout
 
 

@@ -250,7 +250,7 @@ def _train(
         rows.append({name: float(right(trained, *inputs[name]).double().mean()) for name in ("validation", "test")})
 
     plus = arm == "ELR+"
-    fit(
+    history = fit(
         module,
         Batches(parts["train"], BATCH, seed=seed, normalise=normalise, indexed=plus or bool(methods)),
         epochs=2 * epochs if plus else epochs,
@@ -270,6 +270,7 @@ def _train(
         "memorised": last.false_memorised,
         "wrongly labelled, true class": last.false_correct,
         "rightly labelled, true class": last.clean_correct,
+        "training loss": history.last["train_loss"],
         "value": value,
         "curve": {
             "test accuracy": [row["test"] for row in rows],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -12,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from netwright.data.augment import mixup
+from netwright.nn.copies import separate_copy
 from netwright.nn.ensemble import LogitMean
 from netwright.seeding import derive, stream
 from netwright.train.callbacks.early_learning import PullCallback
@@ -239,17 +239,17 @@ class ELRPlusCallback(PullCallback):
             self.active, self._states = 0, []
 
     def pair(self, module: lightning.LightningModule, network: nn.Module | None = None) -> LogitMean:
-        """Copies of both networks, which answer with the mean of their logits.
+        """Copies of both networks, their parametrizations included, which answer with the mean of their logits.
 
         Args:
             module: That was trained.
             network: The part of it that is wanted; None is the module itself.
         """
         wanted = module if network is None else network
-        copies = [copy.deepcopy(wanted)]
+        copies = [separate_copy(wanted)]
         if self.networks == 2:
             self._exchange(module)
-            copies.append(copy.deepcopy(wanted))
+            copies.append(separate_copy(wanted))
             self._exchange(module)
         return LogitMean(copies)
 
