@@ -125,7 +125,7 @@ def blocks(run: RunFolder) -> list[Block]:
     if not rows:
         return [Paragraph(f"{told(figures)}: the averages of what the network predicted agree with all labels.")]
     made: list[Block] = [Paragraph(reading)]
-    captions = [f"{_name(row)}: {row[3]}, looks like {row[4]} ({row[5]:.2f})" for row in rows[:MOST_PICTURES]]
+    captions = [f"{_name(row)}: labelled {row[3]}, looks like {row[4]} ({row[5]:.2f})" for row in rows[:MOST_PICTURES]]
     images = _stored(run / PICTURES)
     if images is None:
         made.append(Bullets(captions))

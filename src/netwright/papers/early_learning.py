@@ -130,10 +130,10 @@ def reproduce(run: Run) -> Evidence:
     images = [
         run.size("training images", full=3600, fast=1000),
         run.size("validation images", full=400, fast=100, scaled=False),
-        run.size("test images", full=1000, fast=1000, scaled=False),
+        run.size("test images", full=1000, fast=500, scaled=False),
     ]
     epochs = run.size("epochs", full=25, fast=8)
-    steps = run.size("steps, linear", full=4000, fast=1000, scaled=False)
+    steps = run.size("steps, linear", full=4000, fast=600, scaled=False)
     arms: Arms = {}
     for noise, (kind, rate) in NOISE.items():
         if run.fast and noise != "40 %":
