@@ -168,7 +168,7 @@ def steps() -> Calls:
             optimizer.zero_grad()
             loss = elr(logits, target, ids) if held else functional.cross_entropy(logits, target)
             if rows is not None:
-                loss = loss + 3 * agreement_loss(logits.softmax(1), rows)
+                loss = loss + 3 * agreement_loss(logits, rows)
             loss.backward()
             optimizer.step()
             if taught:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -100,23 +100,44 @@ def check_strength(lam: float, beta: float, clamp: float) -> None:
         raise ValueError(f"clamp must lie in (0, 0.5), got {clamp}")
 
 
+class _Agreement(torch.autograd.Function):
+    """mean log(1 - <t, p>) of clamped p = exp(log_probs), with its gradient made at once, which autograd does slower."""
+
+    @staticmethod
+    def forward(ctx: Any, log_probs: Tensor, probs: Tensor, clamped: Tensor, target: Tensor, scale: float) -> Tensor:
+        rest = 1 - (clamped * target).sum(1)
+        if log_probs.requires_grad:
+            slope = (probs * target).mul_((-scale / len(target)) / rest[:, None])
+            ctx.save_for_backward(slope.masked_fill_(clamped != probs, 0.0))
+        return rest.log_().mean().mul_(scale)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (slope,) = ctx.saved_tensors
+        return slope * grad, None, None, None, None
+
+
 def agreement_loss(
-    probs: Float[Tensor, "batch classes"], target: Float[Tensor, "batch classes"], clamp: float = 1e-4
+    logits: Float[Tensor, "batch classes"], target: Float[Tensor, "batch classes"], clamp: float = 1e-4
 ) -> Float[Tensor, ""]:
-    """mean_i log(1 - <t_i, p_i>), at most 0; the lower, the more prediction and target agree.
+    """mean_i log(1 - <t_i, p_i>) with p = softmax(z), at most 0; the lower, the more prediction and target agree.
+
+    Differentiable once.
 
     Args:
-        probs: Predictions in single precision or better, kept within [clamp, 1 - clamp] here and not normalised again;
-            they carry the gradient.
+        logits: z, which carry the gradient. Probabilities are kept within [clamp, 1 - clamp] and not normalised again.
         target: Rows that sum to 1 at most; no gradient flows into them.
         clamp: Keeps the logarithm finite where both are the same one-hot row.
 
     Example:
         >>> target = torch.tensor([[0.15, 0.09, 0.06]])
-        >>> round(agreement_loss(torch.tensor([[0.5, 0.3, 0.2]]), target).item(), 6)
+        >>> round(agreement_loss(torch.tensor([[0.5, 0.3, 0.2]]).log(), target).item(), 6)
         -0.121038
     """
-    return torch.log1p(-(probs.clamp(clamp, 1 - clamp) * target.detach()).sum(1)).mean()
+    log_probs = precise(logits).log_softmax(1)
+    probs = log_probs.detach().exp()
+    return _Agreement.apply(log_probs, probs, probs.clamp(clamp, 1 - clamp), target.detach(), 1.0)
 
 
 def precise(logits: Tensor) -> Tensor:
@@ -180,7 +201,7 @@ class ELRLoss(nn.Module):
         """
         log_probs = self._log_probs(logits, index)
         loss = self._cross_entropy(log_probs, labels)
-        return loss + self._pull(log_probs.exp(), index)
+        return loss + self._pull(log_probs, index)
 
     def pull(self, logits: Float[Tensor, "batch classes"], index: Int[Tensor, "batch"]) -> Float[Tensor, ""]:
         """The second term alone, ``lam`` included: for a loss of one's own in place of cross-entropy.
@@ -188,13 +209,14 @@ class ELRLoss(nn.Module):
         Raises:
             ValueError: As for :meth:`forward`.
         """
-        return self._pull(self._log_probs(logits, index).exp(), index)
+        return self._pull(self._log_probs(logits, index), index)
 
     def _log_probs(self, logits: Tensor, index: Tensor) -> Tensor:
         if logits.ndim != 2 or logits.shape != (len(index), self.memory.num_classes):
             expected = f"({len(index)}, {self.memory.num_classes})"
             raise ValueError(f"logits must have shape {expected}, got {tuple(logits.shape)}")
-        if not bool(logits.detach().isfinite().all()):
+        # A sum is finite only if all are; one that overflows asks for a second look.
+        if not math.isfinite(float(logits.detach().sum())) and not bool(logits.detach().isfinite().all()):
             raise ValueError("logits must be finite, got NaN or infinity: the averages would be poisoned")
         return precise(logits).log_softmax(1)
 
@@ -204,14 +226,16 @@ class ELRLoss(nn.Module):
         classes = self.memory.num_classes
         if labels.shape != log_probs.shape[:1]:
             raise ValueError(f"labels must have shape ({len(log_probs)},), got {tuple(labels.shape)}")
-        if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
-            raise ValueError(f"labels must lie in 0..{classes - 1}, got {int(labels.min())}..{int(labels.max())}")
+        found = labels.tolist()
+        if found and not (min(found) >= 0 and max(found) < classes):
+            raise ValueError(f"labels must lie in 0..{classes - 1}, got {min(found)}..{max(found)}")
         return functional.nll_loss(log_probs, labels)
 
-    def _pull(self, probs: Tensor, index: Tensor) -> Tensor:
-        current = probs.detach().clamp(self.clamp, 1 - self.clamp)
-        rows = self._moved(index, current / current.sum(1, keepdim=True)) if self.training else self._recalled(index)
-        return self.lam * agreement_loss(probs, rows.to(probs.device), self.clamp)
+    def _pull(self, log_probs: Tensor, index: Tensor) -> Tensor:
+        probs = log_probs.detach().exp()
+        clamped = probs.clamp(self.clamp, 1 - self.clamp)
+        rows = self._moved(index, clamped / clamped.sum(1, keepdim=True)) if self.training else self._recalled(index)
+        return _Agreement.apply(log_probs, probs, clamped, rows.to(probs.device, probs.dtype), self.lam)
 
     def _moved(self, index: Tensor, current: Tensor) -> Tensor:
         ids, rows = gather_rows(index.to(current.device), current)

@@ -53,14 +53,12 @@ class WeightAverage:
         """
         if not 0 <= decay <= 1:
             raise ValueError(f"decay must lie in [0, 1], got {decay}")
-        current = {name: value.detach() for name, value in module.named_parameters()}
-        if current.keys() != self.parameters.keys():
-            raise ValueError(
-                f"module must have the {len(self.parameters)} parameters that are averaged, got {len(current)}"
-            )
-        torch._foreach_lerp_(list(self.parameters.values()), list(current.values()), 1 - decay)
-        for name, value in module.named_buffers():
-            if name in self.buffers:
+        current, averaged = list(module.parameters()), list(self.parameters.values())
+        if [value.shape for value in current] != [value.shape for value in averaged]:
+            raise ValueError(f"module must have the {len(averaged)} parameters that are averaged, got {len(current)}")
+        torch._foreach_lerp_(averaged, current, 1 - decay)
+        if self.buffers:
+            for name, value in module.named_buffers():
                 self.buffers[name].copy_(value)
 
     @torch.no_grad()

@@ -215,7 +215,7 @@ class ELRPlusCallback(PullCallback):
     def _pull(self, pl_module: lightning.LightningModule, ids: Tensor, logits: Tensor) -> Tensor:
         assert self._target is not None
         strength = self.lam * sigmoid_ramp(self.updates[self.active], self.coef_ramp)
-        return strength * agreement_loss(precise(logits).softmax(1), self._target, self.clamp)
+        return strength * agreement_loss(logits, self._target, self.clamp)
 
     def on_train_batch_end(
         self,
