@@ -408,7 +408,7 @@ def test_two_processes_equal_one(tmp_path: Path):
         }  # fmt: skip
         command = [sys.executable, "-c", SCRIPT, __file__, str(tmp_path)]
         processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    errors = [process.communicate(timeout=180)[1] for process in processes]
+    errors = [process.communicate(timeout=600)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors[0][-2000:]
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for name in MAKE:

@@ -101,7 +101,7 @@ def check_strength(lam: float, beta: float, clamp: float) -> None:
 
 
 class _Agreement(torch.autograd.Function):
-    """mean log(1 - <t, p>) of clamped p = exp(log_probs), with its gradient made at once, which autograd does slower."""
+    """mean log(1 - <t, p>) of clamped p = exp(log_probs), with its gradient made at once, which is quicker."""
 
     @staticmethod
     def forward(ctx: Any, log_probs: Tensor, probs: Tensor, clamped: Tensor, target: Tensor, scale: float) -> Tensor:

@@ -48,6 +48,7 @@ def memorization(
         ValueError: If the three differ in shape.
 
     Example:
+        >>> import torch
         >>> labels, true = torch.tensor([1, 1, 1, 1]), torch.tensor([0, 0, 0, 1])
         >>> found = memorization(torch.tensor([0, 1, 1, 1]), labels, true)
         >>> round(found.false_correct, 3), round(found.false_memorised, 3), found.false_other, found.clean_correct
