@@ -53,7 +53,8 @@ class WeightAverage:
         """
         if not 0 <= decay <= 1:
             raise ValueError(f"decay must lie in [0, 1], got {decay}")
-        current, averaged = list(module.parameters()), list(self.parameters.values())
+        current: list[Tensor] = list(module.parameters())
+        averaged = list(self.parameters.values())
         if [value.shape for value in current] != [value.shape for value in averaged]:
             raise ValueError(f"module must have the {len(averaged)} parameters that are averaged, got {len(current)}")
         torch._foreach_lerp_(averaged, current, 1 - decay)
