@@ -171,6 +171,7 @@ class Hostile:
     def train_option(self) -> list[str]:
         dice, word = self.dice, self.word
         methods = ["tract:lambda_=0", "tract:lambda=1", "tract:", "ps-kd:alpha_T", "gradient-noise:eta=-1", "plain:a=1"]
+        methods += ["elr:beta=1", "elr+:networks=3"]
         values: dict[str, Callable[[], str]] = {
             "--method": lambda: dice.choice([*[m for m in methods if m != "tract:"], word()]),
             "--model": lambda: dice.choice(
@@ -178,6 +179,7 @@ class Hostile:
             ),
             "--lr": lambda: dice.choice(["0", "-0.1", "nan", "inf", "fast", ""]),
             "--weight-decay": lambda: dice.choice(["-1", "nan", "inf", "much", ""]),
+            "--label-noise": lambda: dice.choice(["symmetric", "symmetric:2", "sym:0.4", "instance:nan", "", ":"]),
             "--precision": word,
             "--strategy": word,
             "--seed": lambda: dice.choice(["-1", "1.5", "", "abc"]),

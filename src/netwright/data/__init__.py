@@ -1,6 +1,7 @@
 """Data sets by name or path, split without leaks and checked before use; batches and augmentation."""
 
 from netwright.data.folder import FolderImages, write_folder
+from netwright.data.label_noise import with_noisy_labels
 from netwright.data.loading import Data, load
 from netwright.data.problems import Problem
 from netwright.data.report import DataReport, check
@@ -24,5 +25,6 @@ __all__ = [
     "series_names",
     "split_train",
     "subset",
+    "with_noisy_labels",
     "write_folder",
 ]
