@@ -684,57 +684,49 @@ class TestExport:
 
 
 PROBE = """
-import sys
+import json, sys
 from typer.testing import CliRunner
 from netwright import cli
-done = CliRunner().invoke(cli.app, {arguments!r})
-assert done.exit_code == {code}, (done.exit_code, done.output)
-print([name for name in {names!r} if name in sys.modules])
+commands, names, code = json.loads(sys.argv[1])
+for arguments in commands:
+    done = CliRunner().invoke(cli.app, arguments)
+    assert done.exit_code == code, (arguments, done.exit_code, done.output)
+    assert "--help" not in arguments or "Usage" in done.stdout, (arguments, done.output)
+    print(*arguments[:1], *[name for name in names if name in sys.modules])
 """
 
 
-def imported(arguments: list[str], names: tuple[str, ...], code: int = 0) -> str:
+def imported(commands: list[list[str]], names: tuple[str, ...], code: int = 0) -> list[str]:
+    """Of commands that one process runs in turn: the verb, and which modules are there after it."""
     done = subprocess.run(
-        [sys.executable, "-c", PROBE.format(arguments=arguments, names=names, code=code)],
+        [sys.executable, "-c", PROBE, json.dumps([commands, names, code])],
         capture_output=True, text=True, timeout=120, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
-HELP = """
-import sys
-from typer.testing import CliRunner
-from netwright import cli
-for verb in ["", *sys.argv[1:]]:
-    done = CliRunner().invoke(cli.app, [*([verb] if verb else []), "--help"])
-    assert done.exit_code == 0 and "Usage" in done.stdout, (verb, done.output)
-    print(verb, [name for name in {names!r} if name in sys.modules])
-"""
+    return done.stdout.splitlines()
 
 
 def test_help_imports_nothing_heavy():
-    done = subprocess.run(
-        [sys.executable, "-c", HELP.format(names=HEAVY), *VERBS], capture_output=True, text=True, timeout=60, check=True
-    )
-    assert done.stdout.splitlines() == [f"{verb} []" for verb in ["", *VERBS]]
+    commands = [["--help"], *([verb, "--help"] for verb in VERBS)]
+    assert imported(commands, HEAVY) == [arguments[0] for arguments in commands]
 
 
 def test_a_wrong_verb_imports_nothing_heavy():
-    assert imported(["chek"], HEAVY, code=2) == "[]"
+    assert imported([["chek"]], HEAVY, code=2) == ["chek"]
 
 
-@pytest.mark.parametrize("verb", ["predict", "papers", "report", "evaluate", "check", "cite", "diagnose", "doctor"])
-def test_what_only_looks_does_not_import_the_trainer(run: Path, picture: str, verb: str):
-    arguments = {
-        "predict": [str(run), picture],
-        "report": [str(run)],
-        "evaluate": [str(run)],
-        "check": ["digits"],
-        "cite": ["dass"],
-        "diagnose": [str(run), "--examples", "20", "--out", str(run.with_name("diagnosis"))],
-    }
-    assert imported([verb, *arguments.get(verb, [])], TRAINERS) == "[]"
+def test_what_only_looks_does_not_import_the_trainer(run: Path, picture: str):
+    commands = [
+        ["papers"],
+        ["cite", "dass"],
+        ["check", "digits"],
+        ["report", str(run)],
+        ["predict", str(run), picture],
+        ["evaluate", str(run)],
+        ["diagnose", str(run), "--examples", "20", "--out", str(run.with_name("diagnosis"))],
+        ["doctor"],
+    ]
+    assert imported(commands, TRAINERS) == [arguments[0] for arguments in commands]
 
 
 def test_every_verb_has_json_quiet_and_debug():

