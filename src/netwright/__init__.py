@@ -27,7 +27,7 @@ _PACKAGES: tuple[str, ...] = (
     "papers",
     "parallel",
 )
-_PACKAGES += ("results", "search", "seeding", "storage", "train")
+_PACKAGES += ("results", "search", "seeding", "storage", "train", "verify")
 
 if TYPE_CHECKING:
     from netwright.design.model import load

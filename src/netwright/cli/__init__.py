@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from netwright import __version__
-from netwright.cli import deploying, designing, reproducing, searching, training
+from netwright.cli import deploying, designing, reproducing, searching, training, verifying
 
 app = typer.Typer(
     name="netwright",
@@ -52,6 +52,7 @@ for verb in (
     deploying.export,
     searching.latency_table,
     training.train,
+    verifying.verify,
     designing.report,
     designing.doctor,
     reproducing.papers,
