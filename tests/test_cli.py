@@ -29,6 +29,7 @@ VERBS = (
     "export",
     "latency-table",
     "train",
+    "verify",
     "report",
     "doctor",
     "papers",
@@ -212,6 +213,19 @@ class Hostile:
         name = dice.choice(sorted(values))
         return [name, values[name]()]
 
+    def verify_option(self) -> list[str]:
+        dice, word = self.dice, self.word
+        values: dict[str, Callable[[], str]] = {
+            "--radius": lambda: dice.choice(["0", "-1", "nan", "inf", "1/0", "8/", "", word()]),
+            "--manipulation": lambda: dice.choice(["pixels", "pixels:0", "pixels:65", "patch:0,0,9,9", "", word()]),
+            "--engine": word,
+            "--timeout": lambda: dice.choice(["0", "-1", "nan", "inf", "soon", ""]),
+            "--steps": lambda: dice.choice(["0", "-1", "1.5", "many", ""]),
+            "--out": lambda: str(self.folder / dice.choice(["noise", "text.txt"])),
+        }
+        name = dice.choice(sorted(values))
+        return ["--radius", "0.1", name, values[name]()]
+
     def command(self) -> list[str]:
         dice, word = self.dice, self.word
         ways: list[Callable[[], list[str]]] = [
@@ -268,6 +282,16 @@ class Hostile:
             lambda: ["condense", "digits", "--out", word(), "--keep", dice.choice(["0", "2", "nan", "-1", "", word()])],
             lambda: ["condense", "digits", "--out", word(), "--bins", self.whole()],
             lambda: ["condense", "digits", "--out", word(), "--features", dice.choice([word(), f"{word()}.npy"])],
+            lambda: ["verify", self.run, "digits:3", *self.verify_option()],
+            lambda: ["verify", self.run, self.path(self.images), "--radius", "0.1", "--out", word()],
+            lambda: ["verify", self.bad_run(), "digits:3", "--radius", "0.1"],
+            lambda: [
+                "verify",
+                dice.choice([word(), self.run]),
+                f"{word()}:{dice.choice(['x', '1', '-1'])}",
+                "--radius",
+                "1",
+            ],
             lambda: ["reproduce", word(), *([word()] if dice.random() < 0.3 else [])],
             lambda: ["reproduce", "dass", "--seeds", dice.choice(["0", "-3", "two", "1.5", ""])],
             lambda: ["reproduce", "dass", "--scale", dice.choice(["0", "-1", "nan", "inf", "big"])],
@@ -340,6 +364,7 @@ def test_a_thousand_bad_commands(here: Path, tmp_path: Path, run: Path):
         (["compress", "resnet18", "--method", "prun", "--out", "x"], "did you mean prune?"),
         (["condense", "digist", "--out", "x"], "did you mean digits?"),
         (["export", "resnet18", "--format", "onx", "--out", "x"], "did you mean onnx?"),
+        (["verify", "net.py:net", "x.png", "--radius", "0.1", "--engine", "gird"], "did you mean grid?"),
     ],
 )
 def test_near_names(here: Path, arguments: list[str], cure: str):
