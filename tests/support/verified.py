@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import torch
 from torch import Tensor, nn
+
+from netwright.verify import Network
 
 
 def drawn(seed: int, make) -> nn.Module:
@@ -62,7 +65,7 @@ NETS = {
     "leaky": (lambda: perceptron(6, 10, 3, act=lambda: nn.LeakyReLU(0.2)), (6,)),
     "clamped": (lambda: perceptron(5, 8, 8, 3, act=lambda: nn.Hardtanh(-0.5, 1.0)), (5,)),
     "hard sigmoid": (lambda: perceptron(5, 8, 3, act=nn.Hardsigmoid), (5,)),
-    "convolutional": (convolutional, (1, 6, 6)),
+    "convolutional": (convolutional, (1, 8, 8)),
     "branches": (Branches, (1, 4, 4)),
 }
 
@@ -70,6 +73,18 @@ NETS = {
 def net(name: str, seed: int = 0) -> tuple[nn.Module, tuple[int, ...]]:
     make, shape = NETS[name]
     return drawn(seed, make), shape
+
+
+@functools.lru_cache(maxsize=64)
+def network(name: str, seed: int = 0) -> Network:
+    """The same as the verifier sees it; capturing takes a quarter of a second, so once is enough."""
+    return Network(*net(name, seed))
+
+
+@functools.lru_cache(maxsize=64)
+def captured(seed: int, *sizes: int) -> Network:
+    """A perceptron with ReLUs."""
+    return Network(drawn(seed, lambda: perceptron(*sizes)), sizes[:1])
 
 
 def points_of(low: Tensor, high: Tensor, count: int, seed: int = 0) -> Tensor:

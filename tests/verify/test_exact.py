@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 
 import pytest
 import torch
 from torch import nn
-from verified import NETS, drawn, net, perceptron, points_of
+from verified import NETS, captured, drawn, net, network, perceptron, points_of
 
 from netwright.compress.prune import magnitude, remove
 from netwright.verify import Network, Region, smt_verify, verify_point
 from netwright.verify.bounds import analyse, flat_margin
 
 
-def line() -> nn.Module:
+@functools.cache
+def line() -> Network:
     """o = (x, 1 - x): the boundary is at 0.5."""
     model = nn.Linear(1, 2)
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[1.0], [-1.0]]))
         model.bias.copy_(torch.tensor([0.0, 1.0]))
-    return model
+    return Network(model, (1,))
 
 
-def tent() -> nn.Module:
+@functools.cache
+def tent() -> Network:
     """o_0 = 0.1, o_1 a tent of height 0.2 at 0.5 over [0.4, 0.6]."""
     model = nn.Sequential(nn.Linear(1, 3), nn.ReLU(), nn.Linear(3, 2))
     with torch.no_grad():
@@ -32,7 +35,18 @@ def tent() -> nn.Module:
         model[0].bias.copy_(-torch.tensor([0.4, 0.5, 0.6]))
         model[2].weight.copy_(torch.tensor([[0.0, 0, 0], [2, -4, 2]]))
         model[2].bias.copy_(torch.tensor([0.1, 0.0]))
-    return model
+    return Network(model, (1,))
+
+
+def with_weights(made: Network, draw) -> None:
+    """Other weights in a network of linear layers, which is quicker than another network."""
+    linear = [part for part in made.double.modules() if isinstance(part, nn.Linear)]
+    nodes = [node for node in made.graph if node.op.name == "linear"]
+    for part, node in zip(linear, nodes, strict=True):
+        with torch.no_grad():
+            part.weight.copy_(draw(part.weight.shape))
+            part.bias.copy_(draw(part.bias.shape))
+        node.op.weight, node.op.bias = part.weight.detach().numpy().copy(), part.bias.detach().numpy().copy()
 
 
 @pytest.mark.parametrize("attack", [True, False])
@@ -63,25 +77,22 @@ def test_two_hundred_small_networks_by_enumeration():
     points = torch.cartesian_prod(axis, axis)
     generator = torch.Generator().manual_seed(0)
     counts = {"safe": 0, "unsafe": 0}
+    made = Network(drawn(0, lambda: perceptron(2, 2, 2)), (2,))
     for _ in range(200):
-        model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.copy_(torch.randint(-3, 4, parameter.shape, generator=generator).float())
-        network = Network(model, (2,))
-        logits = network.logits(points)
+        with_weights(made, lambda shape: torch.randint(-3, 4, shape, generator=generator).double())
+        logits = made.logits(points)
         label = int(logits[80200].argmax())
         margin = float(flat_margin(logits, label).min())
         if abs(margin) < 1e-3:
             continue
-        found = smt_verify(network, torch.zeros(2), torch.ones(2), label, 10.0, attack=False)
+        found = smt_verify(made, torch.zeros(2), torch.ones(2), label, 10.0, attack=False)
         # The minimum may lie between the points; then there must be a point to show for it.
         assert found.status == ("unsafe" if margin < 0 else found.status)
         assert found.status != "unknown"
         if found.status == "safe":
             assert margin > 0
         else:
-            assert float(flat_margin(network.logits(found.witness[None]), label)) <= 0
+            assert float(flat_margin(made.logits(found.witness[None]), label)) <= 0
         counts[found.status] += 1
     assert min(counts.values()) > 20
 
@@ -113,13 +124,13 @@ def plainly(model: nn.Module, low: torch.Tensor, high: torch.Tensor, label: int)
 def test_a_plain_encoding_agrees():
     seen = set()
     for seed in range(8):
-        model = drawn(seed, lambda: perceptron(4, 8, 6, 3))
+        made = captured(seed % 3, 4, 8, 6, 3)
         centre = torch.rand(4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        label = int(model(centre.float()[None]).argmax())
+        label = int(made.logits(centre[None]).argmax())
         for radius in (0.05, 0.2, 0.6):
             low, high = centre - radius, centre + radius
-            found = smt_verify(model, low, high, label, 20.0, attack=False)
-            assert found.status == ("unsafe" if plainly(model, low, high, label) else "safe")
+            found = smt_verify(made, low, high, label, 20.0, attack=False)
+            assert found.status == ("unsafe" if plainly(made.double, low, high, label) else "safe")
             seen.add((found.status, found.reason))
     assert {("safe", "bounds"), ("safe", "solver"), ("unsafe", "solver")} <= seen
 
@@ -128,40 +139,39 @@ def test_a_plain_encoding_agrees():
 def test_safe_is_never_contradicted(name):
     """Many points of every box that is called safe, in float64 and in float32; every witness is one."""
     counts = {"safe": 0, "unsafe": 0, "unknown": 0}
+    model, made = net(name)[0], network(name)
+    shape = made.shape
     for seed in range(4):
-        model, shape = net(name, seed)
-        network = Network(model, shape)
         centre = torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        label = int(network.logits(centre[None]).argmax())
+        label = int(made.logits(centre[None]).argmax())
         for radius in (0.01, 0.03, 0.08, 0.2):
             low, high = centre - radius, centre + radius
-            found = smt_verify(network, low, high, label, 1.0)
+            found = smt_verify(made, low, high, label, 0.5)
             counts[found.status] += 1
             if found.status == "safe":
                 points = points_of(low, high, 4000, seed)
-                assert float(flat_margin(network.logits(points), label).min()) > 0
+                assert float(flat_margin(made.logits(points), label).min()) > 0
                 assert bool((model(points.float()).argmax(1) == label).all())
             elif found.status == "unsafe":
                 witness = found.witness.reshape(shape)
-                assert float(flat_margin(network.logits(witness[None]), label)) <= 0
+                assert float(flat_margin(made.logits(witness[None]), label)) <= 0
                 assert bool(((witness >= low) & (witness <= high)).all())
     assert counts["safe"] > 0
 
 
 def test_the_nearest_box_that_is_safe_touches_the_boundary():
     """The largest safe radius, by halving, is that of the nearest of many points that have another class."""
-    model = drawn(5, lambda: perceptron(2, 8, 8, 3))
-    network = Network(model, (2,))
+    made = captured(5, 2, 8, 8, 3)
     centre = torch.tensor([0.4, 0.6], dtype=torch.float64)
-    label = int(network.logits(centre[None]).argmax())
+    label = int(made.logits(centre[None]).argmax())
     axis = torch.linspace(-3, 4, 1500, dtype=torch.float64)
     points = torch.cartesian_prod(axis, axis)
-    changed = flat_margin(network.logits(points), label) <= 0
+    changed = flat_margin(made.logits(points), label) <= 0
     nearest = float((points - centre).abs().amax(1)[changed].min())
     low, high = 0.0, 3.0
     for _ in range(14):
         middle = (low + high) / 2
-        status = smt_verify(network, centre - middle, centre + middle, label, 5.0).status
+        status = smt_verify(made, centre - middle, centre + middle, label, 5.0).status
         assert status != "unknown"
         low, high = (middle, high) if status == "safe" else (low, middle)
     assert high <= nearest + 1e-3
@@ -169,10 +179,10 @@ def test_the_nearest_box_that_is_safe_touches_the_boundary():
 
 
 def test_enlarging_a_box_never_makes_it_safe():
-    model = drawn(7, lambda: perceptron(5, 10, 8, 3))
+    made = captured(7, 5, 10, 8, 3)
     centre = torch.full((5,), 0.5, dtype=torch.float64)
-    label = int(model(centre.float()[None]).argmax())
-    verdicts = [smt_verify(model, centre - r, centre + r, label, 10.0).status for r in (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)]
+    label = int(made.logits(centre[None]).argmax())
+    verdicts = [smt_verify(made, centre - r, centre + r, label, 10.0).status for r in (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)]
     assert "unknown" not in verdicts
     assert verdicts == sorted(verdicts)
     assert set(verdicts) == {"safe", "unsafe"}
@@ -191,11 +201,11 @@ def test_rounding_that_decides_is_not_hidden():
 
 @pytest.mark.parametrize("limit", [0.3, 1.5])
 def test_the_time_is_kept(limit):
-    model = drawn(0, lambda: perceptron(30, 60, 60, 40, 5))
+    made = captured(0, 30, 60, 60, 40, 5)
     low, high = torch.zeros(30), torch.ones(30)
-    label = int(model((low + high)[None] / 2).argmax())
+    label = int(made.logits((low + high)[None] / 2).argmax())
     start = time.monotonic()
-    found = smt_verify(model, low, high, label, limit, attack=False)
+    found = smt_verify(made, low, high, label, limit, attack=False)
     spent = time.monotonic() - start
     assert found.status == "unknown"
     assert "the time was over at class" in found.reason
@@ -259,7 +269,7 @@ def test_the_solver_stops_when_interrupted(monkeypatch):
     """Ctrl-C reaches the caller at once, whatever the solver is at."""
     from netwright.console import Task
 
-    model = drawn(0, lambda: perceptron(30, 60, 60, 40, 5))
+    made = captured(0, 30, 60, 60, 40, 5)
     low, high = torch.zeros(30), torch.ones(30)
 
     def stop(self, *_, **__):
@@ -268,5 +278,5 @@ def test_the_solver_stops_when_interrupted(monkeypatch):
     monkeypatch.setattr(Task, "update", stop)
     start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        smt_verify(model, low, high, int(model((low + high)[None] / 2).argmax()), 30.0, attack=False)
+        smt_verify(made, low, high, int(made.logits((low + high)[None] / 2).argmax()), 30.0, attack=False)
     assert time.monotonic() - start < 6

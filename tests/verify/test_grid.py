@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from torch import nn
-from verified import drawn, net, perceptron
+from verified import captured, drawn, network
 
 from netwright.nn.convnet import MLP
 from netwright.verify import DLV, Network, Region, grid_search, ladder_search, verify_point
@@ -32,7 +32,7 @@ def region_of(seed: int, size: int) -> Region:
     return Region(dims, spans, steps, norm=norm, radius=radius, bounds=None if whole(0, 2) else (0.0, 1.0))
 
 
-def brute(network, x, region, label):
+def brute(made, x, region, label):
     """Every point one by one, in float64: whether one has another class, and the distance of the nearest."""
     best = math.inf
     flat = x.double().flatten()
@@ -47,27 +47,26 @@ def brute(network, x, region, label):
             continue
         if region.bounds is not None and not bool(((point >= -1e-9) & (point <= 1 + 1e-9)).all()):
             continue
-        if int(network.double(point.reshape(1, *network.shape)).argmax()) != label:
+        if int(made.double(point.reshape(1, *made.shape)).argmax()) != label:
             best = min(best, length)
     return best
 
 
 @pytest.mark.parametrize("name", ["perceptron", "convolutional", "branches"])
 def test_grid_ladder_and_brute_force_agree(name):
-    model, shape = net(name)
-    network = Network(model, shape)
+    made = network(name)
     seen = set()
     for seed in range(25):
-        x = torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        label = int(network.logits(x[None]).argmax())
+        x = torch.rand(made.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        label = int(made.logits(x[None]).argmax())
         region = region_of(seed, x.numel())
-        nearest = brute(network, x, region, label)
+        nearest = brute(made, x, region, label)
         for prune in (True, False):
-            found = grid_search(network, x, region, prune=prune)
+            found = grid_search(made, x, region, prune=prune)
             assert (found.witness is not None) == math.isfinite(nearest)
             if found.witness is not None:
                 assert found.distance == pytest.approx(nearest, abs=1e-9)
-                assert bool(other_class(network.logits(found.witness[None]), label)[0])
+                assert bool(other_class(made.logits(found.witness[None]), label)[0])
         start = (0,) * len(region.dims)
 
         def inside(node, region=region, x=x):
@@ -84,41 +83,38 @@ def test_grid_ladder_and_brute_force_agree(name):
 
 @pytest.mark.parametrize("name", ["perceptron", "convolutional"])
 def test_batches_order_and_dimensions_change_no_verdict(name):
-    model, shape = net(name, 3)
-    network = Network(model, shape)
-    x = torch.full(shape, 0.5, dtype=torch.float64)
+    made = network(name)
+    x = torch.full(made.shape, 0.5, dtype=torch.float64)
     region = Region(dims=(0, 3, 5, 1), span=(0.3, 0.2, 0.25, 0.4), steps=(2, 3, 1, 2))
     turned = Region(dims=(5, 0, 1, 3), span=(0.25, 0.3, 0.4, 0.2), steps=(1, 2, 2, 3))
-    first = grid_search(network, x, region)
-    for batch, other, tail in ((1, region, network), (7, turned, network), (64, region, network.logits)):
+    first = grid_search(made, x, region)
+    for batch, other, tail in ((1, region, made), (7, turned, made), (64, region, made.logits)):
         found = grid_search(tail, x, other, batch)
         assert (found.witness is None) == (first.witness is None)
         if first.witness is not None:
             assert found.distance == pytest.approx(first.distance, abs=1e-9)
-    found = grid_search(network, x, region, order="natural")
+    found = grid_search(made, x, region, order="natural")
     assert (found.witness is None) == (first.witness is None)
 
 
 @pytest.mark.parametrize("name", ["perceptron", "convolutional", "branches"])
 def test_pruning_decides_most_points(name):
-    model, shape = net(name)
-    network = Network(model, shape)
-    x = torch.full(shape, 0.5, dtype=torch.float64)
+    made = network(name)
+    x = torch.full(made.shape, 0.5, dtype=torch.float64)
     region = Region(dims=(0, 1, 2, 3), span=1e-3, steps=4)
-    found = grid_search(network, x, region)
+    found = grid_search(made, x, region)
     assert (found.witness, found.n_points, found.n_pruned, found.whole_box) == (None, 0, 9**4, True)
-    assert verify_point(network, x, region).scope == "box"
-    plain = grid_search(network, x, region, prune=False)
+    assert verify_point(made, x, region).scope == "box"
+    plain = grid_search(made, x, region, prune=False)
     assert (plain.witness, plain.n_points, plain.whole_box) == (None, 9**4, False)
 
 
 def test_pruned_parts_and_evaluated_ones_make_the_whole():
-    model = drawn(2, lambda: perceptron(6, 24, 12, 3))
-    network = Network(model, (6,))
+    made = captured(2, 6, 24, 12, 3)
     for seed in range(12):
         x = torch.rand(6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         region = Region(dims=(0, 1, 2, 3, 4), span=0.03, steps=4)
-        found, plain = (grid_search(network, x, region, prune=prune) for prune in (True, False))
+        found, plain = (grid_search(made, x, region, prune=prune) for prune in (True, False))
         assert (found.witness is None) == (plain.witness is None)
         if plain.witness is None:
             assert found.n_points + found.n_pruned == 9**5
@@ -159,8 +155,6 @@ def test_of_equal_logits_the_first_wins():
 
 
 def test_the_published_networks():
-    from netwright.papers.classification import parts  # noqa: F401  (the experiment's data)
-
     mnist = nn.Sequential(
         nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
         nn.Linear(32 * 12 * 12, 128), nn.ReLU(), nn.Linear(128, 10),
@@ -187,16 +181,16 @@ def test_unknown_layers_have_a_grid_at_the_input():
     model = drawn(1, Odd)
     x = torch.full((3,), 0.5)
     region = Region(dims=(0, 1), span=0.5, steps=2)
-    network = Network(model, (3,))
-    assert "softplus" in network.refused
-    expected = brute(network, x, region, int(model(x[None]).argmax()))
-    found = verify_point(model, x, region)
+    made = Network(model, (3,))
+    assert "softplus" in made.refused
+    expected = brute(made, x, region, int(model(x[None]).argmax()))
+    found = verify_point(made, x, region)
     assert found.scope == "grid"
     assert (found.status == "unsafe") == math.isfinite(expected)
     with pytest.raises(TypeError, match="softplus"):
-        verify_point(model, x, region, "smt")
+        verify_point(made, x, region, "smt")
     with pytest.raises(ValueError, match=r"layer must lie in 0\.\.0, got 1"):
-        DLV(model, 1).verify(x)
+        DLV(made, 1).verify(x)
 
 
 @pytest.mark.parametrize(
@@ -242,16 +236,13 @@ def test_bad_regions(change, told):
     ],
 )
 def test_bad_input(x, region, more, told):
-    model = drawn(0, lambda: nn.Linear(2, 2))
     with pytest.raises(ValueError, match=told):
-        verify_point(model, torch.tensor(x), region, **more)
+        verify_point(captured(0, 2, 2), torch.tensor(x), region, **more)
 
 
 def test_a_time_limit_ends_a_grid():
-    network = Network(drawn(0, lambda: MLP(20, [64, 64, 5])), (20,))
+    made = Network(drawn(0, lambda: MLP(20, [64, 64, 5])), (20,))
     x = torch.full((20,), 0.5)
-    found = verify_point(network, x, Region(tuple(range(10)), 1e-6 * 0.5, 1), timeout=1e-4)
-    assert found.status in ("unknown", "safe")
-    slow = grid_search(lambda a: network.logits(a), x, Region((0, 1, 2), 1e-9, 5), batch=1, timeout=0.05, prune=False)
+    slow = grid_search(lambda a: made.logits(a), x, Region((0, 1, 2), 1e-9, 5), batch=1, timeout=0.05, prune=False)
     assert not slow.finished
     assert 0 < slow.n_points < 11**3

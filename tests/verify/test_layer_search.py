@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from verified import drawn, net, perceptron, points_of
+from verified import captured, network, points_of
 
 from netwright.verify import DLV, Network, Region, back_map, condense, map_region, stretch, verify_point
 from netwright.verify.grid import other_class
@@ -38,20 +38,19 @@ def test_stretch_covers_exactly_what_is_reached():
 @pytest.mark.parametrize("name", ["perceptron", "convolutional"])
 @pytest.mark.parametrize("selector", ["activation", "gradient", "random"])
 def test_a_mapped_region_covers_what_it_says(name, selector):
-    model, shape = net(name)
-    network = Network(model, shape)
-    x = torch.full(shape, 0.5, dtype=torch.float64).flatten()
+    made = network(name)
+    x = torch.full(made.shape, 0.5, dtype=torch.float64).flatten()
     region = Region(dims=(0, 2, 3), span=0.2, steps=2)
-    everything = map_region(network, x, region, 10_000, selector, 0, max_steps=3)
+    everything = map_region(made, x, region, 10_000, selector, 0, max_steps=3)
     assert everything.region.layer == 1
-    low, high = everything.region.box(network.activation(x, 1))
-    seen = network.forward(points_of(*region.box(x), 2000), 0, 1)
+    low, high = everything.region.box(made.activation(x, 1))
+    seen = made.forward(points_of(*region.box(x), 2000), 0, 1)
     steps = region.grid()
-    grid = network.forward(region.points(steps, x), 0, 1)
+    grid = made.forward(region.points(steps, x), 0, 1)
     assert bool(((grid >= low - 1e-6) & (grid <= high + 1e-6)).all())
     if everything.covers:
         assert bool(((seen >= low - 1e-6) & (seen <= high + 1e-6)).all())
-    few = map_region(network, x, region, 2, selector, 0)
+    few = map_region(made, x, region, 2, selector, 0)
     assert len(few.region.dims) == 2
     assert not few.covers
     assert max(few.region.steps) <= 2
@@ -62,10 +61,10 @@ def test_a_span_is_the_smallest_change_of_a_move():
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[2.0, -1.0]]))
         model[0].bias.fill_(10.0)
-    network = Network(model, (2,))
-    found = map_region(network, torch.zeros(2), Region((0, 1), 1.0), 1, "activation", 0, max_steps=5)
+    made = Network(model, (2,))
+    found = map_region(made, torch.zeros(2), Region((0, 1), 1.0), 1, "activation", 0, max_steps=5)
     assert (found.region.span, found.region.steps, found.covers) == ((1.0,), (3,), True)
-    coarse = map_region(network, torch.zeros(2), Region((0, 1), 1.0), 1, "activation", 0, max_steps=2)
+    coarse = map_region(made, torch.zeros(2), Region((0, 1), 1.0), 1, "activation", 0, max_steps=2)
     assert (coarse.region.span, coarse.region.steps) == ((1.5,), (2,))
 
 
@@ -74,28 +73,28 @@ def test_which_numbers_come_first():
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[0.0, 3.0, 0.0, -1.0], [0.0, 0.0, 2.0, 0.0]]))
         model.bias.zero_()
-    network = Network(model, (4,))
+    made = Network(model, (4,))
     alpha = torch.tensor([0.1, 0.9, 0.2, 0.0], dtype=torch.float64)
-    assert ranking(network, alpha, 0, "gradient", 0)[:3] == [1, 2, 3]
-    assert ranking(network, alpha, 0, "activation", 0)[0] == 1
-    assert sorted(ranking(network, alpha, 0, "random", 0)) == [0, 1, 2, 3]
-    assert ranking(network, alpha, 0, "random", 0, 1) == ranking(network, alpha, 0, "random", 0, 1)
+    assert ranking(made, alpha, 0, "gradient", 0)[:3] == [1, 2, 3]
+    assert ranking(made, alpha, 0, "activation", 0)[0] == 1
+    assert sorted(ranking(made, alpha, 0, "random", 0)) == [0, 1, 2, 3]
+    assert ranking(made, alpha, 0, "random", 0, 1) == ranking(made, alpha, 0, "random", 0, 1)
     with pytest.raises(ValueError, match="did you mean gradient"):
-        ranking(network, alpha, 0, "gradent", 0)
+        ranking(made, alpha, 0, "gradent", 0)
 
 
 @pytest.mark.parametrize(("name", "layer"), [("perceptron", 1), ("perceptron", 2), ("convolutional", 2), ("leaky", 1)])
 def test_an_activation_is_taken_back(name, layer):
-    model, shape = net(name)
-    network = Network(model, shape)
+    made = network(name)
+    shape = made.shape
     x = torch.full(shape, 0.5, dtype=torch.float64)
     region = Region(tuple(range(x.numel())), span=0.3)
     for seed in range(3):
         y = points_of(*(bound.reshape(shape) for bound in region.box(x)), 2, seed)[1]
-        target = network.activation(y, layer)
-        found = back_map(network, layer, target, x, region, tol=1e-4, timeout=20.0)
+        target = made.activation(y, layer)
+        found = back_map(made, layer, target, x, region, tol=1e-4, timeout=20.0)
         assert found.status == "found"
-        reached = network.activation(found.point.reshape(shape), layer)
+        reached = made.activation(found.point.reshape(shape), layer)
         assert float((reached - target).abs().max()) <= 1e-4 * 1.001
         assert float((found.point - x.flatten()).abs().max()) <= 0.3 + 1e-9
         assert found.distance == pytest.approx(float((found.point - x.flatten()).abs().sum()))
@@ -103,27 +102,25 @@ def test_an_activation_is_taken_back(name, layer):
 
 
 def test_what_no_input_leads_to():
-    model, shape = net("perceptron")
-    network = Network(model, shape)
-    x = torch.full(shape, 0.5, dtype=torch.float64)
+    made = network("perceptron")
+    x = torch.full(made.shape, 0.5, dtype=torch.float64)
     region = Region(tuple(range(6)), span=0.1)
-    target = network.activation(x, 1) - 1.0  # no ReLU is below 0
-    assert back_map(network, 1, target, x, region).status == "unreachable"
+    target = made.activation(x, 1) - 1.0  # no ReLU is below 0
+    assert back_map(made, 1, target, x, region).status == "unreachable"
     with pytest.raises(ValueError, match=r"layer must lie in 1\.\.3, got 0"):
-        back_map(network, 0, target, x, region)
+        back_map(made, 0, target, x, region)
     with pytest.raises(ValueError, match="tol must be > 0"):
-        back_map(network, 1, target, x, region, tol=0.0)
+        back_map(made, 1, target, x, region, tol=0.0)
 
 
 def test_the_search_at_the_input_is_the_grid():
-    model = drawn(1, lambda: perceptron(6, 12, 8, 3))
-    network = Network(model, (6,))
+    made = captured(1, 6, 12, 8, 3)
     seen = set()
     for seed in range(10):
         x = torch.rand(6, generator=torch.Generator().manual_seed(seed))
-        dims = tuple(ranking(network, x.double(), 0, "gradient", int(model(x[None]).argmax()))[:3])
-        grid = verify_point(network, x, Region(dims, 0.3, 2, bounds=(0.0, 1.0)))
-        found = DLV(network, n_dims=3, selector="gradient", span=0.3, steps=2).verify(x)
+        dims = tuple(ranking(made, x.double(), 0, "gradient", int(made.logits(x[None]).argmax()))[:3])
+        grid = verify_point(made, x, Region(dims, 0.3, 2, bounds=(0.0, 1.0)))
+        found = DLV(made, n_dims=3, selector="gradient", span=0.3, steps=2).verify(x)
         assert found.status == grid.status
         assert found.covers_input
         seen.add(found.status)
@@ -132,18 +129,17 @@ def test_the_search_at_the_input_is_the_grid():
 
 def test_the_search_goes_deeper():
     """Counterexamples of deeper layers count only with an input that the network itself gets wrong."""
-    model = drawn(3, lambda: perceptron(6, 12, 8, 3))
-    network = Network(model, (6,))
+    made = captured(3, 6, 12, 8, 3)
     seen = set()
     for seed in range(8):
         x = torch.rand(6, generator=torch.Generator().manual_seed(seed))
-        label = int(model(x[None]).argmax())
+        label = int(made.logits(x[None]).argmax())
         for start, end in ((0, 2), (1, 1), (1, 2)):
-            found = DLV(network, start, end, n_dims=3, span=0.1 if start == 0 else None, timeout=5.0).verify(x)
+            found = DLV(made, start, end, n_dims=3, span=0.1 if start == 0 else None, timeout=5.0).verify(x)
             lines = found.stats["layers"]
             assert [line["layer"] for line in lines] == list(range(start, start + len(lines)))
             if found.status == "unsafe":
-                assert bool(other_class(network.logits(found.witness[None]), label)[0])
+                assert bool(other_class(made.logits(found.witness[None]), label)[0])
                 assert bool(((found.witness >= 0) & (found.witness <= 1)).all())
             elif found.status == "safe":
                 assert (found.layer, found.covers_input) == (start, start == 0)
@@ -152,15 +148,15 @@ def test_the_search_goes_deeper():
 
 
 def test_the_greedy_search_never_says_safe():
-    model = drawn(1, lambda: perceptron(6, 12, 8, 3))
+    model = captured(1, 6, 12, 8, 3)
     x = torch.full((6,), 0.5)
-    label = int(model(x[None]).argmax())
+    label = int(model.logits(x[None]).argmax())
     small = DLV(model, n_dims=2, span=1e-4, mode="features").verify(x)
     assert (small.status, small.reason) == ("unknown", "no counterexample in 3 features, which is no proof")
     for start in (0, 1):
         large = DLV(model, start, n_dims=2, mode="features", span=1.0 if start == 0 else 4.0, timeout=10.0).verify(x)
         if large.status == "unsafe":
-            assert int(model(large.witness.float()[None]).argmax()) != label
+            assert int(model.logits(large.witness[None]).argmax()) != label
     assert verify_point(model, x, Region(tuple(range(6)), 1e-4), "layerwise").status == "unknown"
     found = verify_point(model, x, Region(tuple(range(6)), 0.5, bounds=(0.0, 1.0)), "layerwise")
     exact = verify_point(model, x, Region(tuple(range(6)), 0.5, bounds=(0.0, 1.0)), "smt")
@@ -169,16 +165,16 @@ def test_the_greedy_search_never_says_safe():
 
 
 def test_the_input_itself_may_be_wrong():
-    model = drawn(0, lambda: perceptron(3, 4, 2))
+    model = captured(0, 3, 4, 2)
     x = torch.full((3,), 0.5)
-    wrong = 1 - int(model(x[None]).argmax())
+    wrong = 1 - int(model.logits(x[None]).argmax())
     for found in (DLV(model, n_dims=2).verify(x, wrong), verify_point(model, x, Region((0,), 0.1), label=wrong)):
         assert (found.status, found.distance) == ("unsafe", 0.0)
         assert found.reason == "the input itself has another class"
 
 
 def test_hidden_regions_say_that_they_are_hidden():
-    model = drawn(2, lambda: perceptron(6, 12, 8, 3))
+    model = captured(2, 6, 12, 8, 3)
     x = torch.full((6,), 0.5)
     for engine in ("grid", "smt"):
         small = verify_point(model, x, Region((0, 1), 1e-6, layer=1), engine)
@@ -186,7 +182,7 @@ def test_hidden_regions_say_that_they_are_hidden():
         assert str(small).endswith("(layer 1, not the input)")
         large = verify_point(model, x, Region(tuple(range(12)), 3.0, layer=1, steps=1), engine, 10**6)
         if large.status == "unsafe":
-            assert int(model(large.witness.float()[None]).argmax()) != large.label
+            assert int(model.logits(large.witness[None]).argmax()) != large.label
         else:
             assert "no input was found" in large.reason
 
@@ -205,4 +201,4 @@ def test_hidden_regions_say_that_they_are_hidden():
 )
 def test_bad_settings(change, told):
     with pytest.raises(ValueError, match=told):
-        DLV(nn.Linear(2, 2), **change).verify(torch.full((2,), 0.5))
+        DLV(captured(0, 2, 2), **change).verify(torch.full((2,), 0.5))

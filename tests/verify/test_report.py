@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
-from verified import drawn, perceptron
+from verified import captured
 
 from netwright.verify import Region, robustness_report, verify_point
 
 
 def test_counts_and_distances():
-    model = drawn(1, lambda: perceptron(4, 12, 3))
+    model = captured(1, 4, 12, 3)
     x = torch.rand(20, 4, generator=torch.Generator().manual_seed(0))
-    labels = model(x).argmax(1)
+    labels = model.logits(x).argmax(1)
     labels[:3] = (labels[:3] + 1) % 3
 
     def region(x, label):
@@ -35,7 +34,7 @@ def test_counts_and_distances():
 
 
 def test_results_are_data_and_text():
-    found = verify_point(nn.Linear(2, 2), torch.tensor([0.5, 0.5]), Region((0,), 5.0, 3))
+    found = verify_point(captured(0, 2, 2), torch.tensor([0.5, 0.5]), Region((0,), 5.0, 3))
     told = found.to_dict()
     assert told["status"] in ("safe", "unsafe")
     assert told["witness"] is None or len(told["witness"]) == 2

@@ -53,9 +53,9 @@ class Layer:
 class Network:
     """A classifier in evaluation mode, with its layers numbered from 0, the input.
 
-    A layer ends behind an activation or a max pooling through which everything that comes later is reached; the last
-    one is the logits. Convolutions, batch norms and activations that follow each other are one layer. A softmax at the
-    end is left out: it changes no order.
+    A layer ends at the first value behind an activation or a max pooling through which everything that comes later is
+    reached; the last one is the logits. A convolution, its batch norm and its activation are one layer, branches that
+    join again are one with what joins them. A softmax at the end is left out: it changes no order.
 
     Args:
         model: Gives (batch, classes) for (batch, \\*shape); parameters in float32. It is not changed.
