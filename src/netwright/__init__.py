@@ -14,20 +14,27 @@ _NAMES = {
     "cite": "netwright.papers.index",
     "load": "netwright.design.model",
 }
-_PACKAGES: tuple[str, ...] = (
+_PACKAGES = (
     "compress",
     "console",
     "cost",
     "data",
     "deploy",
     "design",
+    "diagnose",
+    "explain",
     "metrics",
     "nn",
     "page",
     "papers",
     "parallel",
+    "results",
+    "search",
+    "seeding",
+    "storage",
+    "train",
+    "verify",
 )
-_PACKAGES += ("results", "search", "seeding", "storage", "train", "verify")
 
 if TYPE_CHECKING:
     from netwright.design.model import load

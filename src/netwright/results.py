@@ -68,12 +68,13 @@ def new_axes(ax: Axes | None = None, *, size: tuple[float, float] = (5.0, 3.2)) 
     return Figure(figsize=size, layout="constrained").subplots()
 
 
-def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+def save_figure(figure: Figure, path: str | os.PathLike[str], *, dpi: int = 150) -> None:
     """Writes a figure as its suffix says, atomically; the same drawing gives the same bytes.
 
     Args:
         figure: The figure.
         path: Ends with ``.svg`` or ``.png``.
+        dpi: Pixels an inch of a PNG.
 
     Raises:
         ValueError: If the suffix is another one.
@@ -87,7 +88,7 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     if target.suffix not in metadata:
         raise ValueError(f"path must end with one of {', '.join(metadata)}, got {target.name!r}")
     with matplotlib.rc_context({"svg.hashsalt": target.stem}), atomic_path(target) as temporary:
-        figure.savefig(temporary, format=target.suffix[1:], metadata=metadata[target.suffix], dpi=150)
+        figure.savefig(temporary, format=target.suffix[1:], metadata=metadata[target.suffix], dpi=dpi)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ import socket
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,57 @@ def _umask() -> int:
     return mask
 
 
+def refuse_taken(folder: str | os.PathLike[str]) -> None:
+    """Refuses a place where something is already, an empty folder apart, before anything is computed for it.
+
+    Raises:
+        UserError: If something is there.
+    """
+    target = Path(folder)
+    if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
+        raise UserError("something is there already", where=target, cure="choose another folder")
+
+
+@contextmanager
+def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary folder that takes its place when the block ends well; nothing is left when it does not.
+
+    Args:
+        path: A folder that is not there yet, or is empty.
+
+    Raises:
+        UserError: If something is there already, or nothing can be written there.
+
+    Example:
+        >>> target = Path(tempfile.mkdtemp()) / "whole"
+        >>> with new_folder(target) as folder:
+        ...     _ = (folder / "a.txt").write_text("a")
+        >>> [file.name for file in target.iterdir()]
+        ['a.txt']
+    """
+    target = Path(path)
+    refuse_taken(target)
+    made = [parent for parent in target.parents if not parent.exists()]
+    temporary = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        yield temporary
+        os.chmod(temporary, 0o777 & ~_umask())
+        os.replace(temporary, target)
+        made = []
+    except OSError as error:
+        if temporary is not None:
+            raise
+        raise UserError(f"cannot write: {error.strerror}", where=target, cure="choose another folder") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        for parent in made:  # the innermost first; one that has got something else in it stays
+            with suppress(OSError):
+                parent.rmdir()
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes a text file atomically, as UTF-8."""
     write_bytes(path, text.encode())
@@ -123,11 +174,31 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         UserError: If the file is missing or damaged.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    try:
+    with _told(path):
         return load_file(path)
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The texts in the header of a safetensors file.
+
+    Raises:
+        UserError: If the file is missing or damaged.
+    """
+    from safetensors import safe_open
+
+    with _told(path), safe_open(path, framework="numpy") as file:
+        return dict(file.metadata() or {})
+
+
+@contextmanager
+def _told(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Says what is wrong with a safetensors file."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
     except FileNotFoundError as error:
         raise UserError("no such file", where=path) from error
     except (SafetensorError, ValueError, OSError) as error:
@@ -179,6 +250,24 @@ def digest(*parts: object) -> str:
         data = part if isinstance(part, bytes) else json.dumps(part, sort_keys=True, default=str).encode()
         total.update(len(data).to_bytes(8, "big") + data)
     return total.hexdigest()
+
+
+def tensors_digest(tensors: Mapping[str, Any]) -> str:
+    """SHA-256 over names, types, shapes and bytes of tensors, such as a ``state_dict``.
+
+    Example:
+        >>> import torch
+        >>> a, b = ({"w": torch.zeros(2)}, {"w": torch.zeros(1, 2)})
+        >>> tensors_digest(a) == tensors_digest({"w": torch.zeros(2)}), tensors_digest(a) == tensors_digest(b)
+        (True, False)
+    """
+    import torch
+
+    parts: list[object] = []
+    for name, tensor in tensors.items():
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        parts += [name, str(tensor.dtype), list(tensor.shape), flat.view(torch.uint8).numpy().tobytes()]
+    return digest(*parts)
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:

@@ -9,11 +9,11 @@ from netwright.compress import magnitude
 from netwright.compress.callbacks import Distiller, QuantizedDistillationCallback
 from netwright.compress.distill import DistillationLoss, distill
 from netwright.compress.quantize import baked, pack, uniform_quantize, unpack
-from netwright.compress.quantize.quantizers import quantizers
+from netwright.compress.quantize.placing import quantizers
 from netwright.data import Batches, Normalise, TensorImages
 from netwright.data.augment import HorizontalFlip
 from netwright.seeding import seeded, stream
-from netwright.train.fit import Classifier, fit
+from netwright.train import Classifier, fit
 
 IMAGES = torch.randint(0, 256, (96, 1, 4, 4), dtype=torch.uint8, generator=stream(0, "images"))
 DATA = TensorImages(IMAGES, (IMAGES.float().mean((1, 2, 3)) / 86).long())

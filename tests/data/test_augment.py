@@ -17,6 +17,7 @@ from netwright.data.augment import (
     standard,
     two_views,
 )
+from netwright.data.elastic import Elastic
 
 
 def generator(seed=0):
@@ -34,6 +35,7 @@ ALL = [
     HorizontalFlip(),
     Cutout(3),
     Jitter(0.5, 0.5),
+    Elastic(6, 2),
     Compose([RandomCrop(1), CentreCrop(5), Cutout(2)]),
 ]
 

@@ -239,7 +239,7 @@ class Bomb:
 
 class TestLoss:
     def test_nan_stops_the_training(self, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-        from netwright.train.fit import Classifier
+        from netwright.train import Classifier
 
         run = rewound(finished, tmp_path / "run", to="model")
         before = contents(run.path)

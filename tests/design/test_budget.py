@@ -21,7 +21,7 @@ from netwright.design.plan import Phase, Plan
 from netwright.design.run import RunFolder
 from netwright.design.training_stage import Stage, _Ramp
 from netwright.storage import read_json, write_json
-from netwright.train.fit import Classifier, fit
+from netwright.train import Classifier, fit
 from netwright.train.schedules import CosineProgress, Deadline, Timetable
 
 BUDGET = 60.0

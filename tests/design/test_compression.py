@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
-from netwright import storage
+from netwright import cli, storage
 from netwright.compress.chain import unpacked
 from netwright.console import UserError
 from netwright.data import Batches, load
@@ -18,7 +19,7 @@ from netwright.design.options import Options
 from netwright.design.run import RunFolder
 from netwright.metrics import accuracy
 from netwright.seeding import seeded
-from netwright.train.fit import Classifier, evaluate, fit
+from netwright.train import Classifier, evaluate, fit
 
 
 @pytest.fixture(scope="module")
@@ -69,15 +70,120 @@ def test_the_report_is_data(compressed):
     told = json.loads((out / "compression.json").read_text())
     assert [s["step"] for s in told["report"]["steps"]] == ["as given", "prune", "quantize"]
     assert told["wish"]["bits"] == 6
-    assert "packed.safetensors" in str(result)
+    assert set(told["files"]) >= {"packed.safetensors", "model.onnx", "sparse/model.json"}
+    assert all((out / name).stat().st_size == size for name, size in told["files"].items())
+    assert told["files"]["packed.safetensors"] == result.files["packed.safetensors"]
+    assert not (out / "work").exists()
 
 
-def test_what_is_there_is_not_touched(run, compressed):
+def test_the_same_command_tells_the_same_again(run, compressed, monkeypatch):
+    out, result = compressed
+    monkeypatch.setattr("netwright.design.compression.compress", None)
+    again = compress_model(str(run), None, out, Wish(("prune", "quantize"), sparsity=0.5, bits=6, epochs=1))
+    assert again == result
+
+
+def test_the_report_verb_writes_the_page_again(compressed):
     out, _ = compressed
-    with pytest.raises(UserError, match="there already"):
+    before = (out / "report.html").read_bytes()
+    (out / "report.html").unlink()
+    found = CliRunner().invoke(cli.app, ["report", str(out)])
+    assert found.exit_code == 0, found.stderr
+    assert "After prune and quantize" in found.stdout
+    assert (out / "report.html").read_bytes() == before
+
+
+def test_what_is_there_is_not_touched(run, compressed, tmp_path):
+    out, _ = compressed
+    with pytest.raises(UserError, match=r"holds another compression .*methods"):
         compress_model(str(run), None, out, Wish(("prune",)))
+    with pytest.raises(UserError, match="no compression of netwright"):
+        compress_model(str(run), None, run, Wish(("prune",)), force=True)
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(UserError, match="not empty and holds no compression"):
+        compress_model(str(run), None, tmp_path, Wish(("prune",)))
 
 
+WISH = Wish(("low-rank", "prune", "quantize"), sparsity=0.5, epochs=1)
+
+
+@pytest.fixture
+def bare(monkeypatch):
+    """Nothing but the packed weights is written, and nothing is built for the sparse runtime: that takes seconds."""
+
+    def refused(*given, **options):
+        raise UserError("left out")
+
+    for name in ("deploy.onnx.export", "deploy.compile", "compress.chain.measured.capture"):
+        monkeypatch.setattr(f"netwright.{name}", refused)
+
+
+@pytest.mark.usefixtures("bare")
+def test_a_stopped_compression_goes_on_bit_for_bit(run, tmp_path, monkeypatch):
+    compress_model(str(run), None, tmp_path / "whole", WISH)
+    with monkeypatch.context() as patched:
+
+        def killed(self, network, teacher, how):
+            raise KeyboardInterrupt
+
+        patched.setattr("netwright.compress.chain.steps.Quantize.apply", killed)
+        with pytest.raises(KeyboardInterrupt):
+            compress_model(str(run), None, tmp_path / "stopped", WISH)
+    kept = sorted(path.name for path in (tmp_path / "stopped" / "work").glob("*.safetensors"))
+    assert kept == ["1-low-rank.safetensors", "2-prune.safetensors"]
+    assert not (tmp_path / "stopped" / "compression.json").exists()
+    with monkeypatch.context() as patched:
+        patched.setattr("netwright.compress.chain.steps.Prune.apply", None)  # it is read back, not made again
+        compress_model(str(run), None, tmp_path / "stopped", WISH)
+    first, second = ((tmp_path / name / "packed.safetensors").read_bytes() for name in ("whole", "stopped"))
+    assert first == second
+
+
+@pytest.mark.usefixtures("bare")
+def test_force_begins_anew_and_leaves_what_is_not_its_own(run, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "letter.txt").write_text("dear")
+    compress_model(str(run), None, out, Wish(("quantize",), epochs=1), force=True)
+    compress_model(str(run), None, out, Wish(("quantize",), bits=2, epochs=1), force=True)
+    assert json.loads((out / "run.json").read_text())["options"]["bits"] == 2
+    assert (out / "letter.txt").read_text() == "dear"
+
+
+def test_a_step_that_cannot_be_done_leaves_nothing(run, tmp_path):
+    with pytest.raises(UserError, match="params must be >="):
+        compress_model(str(run), None, tmp_path / "out", Wish(("low-rank",), share=0.001, epochs=1))
+    assert not list(tmp_path.iterdir())
+
+
+def test_augmentation_is_another_compression(run, tmp_path, monkeypatch):
+    seen = []
+
+    def stop(network, steps, *, training, **options):
+        seen.append(training.data.augment)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("netwright.design.compression.compress", stop)
+    for augment in (False, True):
+        with pytest.raises(KeyboardInterrupt):
+            compress_model(str(run), None, tmp_path / str(augment), Wish(("quantize",), augment=augment))
+    assert [str(augment) for augment in seen] == ["None", str(load("digits").augmentation())]
+    with pytest.raises(UserError, match="augment False there, True here"):
+        compress_model(str(run), None, tmp_path / "False", Wish(("quantize",), augment=True))
+
+
+@pytest.mark.usefixtures("bare")
+def test_random_weights_of_a_function_are_the_same_every_time(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\ndef net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(192, 10))\n"
+    )
+    for name in "ab":
+        compress_model(f"{tmp_path}/mine.py:net", None, tmp_path / name, Wish(("quantize",)), size=8)
+    first, second = ((tmp_path / name / "packed.safetensors").read_bytes() for name in "ab")
+    assert first == second
+
+
+@pytest.mark.usefixtures("bare")
 def test_a_function_in_a_file_without_data(tmp_path):
     (tmp_path / "mine.py").write_text(
         "from torch import nn\ndef net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(192, 10))\n"
@@ -85,6 +191,8 @@ def test_a_function_in_a_file_without_data(tmp_path):
     model, out = f"{tmp_path}/mine.py:net", tmp_path / "out"
     result = compress_model(model, None, out, Wish(("quantize",)), size=8)
     assert result.report.ratio > 5
+    assert result.missing == ("no model.onnx: left out", "no file of the sparse runtime: left out")
+    assert list(result.files) == ["packed.safetensors"]
     assert result.report.steps[0].accuracy is None
     with pytest.raises(UserError, match="does not take inputs"):
         compress_model(model, None, tmp_path / "other", Wish(("quantize",)), size=9)

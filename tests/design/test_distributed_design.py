@@ -41,7 +41,7 @@ def network(synchronised: bool) -> torch.nn.Module:
 
 def train(devices: int, steps: int, synchronised: bool = True) -> dict[str, torch.Tensor]:
     """One epoch of so many steps on batches of 32, by as many processes; the state of the network after it."""
-    from netwright.train.fit import Classifier, fit
+    from netwright.train import Classifier, fit
 
     torch.set_num_threads(1)
     made = network(synchronised)

@@ -43,6 +43,7 @@ ARTEFACTS = [
     "baseline/model.onnx",
     "training.json",
     "measurements.json",
+    "maps.npz",
     "mistakes.npz",
     "sample.npz",
     "README.txt",
@@ -130,6 +131,24 @@ class TestFinishedRun:
             assert (arrays["true"] != arrays["predicted"]).all()
             assert (np.diff(arrays["confidence"]) <= 0).all()
             assert arrays["images"].dtype == np.uint8
+
+    def test_maps_are_those_of_the_network(self, finished: Path):
+        from netwright.explain import EigenCAM
+
+        model = load_run(finished)
+        with np.load(finished / "maps.npz") as arrays:
+            images, true, predicted = (arrays[key] for key in ("images", "true", "predicted"))
+            right = true == predicted
+            assert 1 <= right.sum() <= 6
+            assert len(set(true[right])) == right.sum()
+            assert not (true[: right.sum()] != predicted[: right.sum()]).any()
+            x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+            assert model(x).argmax(1).tolist() == predicted.tolist()
+            cams = EigenCAM(model.network, upsample=False)(model.normalise(x))
+            assert np.allclose(arrays["maps"], cams.numpy(), atol=2e-3)
+        page = (finished / "report.html").read_text()
+        assert page.count("data:image/png") >= len(true)
+        assert "Eigen-CAM" in page
 
     def test_the_same_command_changes_nothing(self, finished: Path):
         before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file() and "clock" not in p.name}

@@ -453,6 +453,25 @@ def test_a_class_called_script_stays_a_name(tmp_path):
     assert json.loads((tmp_path / "report.json").read_text())["figures"]["classes"][0] == NASTY
 
 
+def test_maps_stand_beside_their_images_and_old_runs_have_none(undrawn, tmp_path):
+    write_run(tmp_path, artefacts())
+    before = build(tmp_path).html()
+    assert "Eigen-CAM" not in before
+    np.savez(
+        tmp_path / "maps.npz",
+        images=np.full((2, 8, 8, 1), 128, np.uint8), true=[0, 1], predicted=[0, 2], confidence=[0.97, 0.8],
+        maps=np.linspace(0, 1, 128).reshape(2, 8, 8).astype(np.float16),
+    )  # fmt: skip
+    after = build(tmp_path).html().replace("\xa0", " ")
+    assert "Eigen-CAM" in after
+    assert "t-shirt (97 %)" in after
+    assert "trouser, taken for pullover (80 %)" in after
+    assert after.count("data:image/png") == before.count("data:image/png") + 2
+    (tmp_path / "maps.npz").write_bytes(b"PK\x03\x04 half")
+    with pytest.raises(UserError, match=r"damaged file: .*\n.*maps.npz"):
+        build(tmp_path)
+
+
 def test_a_hundred_classes_stay_small_and_legible(tmp_path):
     names = [f"class number {i}" for i in range(100)]
     parts = artefacts(names)

@@ -12,7 +12,7 @@ from netwright.compress import prune
 from netwright.data.tensors import Batches, TensorImages
 from netwright.design.training_stage import FEWEST_VALIDATED, MOST_VALIDATED, SCOPES, _Ramp, _watched
 from netwright.seeding import seeded
-from netwright.train.fit import Classifier, fit
+from netwright.train import Classifier, fit
 from netwright.train.schedules import Timetable
 
 

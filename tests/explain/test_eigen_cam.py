@@ -10,6 +10,7 @@ from sklearn.decomposition import PCA, TruncatedSVD
 from torch import nn
 
 from netwright.explain import EigenCAM, eigen_cam, grid_of_tokens, last_conv
+from netwright.explain.eigen import _iterated
 from netwright.seeding import seeded, stream
 
 
@@ -65,6 +66,44 @@ class TestMap:
             ours = eigen_cam(activations, center=center, normalize=False).flatten().double()
             other = torch.from_numpy(theirs.fit_transform(matrix)[:, 0].copy())
             assert min((ours - other).abs().max(), (ours + other).abs().max()) < 1e-5
+
+    @pytest.mark.parametrize("center", [False, True])
+    @pytest.mark.parametrize("shape", [(150, 13, 13), (300, 12, 12)])
+    @pytest.mark.parametrize("component", [0, 1])
+    def test_many_places_and_channels_are_iterated_to_the_same(self, shape, center, component):
+        axis = torch.linspace(-1, 1, shape[1])
+        regions = torch.stack([torch.exp(-3 * ((axis[:, None] - a) ** 2 + (axis + a) ** 2)) for a in (-0.6, 0.1, 0.7)])
+        weights = features(2, shape[0], 3, seed=1) * torch.tensor([4.0, 2.0, 1.0])
+        activations = torch.einsum("bck,khw->bchw", weights, regions) + 0.05 * features(2, *shape)
+        matrix = activations.double().flatten(2).mT
+        matrix = matrix - matrix.mean(1, keepdim=True) if center else matrix
+        _, _, served = _iterated(matrix, component)
+        assert served.all()
+        left, values, _ = torch.linalg.svd(matrix, full_matrices=False)
+        found = eigen_cam(activations, center=center, component=component, normalize=False, return_info=True)
+        theirs = (values[:, component, None] * left[:, :, component]).view_as(found.map)
+        signs = (theirs * found.map).sum((1, 2)).sign()[:, None, None]
+        assert torch.allclose(found.map.double(), signs * theirs, atol=1e-5 * float(values[0, 0]))
+        assert torch.allclose(found.singular_values.double(), values[:, component : component + 2], rtol=1e-4)
+
+    def test_what_does_not_converge_is_decomposed(self):
+        noise = torch.randn(2, 160, 13, 13, generator=stream(0, "noise"))
+        matrix = noise.double().flatten(2).mT
+        assert not _iterated(matrix, 0)[2].any()
+        left, values, _ = torch.linalg.svd(matrix, full_matrices=False)
+        found = eigen_cam(noise, normalize=False).flatten(1).double()
+        theirs = values[:, :1] * left[:, :, 0]
+        assert torch.allclose(found, (theirs * found).sum(1, keepdim=True).sign() * theirs, atol=1e-4)
+        assert not eigen_cam(torch.zeros(1, 160, 13, 13)).any()
+
+    @pytest.mark.parametrize("shape", [(32, 7, 7), (160, 13, 13)])
+    def test_it_agrees_with_the_package_grad_cam(self, shape):
+        projection = pytest.importorskip("pytorch_grad_cam.utils.svd_on_activations").get_2d_projection
+        activations = features(3, *shape)
+        theirs = torch.from_numpy(projection(activations.numpy())).flatten(1)
+        ours = eigen_cam(activations, center=True, normalize=False).flatten(1)
+        for pair in zip(ours, theirs, strict=True):
+            assert abs(torch.corrcoef(torch.stack(pair))[0, 1]) >= 0.9999
 
     @pytest.mark.parametrize("center", [False, True])
     def test_what_leaves_it_as_it_is(self, center):
@@ -205,6 +244,23 @@ class TestNetwork:
         net = Backwards()
         assert last_conv(net) is net.early
         assert last_conv(net, torch.zeros(1, 1, 4, 4)) is net.late
+
+    def test_a_shared_layer_counts_where_it_runs_last(self):
+        relu = nn.ReLU()
+        with seeded(0, "init"):
+            net = nn.Sequential(nn.Conv2d(3, 6, 3), relu, nn.Conv2d(6, 8, 3), relu, nn.Flatten(), nn.LazyLinear(2))
+        x = torch.rand(2, 3, 12, 12, generator=stream(0, "x"))
+        net(x)
+        with torch.no_grad():
+            expected = eigen_cam(net[:4](x))
+        cam = EigenCAM(net, upsample=False)
+        assert torch.equal(cam(x), expected)
+        assert cam.layers == [relu]
+        assert torch.equal(cam.output, net(x))
+
+    def test_maps_of_two_sizes_are_not_averaged(self):
+        with pytest.raises(ValueError, match="maps of one size without upsample, got 16 x 16, 8 x 8"):
+            EigenCAM(network(), ["2", "4"], upsample=False)(torch.rand(1, 3, 16, 16))
 
     def test_tokens_become_a_grid(self):
         """A layer of tokens, one for each 4x4 patch behind one that stands for the whole picture."""

@@ -12,7 +12,7 @@ from torchvision import models
 from netwright.console import UserError
 from netwright.nn import pretrained
 from netwright.nn.pretrained import create, names
-from netwright.seeding import seeded
+from netwright.seeding import seeded, stream
 
 timm_only = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is an extra")
 
@@ -49,6 +49,41 @@ def test_a_new_stem_keeps_the_spread_of_the_old():
         network = create("resnet18", in_channels=5)
     assert network.conv1.weight.std().item() == pytest.approx(models.resnet18().conv1.weight.std().item(), rel=0.1)
     assert not torch.equal(network.conv1.weight[:, 0], network.conv1.weight[:, 1])
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b1", "vit_b_16", "squeezenet1_1"])
+def test_preprocessing_is_that_of_the_weights(name):
+    weights = models.get_model_weights(name).DEFAULT
+    size = pretrained.preprocessing(name).size[0]
+    used = pretrained.preprocessing(f"torchvision:{name}")
+    coarse = torch.rand(1, 3, 12, 12, generator=stream(0, "picture"))
+    picture = nn.functional.interpolate(coarse, (2 * size, 2 * size), mode="bicubic")[0].clamp(0, 1)
+    edge = round(used.crop * 2 * size)
+    middle = (2 * size - edge) // 2
+    cut = picture[:, middle : middle + edge, middle : middle + edge]
+    ours = nn.functional.interpolate(cut[None], (size, size), mode="bilinear", antialias=True)[0]
+    ours = (ours - torch.tensor(used.mean)[:, None, None]) / torch.tensor(used.std)[:, None, None]
+    theirs = weights.transforms()(picture)
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).abs().mean() < 0.05
+
+
+def test_every_network_of_torchvision_tells_its_preprocessing():
+    for name in models.list_models(module=models):
+        used = pretrained.preprocessing(name)
+        assert 0.5 < used.crop <= 1
+        assert used.size[0] >= 224
+        assert len(used.mean) == len(used.std) == 3
+
+
+@timm_only
+def test_preprocessing_of_timm_and_of_nothing():
+    used = pretrained.preprocessing("timm:mobilenetv3_small_050")
+    assert (used.size, used.crop) == ((224, 224), 0.875)
+    assert pretrained.preprocessing("efficientnet_lite0").size == (224, 224)
+    assert len(pretrained.imagenet_classes()) == 1000
+    with pytest.raises(UserError, match="unknown network 'resnet-18'"):
+        pretrained.preprocessing("resnet-18")
 
 
 @pytest.fixture

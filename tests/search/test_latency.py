@@ -75,6 +75,16 @@ def test_times_of_known_length_are_found_again():
     assert table[CONSTANT] >= 3 - 1
 
 
+def test_whole_calls_correct_a_table():
+    """What the clock adds to an operation, or what nobody timed, is found from whole networks."""
+    space = ChoiceSpace("waiting", waiting, shape=(4, 4))
+    table = measure(space, (1, 4, 4), 3, Setup(repeats=5, calibration=6))
+    for number in range(4):
+        genotype = space.random(stream(number, "random"))
+        whole = 3 + sum(float(name.split()[0]) for _, name in genotype.decisions if name != "skip")
+        assert predict(space, genotype, table, (1, 4, 4)) >= 0.95 * whole
+
+
 def test_architectures_take_turns_and_keep_their_own_times(monkeypatch):
     space = ChoiceSpace("waiting", waiting, shape=(4, 4))
     slow, fast = (space.genotype({"a": a, "b": b}) for a, b in (("8 ms", "5 ms"), ("2 ms", "skip")))
@@ -140,7 +150,7 @@ def test_a_table_prices_everything_and_says_where_it_was_measured(space, tmp_pat
 
 def test_the_sparse_runtime_is_measured_in_the_same_way():
     tiny = ChoiceSpace("tiny", _tiny, shape=(8, 8))
-    setup = Setup("native", sparsity=0.75, repeats=3)
+    setup = Setup("native", sparsity=0.75, repeats=3, calibration=2)
     table = measure(tiny, SHAPE, 3, setup)
     assert len(table) == 3
     assert (table.runtime, table.sparsity) == ("native", 0.75)
@@ -171,6 +181,7 @@ def test_zeros_are_as_many_as_asked_and_not_in_depthwise_layers():
         (lambda: Setup(sparsity=1.0), r"sparsity must lie in \[0, 1\), got 1.0"),
         (lambda: Setup(threads=0), "threads must be >= 1, got 0"),
         (lambda: Setup(repeats=0), "repeats must be >= 1, got 0"),
+        (lambda: Setup(calibration=1), "calibration must be 0 or >= 2, got 1"),
         (lambda: ExpectedLatency({}, unit=0), "unit must be > 0, got 0"),
         (lambda: ExpectedLatency({"a": -1.0}), "got -1.0 for a"),
     ],

@@ -19,8 +19,8 @@ from netwright.search.searcher import Searcher
 from netwright.search.self_distill import SDDARTS, SelfDistillation, SnapshotTeachers
 from netwright.search.supernet import Gate
 from netwright.seeding import stream
+from netwright.train import fit
 from netwright.train.distillation import distillation_loss
-from netwright.train.fit import fit
 
 LOG3 = math.log(3)
 

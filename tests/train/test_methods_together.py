@@ -17,14 +17,13 @@ from torch.nn import functional
 from netwright.console import UserError
 from netwright.data.tensors import Batches, TensorImages
 from netwright.seeding import seeded
-from netwright.train import METHODS
+from netwright.train import METHODS, Classifier, fit
 from netwright.train.callbacks import (
     GradientNoiseCallback,
     PSKDCallback,
     TrActCallback,
     WeightCompanderCallback,
 )
-from netwright.train.fit import Classifier, fit
 from netwright.train.methods import callbacks as by_name
 from netwright.train.methods import parse
 from netwright.train.tract import TrActConv2d, traced

@@ -13,8 +13,8 @@ from netwright.data.indexed import IndexedDataset
 from netwright.data.tensors import Batches, TensorImages
 from netwright.metrics import aurc, eaurc, expected_calibration_error
 from netwright.seeding import seeded
+from netwright.train import Classifier, fit
 from netwright.train.callbacks import PSKDCallback
-from netwright.train.fit import Classifier, fit
 from netwright.train.self_distillation import (
     PSKDLoss,
     PSKDTargets,

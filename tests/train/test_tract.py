@@ -139,7 +139,7 @@ def test_pieces_of_a_large_batch(monkeypatch):
     torch.manual_seed(0)
     x, layer = drawn(9, 2, 8, 8), nn.Conv2d(2, 3, 3, dtype=DOUBLE)
     whole = both(layer, x)[1][3]
-    monkeypatch.setattr("netwright.train.tract.gradient.CHUNK", 1)
+    monkeypatch.setattr("netwright.nn.patches.CHUNK", 1)
     assert torch.allclose(both(layer, x)[1][3], whole, atol=1e-12)
 
 

@@ -14,7 +14,16 @@ from typing import Annotated
 import typer
 
 from netwright import __version__
-from netwright.cli import deploying, designing, reproducing, searching, training, verifying
+from netwright.cli import (
+    deploying,
+    designing,
+    diagnosing,
+    explaining,
+    reproducing,
+    searching,
+    training,
+    verifying,
+)
 
 app = typer.Typer(
     name="netwright",
@@ -47,12 +56,14 @@ for verb in (
     searching.search,
     designing.evaluate,
     designing.predict,
+    explaining.explain,
     deploying.bench,
     deploying.compress,
     deploying.export,
     searching.latency_table,
     training.train,
     verifying.verify,
+    diagnosing.diagnose,
     designing.report,
     designing.doctor,
     reproducing.papers,

@@ -72,11 +72,14 @@ def compress(
     sparsity: Annotated[float, typer.Option(help="Share of zeros after prune, in [0, 1).")] = 0.9,
     bits: Annotated[int, typer.Option(help="Of a weight after quantize, 1..16.")] = 4,
     bucket_size: Annotated[int, typer.Option(help="Weights that share a scale; 0 for one a tensor.")] = 256,
+    augment: Annotated[
+        bool, typer.Option("--augment", help="Train on images that are shifted and flipped, as the data allow.")
+    ] = False,
     epochs: Annotated[int, typer.Option(help="Of training, for every step that trains.")] = 3,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 0.02,
     size: Annotated[int | None, typer.Option(help="Height and width of the input.  [the data's own]")] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Begin anew, in place of what is there.")] = False,
     skip_broken: SkipBroken = False,
     drop_unknown: DropUnknown = False,
     download: Download = False,
@@ -84,7 +87,7 @@ def compress(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Make a network smaller by a chain of methods, and tell what each did to accuracy, size and speed."""
+    """Make a network smaller by a chain of methods, and tell what each did. The same command goes on."""
     with guarded(quiet, debug):
         from netwright.design.compression import Wish, compress_model
 
@@ -95,12 +98,14 @@ def compress(
             sparsity=sparsity,
             bits=bits,
             bucket_size=bucket_size,
+            augment=augment,
             epochs=epochs,
             lr=lr,
             seed=seed,
         )
         reading = {"skip_broken": skip_broken, "drop_unknown": drop_unknown, "download": download}
-        show(compress_model(model, data, out, wish, size=size, force=force, **reading), as_json)
+        made = compress_model(model, data, out, wish, size=size, force=force, command=command_line(), **reading)
+        show(made, as_json)
 
 
 def export(

@@ -243,11 +243,16 @@ def predict(
 def report(run: RunPath, as_json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
     """Write report.html, report.md and report.json of a run, finished or not."""
     with guarded(quiet, debug):
+        from netwright.design import compress_page, train_page
         from netwright.design.report import build
         from netwright.design.run import RunFolder
-        from netwright.design.train_page import is_training, page
 
-        made = page(run) if is_training(RunFolder(run)) else build(run)
+        folder = RunFolder(run)
+        pages = {"compression": compress_page.page, "training": train_page.page}
+        kind = folder.written_by()
+        if kind not in pages:
+            folder.described()  # says so if there is no run
+        made = pages.get(kind or "", build)(run)
         made.write(run)
         if as_json:
             sys.stdout.write((run / "report.json").read_text())

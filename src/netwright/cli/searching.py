@@ -101,6 +101,9 @@ def latency_table(
     threads: Annotated[int, typer.Option(help="Threads of the runtime.")] = 1,
     batch: Annotated[int, typer.Option(help="Inputs of one call.")] = 1,
     repeats: Annotated[int, typer.Option(help="Timed calls of each network.")] = 100,
+    calibration: Annotated[
+        int, typer.Option(help="Random networks whose whole calls correct the table; 0 for none.")
+    ] = 30,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -122,7 +125,7 @@ def latency_table(
         from netwright.search.latency import Setup, measure
 
         options = {} if channels is None else {"channels": channels}
-        setup = Setup(runtime, sparsity, threads, batch, repeats, options)  # type: ignore[arg-type]
+        setup = Setup(runtime, sparsity, threads, batch, repeats, calibration, options)  # type: ignore[arg-type]
         table = measure(SPACES[space], given, classes, setup)
         table.save(out)
         show(table, as_json)

@@ -6,8 +6,9 @@ tells where each method is, by the name that people type.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from netwright.lazy import exports
 
 METHODS = {
     "magnitude": "netwright.compress.prune:magnitude",
@@ -17,6 +18,7 @@ METHODS = {
     "maestro": "netwright.compress.low_rank:fit_maestro",
     "quantized-distillation": "netwright.compress.quantize:quantized_distillation",
     "differentiable-quantization": "netwright.compress.quantize:differentiable_quantization",
+    "alternating-quantization": "netwright.compress.quantize:alternating_quantization",
     "distillation": "netwright.compress.distill:distill",
 }
 
@@ -32,12 +34,14 @@ _NAMES = {
     "LowRankConv2d": "low_rank",
     "LowRankLinear": "low_rank",
     "MaestroCallback": "callbacks",
+    "NonuniformQuantizer": "quantize",
     "ProximalSGD": "channels",
     "QuantizedDistillationCallback": "callbacks",
     "Sparsity": "prune",
     "UniformQuantizer": "quantize",
     "add_gates": "channels",
     "allocate_points": "quantize",
+    "alternating_quantization": "quantize",
     "baked": "quantize",
     "begin_finetune": "hydra",
     "begin_scores": "hydra",
@@ -134,8 +138,10 @@ if TYPE_CHECKING:
     from netwright.compress.quantize import (
         BucketScaler,
         DifferentiableQuantizer,
+        NonuniformQuantizer,
         UniformQuantizer,
         allocate_points,
+        alternating_quantization,
         baked,
         compressed_size,
         differentiable_quantization,
@@ -161,12 +167,14 @@ __all__ = [
     "LowRankConv2d",
     "LowRankLinear",
     "MaestroCallback",
+    "NonuniformQuantizer",
     "ProximalSGD",
     "QuantizedDistillationCallback",
     "Sparsity",
     "UniformQuantizer",
     "add_gates",
     "allocate_points",
+    "alternating_quantization",
     "baked",
     "begin_finetune",
     "begin_scores",
@@ -204,14 +212,4 @@ __all__ = [
     "update",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _NAMES:
-        return getattr(importlib.import_module(f"netwright.compress.{_NAMES[name]}"), name)
-    if name in _MODULES:
-        return importlib.import_module(f"netwright.compress.{name}")
-    raise AttributeError(f"module 'netwright.compress' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*__all__, *_MODULES])
+__getattr__, __dir__ = exports(__name__, _NAMES, __all__, _MODULES)

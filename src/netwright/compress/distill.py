@@ -23,7 +23,7 @@ from netwright.train.distillation import distillation_loss
 if TYPE_CHECKING:
     import lightning
 
-    from netwright.train.fit import Loader
+    from netwright.train import Loader
 
 Reduction = Literal["batchmean", "official"]
 _M = TypeVar("_M", bound=nn.Module)
@@ -122,7 +122,7 @@ def distill(
         'Sequential'
     """
     from netwright.compress.callbacks import Distiller
-    from netwright.train.fit import fit
+    from netwright.train import fit
     from netwright.train.schedules import CosineProgress
 
     module = Distiller(student, teacher, loss or DistillationLoss(), lr=lr)

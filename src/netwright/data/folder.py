@@ -11,11 +11,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +29,7 @@ from netwright.data.parts import PARTS, Parts
 from netwright.data.pictures import Header, UnreadableError, decode, read_header
 from netwright.data.problems import Problem, counted, listing, refusal
 from netwright.data.tensors import Images, TensorImages, image_digests, scaled
+from netwright.storage import new_folder
 
 SMALLEST_SIDE, LARGEST_SIDE = 32, 224
 MEMORY_SHARE = 0.4
@@ -277,6 +276,7 @@ def write_folder(
 
     Example:
         >>> images = TensorImages(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 0, 1, 1]))
+        >>> import tempfile
         >>> target = Path(tempfile.mkdtemp()) / "data"
         >>> write_folder(target, images, ["cat", "dog"])
         >>> sorted(str(p.relative_to(target)) for p in target.rglob("*.png"))
@@ -288,7 +288,7 @@ def write_folder(
     for images in datasets.values():
         if images.images.dtype != torch.uint8 or images.shape[0] not in {1, 3}:
             raise ValueError(f"images must be uint8 with 1 or 3 channels, got {images}")
-    with _new_folder(folder) as temporary:
+    with new_folder(folder) as temporary:
         for part, images in datasets.items():
             digits = len(str(max(0, len(images) - 1)))
             for label in images.labels.unique().tolist():
@@ -315,7 +315,7 @@ def copy_files(folder: str | os.PathLike[str], parts: Mapping[str, Images], clas
     """
     names = _folder_names(classes)
     _check_parts(parts, names)
-    with _new_folder(folder) as temporary:
+    with new_folder(folder) as temporary:
         for part, images in parts.items():
             if images.files is None:
                 raise ValueError(f"parts must come from files, got {part!r} without")
@@ -339,19 +339,3 @@ def _check_parts(parts: Mapping[str, Images], names: list[str]) -> None:
             raise ValueError(f"parts must be named {', '.join(PARTS)}, got {part!r}")
         if len(images) and int(images.labels.max()) >= len(names):
             raise ValueError(f"classes must name label {int(images.labels.max())}, got {len(names)} names")
-
-
-@contextmanager
-def _new_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary folder that takes its place when the block ends well."""
-    target = Path(folder)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError("something is there already", where=target, cure="choose another folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        yield temporary
-        os.chmod(temporary, 0o755)
-        os.replace(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PICTURES_SHOWN = 20
+PER_LINE = 5
 CONSTANT_BELOW = 1e-6  # a channel that varies less is not divided by its deviation
 
 
@@ -130,9 +131,15 @@ def one_each(images: Images, classes: tuple[str, ...], limit: int = PICTURES_SHO
     return [(classes[int(images.labels[i])], images[int(i)][0]) for i in first[:limit]]
 
 
-def draw(pictures: list[tuple[str, Tensor]], ax: Axes | None = None) -> Axes:
-    """Draws named pictures in a grid, sequences as curves above each other."""
-    columns = min(5, max(1, len(pictures)))
+def draw(pictures: list[tuple[str, Tensor]], ax: Axes | None = None, *, columns: int = PER_LINE) -> Axes:
+    """Draws named pictures in a grid, sequences as curves above each other.
+
+    Args:
+        pictures: Names, of one line or two, and pictures (channels, height, width).
+        ax: Where; a new figure by default.
+        columns: Pictures in a line of the grid.
+    """
+    columns = min(columns, max(1, len(pictures)))
     lines = -(-len(pictures) // columns)
     if pictures and min(pictures[0][1].shape[1:]) == 1:
         ax = new_axes(ax, size=(5.0, 0.4 * len(pictures) + 0.8))
@@ -151,7 +158,8 @@ def draw(pictures: list[tuple[str, Tensor]], ax: Axes | None = None) -> Axes:
         height, width = (0.39 * side / max(shown.shape[:2]) for side in shown.shape[:2])
         x, y = column + 0.5, -line - 0.6
         ax.imshow(shown, cmap="gray", vmin=0, vmax=1, extent=(x - width, x + width, y - height, y + height))
-        ax.text(x, -line - 0.1, label[:14], ha="center", va="center", fontsize=7, parse_math=False)
+        name = "\n".join(part[:14] for part in label.split("\n"))
+        ax.text(x, -line - 0.1, name, ha="center", va="center", fontsize=7, parse_math=False)
     ax.set_xlim(0, columns)
     ax.set_ylim(-max(1, lines), 0)
     ax.set_axis_off()

@@ -109,16 +109,25 @@ def decode(path: str, shape: tuple[int, int, int]) -> np.ndarray:
     Raises:
         UnreadableError: If the file is missing, damaged or of a kind that is not read.
     """
+    image = upright(path, grey=shape[0] == 1)
+    if image.size != (shape[2], shape[1]):
+        image = image.resize((shape[2], shape[1]), Image.Resampling.BILINEAR)
+    return np.asarray(image).reshape(shape[1], shape[2], shape[0]).transpose(2, 0, 1)
+
+
+def upright(path: str, *, grey: bool) -> Image.Image:
+    """The picture of a file in its own size, of mode L or RGB, by the rules above.
+
+    Raises:
+        UnreadableError: If the file is missing, damaged or of a kind that is not read.
+    """
     try:
         with Image.open(path, formats=formats()) as opened:
             orientation = _orientation(opened)
             image = _eight_bits(opened)
         if orientation in TURNS:
             image = image.transpose(TURNS[orientation])
-        image = image.convert("L" if shape[0] == 1 else "RGB")
-        if image.size != (shape[2], shape[1]):
-            image = image.resize((shape[2], shape[1]), Image.Resampling.BILINEAR)
-        return np.asarray(image).reshape(shape[1], shape[2], shape[0]).transpose(2, 0, 1)
+        return image.convert("L" if grey else "RGB")
     except (UnreadableError, MemoryError):
         raise
     except Exception as error:

@@ -5,8 +5,9 @@ Names are resolved when they are first used: importing this package loads neithe
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from netwright.lazy import exports
 
 _NAMES = {
     "Agreement": "onnx",
@@ -41,14 +42,4 @@ __all__ = [
     "UnsupportedOperator", "check", "compile", "export", "file_sizes", "latency", "load",
 ]  # fmt: skip
 
-
-def __getattr__(name: str) -> Any:
-    if name in _NAMES:
-        return getattr(importlib.import_module(f"netwright.deploy.{_NAMES[name]}"), name)
-    if name in _MODULES:
-        return importlib.import_module(f"netwright.deploy.{name}")
-    raise AttributeError(f"module 'netwright.deploy' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*__all__, *_MODULES])
+__getattr__, __dir__ = exports(__name__, _NAMES, __all__, _MODULES)

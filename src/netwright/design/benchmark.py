@@ -20,7 +20,7 @@ from torch import nn
 from netwright.console import UserError
 from netwright.deploy.bench.facts import is_depthwise
 from netwright.deploy.bench.subject import Recipe, Subject
-from netwright.design.model import SMALL_IMAGE, Architecture, baseline_network, load, load_run
+from netwright.design.model import SMALL_IMAGE, Architecture, baseline_network, input_channels, is_named, load, load_run
 from netwright.nn.batchnorm import recalibrate
 from netwright.nn.sparse import layers, sparsity_report, to_dense, top_k_mask
 from netwright.seeding import seeded, stream
@@ -165,10 +165,9 @@ def open_model(
         return _opened_run(model, sparsity, size)
     architecture: Architecture | None = None
     with seeded(seed, "bench", "init"):
-        if Path(model).is_dir() or ".py:" in model or model.endswith(".onnx"):
+        if not is_named(model):
             network = load(model)
-            convolutions = (part for part in network.modules() if isinstance(part, nn.Conv2d))
-            shape = (next((part.in_channels for part in convolutions), 3), size or SIZE, size or SIZE)
+            shape = (input_channels(network), size or SIZE, size or SIZE)
         else:
             network, architecture = _named(model, size)
             shape, sparsity = architecture.shape, SPARSITY if sparsity is None else sparsity

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,20 @@ from netwright.compress.chain import (
     packed,
 )
 from netwright.console import UserError, nearest, note
-from netwright.data import Data, names
-from netwright.data import load as load_data
 from netwright.data.tensors import Batches, Normalise
-from netwright.design.benchmark import SIZE
-from netwright.design.model import baseline_network, load, load_run
-from netwright.results import Result
+from netwright.design.compress_page import FINISHED, KIND, Compressed, build, kept
+from netwright.design.model import baseline_network
+from netwright.design.options import MOVABLE
+from netwright.design.run import RunFolder
+from netwright.design.subject import Reading, Subject, open_subject
+from netwright.results import Result, plain
 from netwright.seeding import seeded, stream
 
 METHODS = ("distill", "low-rank", "prune", "quantize")
 BATCH = 64
+PRODUCTS = ("packed.safetensors", "model.onnx", "sparse")
+WRITTEN = (*PRODUCTS, FINISHED, "run.json", "data.json", "report.html", "report.md", "report.json", "work")
+OTHER = "choose another --out, or add --force to begin anew"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +50,7 @@ class Wish:
         sparsity: Share of zeros after ``prune``, in [0, 1).
         bits: Of a weight after ``quantize``, 1..16.
         bucket_size: Weights that share a scale; 0 for one scale a tensor.
+        augment: Train on the data's own augmentation; the teacher then answers every batch, not once an example.
         epochs: Of training, for every step that trains.
         lr: Learning rate.
         seed: Of everything random.
@@ -56,6 +62,7 @@ class Wish:
     sparsity: float = 0.9
     bits: int = 4
     bucket_size: int = 256
+    augment: bool = False
     epochs: int = 3
     lr: float = 0.02
     seed: int = 0
@@ -92,36 +99,37 @@ class Wish:
 
 
 @dataclasses.dataclass(frozen=True)
-class Compressed(Result):
-    """A compressed network.
+class Asked(Result):
+    """All that decides the outcome of a compression, and where it goes: what ``run.json`` keeps as options.
 
     Attributes:
-        model: Which one.
-        data: What it was trained and measured on; None when there were none.
-        files: What was written.
-        report: Accuracy, size and speed after each step.
-        missing: Forms that could not be written, and why.
+        model: As for :func:`compress_model`.
+        data: Likewise; empty without data.
+        out: Likewise.
+        wish: What to do.
+        size: As for :func:`compress_model`.
+        skip_broken: Likewise.
+        drop_unknown: Likewise.
+        download: Likewise.
     """
 
     model: str
-    data: str | None
-    files: tuple[str, ...]
-    report: Compression
-    missing: tuple[str, ...]
+    data: str
+    out: str
+    wish: Wish
+    size: int | None
+    skip_broken: bool
+    drop_unknown: bool
+    download: bool
 
-    def __str__(self) -> str:
-        return "\n".join([str(self.report), *self.files, *self.missing])
+    def to_dict(self) -> dict[str, Any]:
+        """All of them, the wish among them."""
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "wish"}
+        return plain({**own, **dataclasses.asdict(self.wish)})
 
-
-@dataclasses.dataclass(frozen=True)
-class _Opened:
-    network: nn.Module
-    shape: tuple[int, int, int]
-    classes: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    picture: bool
-    data: Data | None
+    def identity(self) -> dict[str, Any]:
+        """What decides the outcome: two compressions with equal identity are the same."""
+        return {name: value for name, value in self.to_dict().items() if name not in MOVABLE}
 
 
 def compress_model(
@@ -135,40 +143,72 @@ def compress_model(
     drop_unknown: bool = False,
     download: bool = False,
     force: bool = False,
+    command: str = "",
 ) -> Compressed:
-    """Compresses a network and writes it.
+    """Compresses a network and writes it into a folder; the same call goes on after the last finished step.
 
     ``packed.safetensors`` holds the weights in as few bits as there are (:func:`netwright.compress.chain.unpacked`
-    reads it), ``model.onnx`` and ``sparse`` run in ONNX Runtime and in netwright's own, ``compression.json`` is the
-    report.
+    reads it), ``model.onnx`` and ``sparse`` run in ONNX Runtime and in netwright's own; ``report.html`` tells what each
+    step did, ``compression.json`` the same as data.
 
     Args:
         model: A run; a name of ``netwright.nn.pretrained``, which comes with trained weights; or ``FILE.py:FUNCTION``.
         data: As for :func:`netwright.data.load`; a run brings its own. Without data nothing is trained.
-        out: A folder.
+        out: A folder: a new one, or that of the same compression, which then goes on, bit for bit.
         wish: What to do.
         size: Height and width of the input, where neither run nor data tell.
         skip_broken: As for :func:`netwright.data.load`.
         drop_unknown: Likewise.
         download: Allow the network, for data and trained weights.
-        force: Whether what is in the folder may be replaced.
+        force: Begin anew, in place of what is in the folder.
+        command: The command line, for the record.
 
     Raises:
-        UserError: If something is missing, does not fit, or is there already.
+        UserError: If something is missing or does not fit, or the folder holds something else.
+        KeyboardInterrupt: On Ctrl-C; the same call goes on.
     """
-    target = Path(out)
-    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not force):
-        raise UserError("something is there already", where=target, cure="choose another --out, or add --force")
-    reading = {"skip_broken": skip_broken, "drop_unknown": drop_unknown, "download": download}
-    opened = _open(model, data, size, wish.seed, reading)
-    if "distill" in wish.methods and opened.data is None:
-        raise UserError("distill needs data to train on", where=model, cure="name DATA, or leave out --method distill")
+    asked = Asked(str(model), data or "", str(out), wish, size, skip_broken, drop_unknown, download)
+    run = RunFolder(out, KIND)
+    with run.locked():
+        if force and (run.written_by() == KIND or not run.has("run.json")):
+            _clear(run)
+        else:
+            run.refuse_strangers(asked)
+            if run.has(FINISHED):
+                return kept(run)
+        return _compressed(run, asked, command or f"netwright compress {model}")
+
+
+def _clear(run: RunFolder) -> None:
+    for name in WRITTEN:
+        if (run / name).is_dir():
+            shutil.rmtree(run / name)
+        else:
+            (run / name).unlink(missing_ok=True)
+
+
+def _compressed(run: RunFolder, asked: Asked, command: str) -> Compressed:
+    wish = asked.wish
+    reading = Reading(asked.skip_broken, asked.drop_unknown, asked.download)
+    opened = open_subject(asked.model, asked.data or None, asked.size, wish.seed, reading)
+    found = opened.data
+    if "distill" in wish.methods and found is None:
+        cure = "name DATA, or leave out --method distill"
+        raise UserError("distill needs data to train on", where=asked.model, cure=cure)
     steps = [wish.step(method, opened.shape, len(opened.classes)) for method in wish.methods]
+    began = not run.has("run.json")
+    if began:
+        run.describe(asked, command)
+        if found is not None:
+            run.write("data.json", {**found.to_dict(), "fingerprint": found.fingerprint()})
+    elif found is not None and run.read("data.json")["fingerprint"] != found.fingerprint():
+        raise UserError("the data have changed since this compression began", where=asked.data, cure=OTHER)
     train = test = None
-    if opened.data is not None:
+    if found is not None:
         normalise = Normalise(opened.mean, opened.std)
-        train = Batches(opened.data.train, BATCH, seed=wish.seed, normalise=normalise, name="compress")
-        test = Batches(opened.data.test, 256, shuffle=False, drop_last=False, normalise=normalise)
+        augment = found.augmentation() if wish.augment else None
+        train = Batches(found.train, BATCH, seed=wish.seed, normalise=normalise, augment=augment, name="compress")
+        test = Batches(found.test, 256, shuffle=False, drop_last=False, normalise=normalise)
     try:
         network, report = compress(
             opened.network,
@@ -177,83 +217,42 @@ def compress_model(
             training=Training(train, wish.epochs, wish.lr, wish.seed),
             test=test,
             progress=lambda name: note(f"  {name}"),
+            folder=run / "work",
         )
     except UserError:
         raise
     except ValueError as error:
-        raise UserError(str(error), where=model) from error
-    missing = _write(target, network, report, opened)
-    result = Compressed(model, data, (), report, missing)
-    storage.write_json(target / "compression.json", {**result.to_dict(), "wish": dataclasses.asdict(wish)})
-    files = tuple(str(file) for file in sorted(target.rglob("*")) if file.is_file())
-    return dataclasses.replace(result, files=files)
-
-
-def _open(model: str, data: str | None, size: int | None, seed: int, reading: dict[str, bool]) -> _Opened:
-    if (Path(model) / "architecture.json").is_file():
-        return _open_run(model, data, reading)
-    if Path(model).is_dir() or ".py:" in model or model.endswith(".onnx"):
-        network = load(model)
-    else:
-        from netwright.nn.pretrained import create
-
-        network = create(model, pretrained=True, download=reading["download"]).eval()
-    convolution = next((part for part in network.modules() if isinstance(part, nn.Conv2d)), None)
-    channels = 3 if convolution is None else convolution.in_channels
-    found = None if data is None else _load(data, seed, None if size is None else (size, size), reading)
-    shape = (channels, size or SIZE, size or SIZE) if found is None else found.shape
-    outputs = _outputs(network, shape, model)
-    if found is None:
-        classes, mean, std = tuple(map(str, range(outputs))), (0.0,) * shape[0], (1.0,) * shape[0]
-        return _Opened(network, shape, classes, mean, std, shape[0] in (1, 3), None)
-    if len(found.classes) != outputs:
-        raise UserError(f"the network has {outputs} outputs, the data {len(found.classes)} classes", where=model)
-    picture = getattr(found.train, "images", torch.empty(0, dtype=torch.uint8)).dtype == torch.uint8
-    return _Opened(network, shape, found.classes, found.mean, found.std, picture, found)
-
-
-def _open_run(run: str, data: str | None, reading: dict[str, bool]) -> _Opened:
-    from netwright.design.run import RunFolder
-
-    model = load_run(run)
-    known, options = model.architecture, RunFolder(run).described()["options"]
-    if data is None:
-        data = options["data"]
-        reading = {name: value or options[name] for name, value in reading.items()}
-    found = _load(data, options["seed"], known.shape[1:], reading)
-    if found.shape != tuple(known.shape) or found.classes != tuple(known.classes):
-        told = f"the data hold {len(found.classes)} classes of {found.shape}, the network knows "
-        raise UserError(
-            f"{told}{len(known.classes)} of {tuple(known.shape)}", where=data, cure="give the run's own data"
-        )
-    return _Opened(model.network, known.shape, known.classes, known.mean, known.std, known.picture, found)
-
-
-def _load(data: str, seed: int, size: tuple[int, int] | None, reading: dict[str, bool]) -> Data:
-    # Only images in files can be resized.
-    files = data not in names() and Path(data).expanduser().is_dir()
-    return load_data(
-        data,
-        seed=seed,
-        size=size if files else None,
-        skip_broken=reading["skip_broken"],
-        drop_unknown=reading["drop_unknown"],
-        download=reading["download"],
+        if began:
+            _clear(run)
+        raise UserError(str(error), where=asked.model) from error
+    missing = _write(run.path, network, report, opened)
+    result = Compressed(
+        folder=str(run.path),
+        model=asked.model,
+        data=None if found is None else found.name,
+        methods=wish.methods,
+        trained=found is not None,
+        examples=None if found is None else len(found.test),
+        files=_sizes(run.path),
+        report=report,
+        missing=missing,
     )
+    told = run.read("data.json") if found is not None else None
+    build(result, run.described(), told).write(run.path)
+    content = {name: value for name, value in result.to_dict().items() if name != "folder"}
+    run.write(FINISHED, {**content, "wish": dataclasses.asdict(wish)})
+    shutil.rmtree(run / "work", ignore_errors=True)
+    return kept(run)
 
 
-@torch.inference_mode()
-def _outputs(network: nn.Module, shape: tuple[int, int, int], model: str) -> int:
-    try:
-        return int(network(torch.zeros(1, *shape)).shape[-1])
-    except (RuntimeError, ValueError, AssertionError, AttributeError) as error:
-        told = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"the network does not take inputs of {shape}: {told}", where=model, cure="set --size"
-        ) from error
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of each file that holds the network."""
+    parts = [folder / name for name in PRODUCTS]
+    files = [file for part in parts for file in (sorted(part.rglob("*")) if part.is_dir() else [part])]
+    return {str(file.relative_to(folder)): file.stat().st_size for file in files if file.is_file()}
 
 
-def _write(target: Path, network: nn.Module, report: Compression, opened: _Opened) -> tuple[str, ...]:
+def _write(target: Path, network: nn.Module, report: Compression, opened: Subject) -> tuple[str, ...]:
     from netwright import deploy
     from netwright.deploy import onnx
 

@@ -22,6 +22,7 @@ from netwright.data import Data, load, write_folder
 from netwright.data.condense import DatasetQuantizer, penultimate_features
 from netwright.data.folder import copy_files
 from netwright.data.tensors import Batches, Images, TensorImages
+from netwright.design.condense_page import page
 from netwright.results import Result
 from netwright.seeding import seeded
 
@@ -49,6 +50,7 @@ class Condensed(Result):
         counts: Training examples that are left of each class.
         feature_seconds: Wall time of making features.
         selection_seconds: Wall time of bins and drawing.
+        report: The page about it; empty before it is written.
     """
 
     data: str
@@ -62,6 +64,7 @@ class Condensed(Result):
     counts: dict[str, int]
     feature_seconds: float
     selection_seconds: float
+    report: str = ""
 
 
 def condense(
@@ -79,7 +82,8 @@ def condense(
     """Keeps a share of the training part, and writes it with the other parts.
 
     A folder of image files is copied file by file; other data become PNG files in class folders, or arrays when ``out``
-    ends in ``.npz``. ``condensed.json`` beside them tells which examples were kept.
+    ends in ``.npz``. ``condensed.json`` beside them tells which examples were kept, and ``report.html`` shows them
+    (``NAME.json`` and ``NAME-report.html`` beside ``NAME.npz``).
 
     Args:
         data: As for :func:`netwright.data.load`.
@@ -131,9 +135,12 @@ def condense(
         feature_seconds=round(made - start, 2),
         selection_seconds=round(selected - made, 2),
     )
-    record = target.with_suffix(".json") if target.suffix == ".npz" else target / "condensed.json"
+    arrays = target.suffix == ".npz"
+    record = target.with_suffix(".json") if arrays else target / "condensed.json"
     storage.write_json(record, {**result.to_dict(), "indices": chosen.tolist()})
-    return result
+    told = page(result, found, rows, quantizer.bins_, chosen)
+    report = told.write(target.parent, f"{target.stem}-report") if arrays else told.write(target)
+    return dataclasses.replace(result, report=str(report))
 
 
 def _features(name: str, data: Data, seed: int) -> Tensor | np.ndarray:
@@ -159,7 +166,7 @@ def _in_order(data: Data) -> Batches:
 
 def _trained(data: Data, seed: int) -> Tensor:
     from netwright.nn.convnet import SmallConvNet
-    from netwright.train.fit import Classifier, fit
+    from netwright.train import Classifier, fit
     from netwright.train.schedules import CosineProgress
 
     with seeded(seed, "init", "condense"):

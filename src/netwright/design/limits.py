@@ -64,7 +64,7 @@ class Allowance:
             found.append(Limit(self._priced(self._table(run)), LATENCY_AIM * self.options.latency_ms, "ms of latency"))
         limits = Limits(*found)
         try:
-            WithinLimits(limits).select(self._space.supernet(self._in_channels, self._classes, channels=2))
+            WithinLimits(limits).select(self._space.supernet(self._in_channels, self._classes, **self._sizes))
         except ValueError as error:
             raise _unreachable(str(error)) from None
         return limits
@@ -83,7 +83,7 @@ class Allowance:
     def cheapest(self) -> Genotype:
         """The architecture with the fewest operations."""
         limits = Limits(Limit(self._priced(self._flops()), 1.0))
-        return cheapest(limits, self._space.supernet(self._in_channels, self._classes, channels=2))
+        return cheapest(limits, self._space.supernet(self._in_channels, self._classes, **self._sizes))
 
     @property
     def _space(self) -> spaces.AnySpace:

@@ -115,7 +115,7 @@ def measure(
     from netwright.data.tensors import Batches
     from netwright.deploy import onnx as deploy
     from netwright.nn.sparse import sparsity
-    from netwright.train.fit import evaluate
+    from netwright.train import evaluate
 
     normalise = data.normalise()
     probs, labels = evaluate(network, Batches(data.test, 256, shuffle=False, normalise=normalise))
@@ -182,18 +182,3 @@ def first_images(data: Data, n: int) -> tuple[Tensor, Tensor]:
     pairs = [test[i] for i in range(n)]
     stacked = torch.stack([x for x, _ in pairs])
     return (stacked * 255).round().to(torch.uint8), torch.tensor([int(y) for _, y in pairs])
-
-
-def mistakes(data: Data, probs: Tensor, limit: int = 24) -> dict[str, np.ndarray]:
-    """The most confident wrong answers on the test part, as arrays for ``mistakes.npz``."""
-    confidence, predicted = probs.max(1)
-    images, labels = first_images(data, len(data.test))
-    wrong = torch.nonzero(predicted != labels).flatten()
-    order = wrong[confidence[wrong].argsort(descending=True, stable=True)][:limit]
-    picture = images.dtype == torch.uint8
-    return {
-        "images": onnx_input(images[order], picture),
-        "true": labels[order].numpy(),
-        "predicted": predicted[order].numpy(),
-        "confidence": confidence[order].numpy(),
-    }

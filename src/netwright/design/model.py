@@ -146,7 +146,12 @@ class RunModel(nn.Module):
 
 
 def load(
-    model: str | Path, *, num_classes: int | None = None, in_channels: int = 3, pretrained: bool = False
+    model: str | Path,
+    *,
+    num_classes: int | None = None,
+    in_channels: int = 3,
+    pretrained: bool = False,
+    download: bool = False,
 ) -> nn.Module:
     """A network by name, in evaluation mode.
 
@@ -156,6 +161,7 @@ def load(
         num_classes: Outputs of a named network; its own number when None.
         in_channels: Input channels of a named network.
         pretrained: Whether a named network comes with trained weights.
+        download: Whether they may be fetched when they are not on this machine.
 
     Returns:
         A :class:`RunModel` for a run, the plain module otherwise.
@@ -180,7 +186,27 @@ def load(
         raise UserError("an ONNX file can only be measured, not changed", where=path, cure="give the run or the module")
     from netwright.nn.pretrained import create
 
-    return create(text, num_classes=num_classes, in_channels=in_channels, pretrained=pretrained).eval()
+    return create(text, num_classes, in_channels, pretrained, download).eval()
+
+
+def is_named(model: str) -> bool:
+    """Whether a model is meant by a name of :mod:`netwright.nn.pretrained`, not by a folder or a file.
+
+    Example:
+        >>> is_named("timm:resnet18"), is_named("mine.py:net"), is_named("model.onnx")
+        (True, False, False)
+    """
+    return not (Path(model).is_dir() or ".py:" in model or model.endswith(".onnx"))
+
+
+def input_channels(network: nn.Module) -> int:
+    """Channels that the first convolution takes; 3 without one.
+
+    Example:
+        >>> input_channels(nn.Sequential(nn.ReLU(), nn.Conv2d(1, 8, 3)))
+        1
+    """
+    return next((part.in_channels for part in network.modules() if isinstance(part, nn.Conv2d)), 3)
 
 
 def load_run(

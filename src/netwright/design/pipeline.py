@@ -296,7 +296,8 @@ def _write_arrays(path: Path, arrays: dict[str, Any]) -> None:
 def _measure(
     stage: Stage, networks: dict[str, nn.Module], architectures: dict[str, Architecture], clock: RunClock
 ) -> None:
-    from netwright.design.measure import measure, mistakes
+    from netwright.design.examples import maps, mistakes
+    from netwright.design.measure import measure
     from netwright.design.speed import bound
     from netwright.design.training_stage import histories, training_seconds
 
@@ -322,6 +323,8 @@ def _measure(
         figures[key] = measured.to_dict()
         if key == "model":
             _write_arrays(run / "mistakes.npz", mistakes(stage.data, probs))
+            if (shown := maps(network, stage.data, probs)) is not None:
+                _write_arrays(run / "maps.npz", shown)
     before = latency(figures["dense"])
     allowed = bound(networks["model"].eval(), stage.data.shape, before["median_ms"] if before else None)
     if allowed is not None:

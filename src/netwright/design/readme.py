@@ -23,6 +23,7 @@ FILES = {
     "training.json": "every epoch of every stage, of the network and of the baseline",
     "measurements.json": "accuracy, sizes and speed of the network and the baseline, before and after pruning",
     "mistakes.npz": "the most confident mistakes on the test examples",
+    "maps.npz": "where the network's features are in test images it gets right and wrong",
 }
 
 

@@ -7,7 +7,6 @@ page says which stage is next.
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,30 +14,27 @@ from typing import Any
 from netwright import storage
 from netwright.console import UserError, clock
 from netwright.design import charts
+from netwright.design.examples import map_blocks, mistake_blocks
 from netwright.design.readme import onnx_lines, readme_text
-from netwright.design.verdict import doubts, goals, milliseconds, percent, speed, verdict
+from netwright.design.verdict import doubts, file_size, goals, milliseconds, percent, speed, verdict
 from netwright.page import (
     Block,
     Bullets,
     Cell,
     Code,
     Em,
-    Images,
     KeyValues,
     Page,
     Paragraph,
-    Picture,
     Section,
     Table,
     Text,
     Value,
-    png,
 )
 
 __all__ = ["build", "confusion_blocks", "data_blocks", "readme_text", "settings_blocks"]
 
 PARTS = ("run", "data", "plan", "search", "training", "measurements", "classes", "architecture")
-MOST_MISTAKES = 24
 MOST_CONFUSIONS = 10
 
 
@@ -81,7 +77,8 @@ def build(folder: str | Path) -> Page:
         ("The architecture", lambda: _search(parts.get("search"))),
         ("Training curves", lambda: _charts(charts.curves(parts.get("training") or {}))),
         ("Confusion matrix", lambda: confusion_blocks(measurements.get("model"), classes)),
-        ("Mistakes", lambda: _mistakes(path / "mistakes.npz", classes)),
+        ("Mistakes", lambda: mistake_blocks(path / "mistakes.npz", classes)),
+        ("Where its features are", lambda: map_blocks(path / "maps.npz", classes)),
         ("Data", lambda: data_blocks(parts.get("data"))),
         ("Plan and time", lambda: _plan(parts.get("plan"), measurements)),
         ("Settings, versions and how to replay", lambda: settings_blocks(parts.get("run"))),
@@ -183,8 +180,8 @@ def _comparison(measurements: Mapping[str, Any]) -> list[Block]:
         "parameters not zero": ("nonzeros", "{:,}".format),
         "multiply-adds": ("macs", _count),
         "multiply-adds not by zero": ("sparse_macs", _count),
-        "ONNX file": ("file_bytes", _size),
-        "ONNX file, gzipped": ("gzip_bytes", _size),
+        "ONNX file": ("file_bytes", file_size),
+        "ONNX file, gzipped": ("gzip_bytes", file_size),
         "ONNX against torch, largest difference": ("agreement", "{:.1e}".format),
         "training time": ("train_seconds", clock),
     }
@@ -239,10 +236,6 @@ def _count(value: float) -> str:
     return f"{value:,}"
 
 
-def _size(value: float) -> str:
-    return f"{value / 1e6:.2f} MB" if value >= 1e6 else f"{value / 1e3:.1f} kB"
-
-
 def _search(search: Mapping[str, Any] | None) -> list[Block]:
     if not search:
         return []
@@ -282,30 +275,6 @@ def confusion_blocks(model: Mapping[str, Any] | None, classes: Sequence[str]) ->
     ]
     table = Table(["true class", "taken for", "cases", "of that class"], rows, "The most frequent mistakes")
     return [charts.confusion(matrix, classes), *([table] if rows else [])]
-
-
-def _mistakes(file: Path, classes: Sequence[str]) -> list[Block]:
-    if not file.exists():
-        return []
-    import numpy as np
-
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            columns = [arrays[key][:MOST_MISTAKES] for key in ("images", "true", "predicted", "confidence")]
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"damaged file: {error}", where=file, cure="delete it and run the command again") from error
-    captions, pictures = [], []
-    for image, *numbers in zip(*columns, strict=True):
-        true, predicted = (classes[int(i)] if int(i) < len(classes) else str(int(i)) for i in numbers[:2])
-        captions.append(f"{true}, taken for {predicted} ({percent(float(numbers[2]), 0)})")
-        if image.ndim == 3 and image.shape[2] in {1, 3}:
-            pictures.append(Picture(png(image), captions[-1]))
-    if not captions:
-        return [Paragraph("No test example was misclassified.")]
-    reading = "Test examples it got wrong, with the true class, what they were taken for, and its confidence."
-    if len(pictures) == len(captions):
-        return [Images(pictures, reading)]
-    return [Paragraph(reading), Bullets(captions)]
 
 
 def data_blocks(data: Mapping[str, Any] | None) -> list[Block]:

@@ -22,11 +22,12 @@ _KINDS = {
     "run": ("netwright design", "measurements.json"),
     "search": ("netwright search", "genotype.json"),
     "training": ("netwright train", "result.json"),
+    "compression": ("netwright compress", "compression.json"),
 }
 
 
 class Asked(Protocol):
-    """The options of a run: those of ``design``, or of ``train``."""
+    """The options of a run: those of ``design``, ``train`` or ``compress``."""
 
     @property
     def data(self) -> str:
@@ -48,7 +49,7 @@ class RunFolder:
 
     Args:
         path: The folder; it need not exist.
-        kind: ``"run"`` of a design, ``"search"`` or ``"training"`` alone.
+        kind: ``"run"`` of a design; ``"search"``, ``"training"`` or ``"compression"`` alone.
     """
 
     def __init__(self, path: str | Path, kind: str = "run"):
@@ -96,6 +97,22 @@ class RunFolder:
             where=self.path,
             cure=f"give a folder that {_KINDS[self.kind][0]} wrote, or a new one",
         )
+
+    def written_by(self) -> str | None:
+        """The kind of what a folder holds, ``"run"`` for a design; None where there is nothing of netwright."""
+        content = self.read("run.json") if self.has("run.json") else None
+        told = content.get("kind") if isinstance(content, dict) else None
+        return told.removeprefix("netwright-") if isinstance(told, str) else None
+
+    def refuse_unfinished(self) -> None:
+        """Makes sure that the artefact is there which ends what the folder is of.
+
+        Raises:
+            UserError: If it is not.
+        """
+        if not self.has(_KINDS[self.kind][1]):
+            told = f"the {self.kind} is not finished"
+            raise UserError(told, where=self.path, cure="give its command again; it goes on")
 
     def refuse_strangers(self, options: Asked) -> None:
         """Makes sure that the folder is free, or holds the very run that these options describe.

@@ -40,7 +40,7 @@ def training_step(
     network: nn.Module, shape: tuple[int, int, int], classes: int, batch_size: int
 ) -> Callable[[], object]:
     """One step of stochastic gradient descent on random images, for timing."""
-    from netwright.train.fit import channels_last
+    from netwright.train import channels_last
 
     generator = stream(0, "plan")
     network = network.train().to(memory_format=torch.channels_last)

@@ -20,7 +20,7 @@ from netwright.compress.prune import sparsity
 from netwright.console import UserError, nearest, note, warn
 from netwright.design import distributed
 from netwright.design.measure import wilson
-from netwright.design.model import Architecture, load, load_run
+from netwright.design.model import Architecture, is_named, load, load_run
 from netwright.design.options import MOVABLE
 from netwright.design.run import RunFolder, find_folder
 from netwright.design.train_page import FINISHED, KIND, TrainResult, kept, page
@@ -117,7 +117,7 @@ def train(options: TrainOptions, *, command: str = "") -> TrainResult:
 def _trained(run: RunFolder, options: TrainOptions, command: str) -> TrainResult:
     from netwright.data.tensors import Batches
     from netwright.nn.batchnorm import synchronise
-    from netwright.train.fit import evaluate
+    from netwright.train import evaluate
     from netwright.train.methods import callbacks, described
     from netwright.train.tract import remove_tract
     from netwright.train.weight_compander import remove_weight_compander
@@ -205,7 +205,7 @@ def _network(options: TrainOptions, data: Data) -> tuple[nn.Module, Architecture
             zeros = sparsity(network).sparsity
             if zeros > NOTABLE_ZEROS and distributed.is_main():
                 warn(f"{percent(zeros)} of the run's weights are zero; training fills them: prune again afterwards")
-        elif ".py:" in options.model or Path(options.model).is_dir():
+        elif not is_named(options.model):
             network = load(options.model).train()
         else:
             images = getattr(data.test, "images", None)
@@ -253,7 +253,7 @@ def _fit(run: RunFolder, options: TrainOptions, data: Data, network: nn.Module, 
 
     from netwright.data.tensors import Batches
     from netwright.design.plan import augmentation
-    from netwright.train.fit import Classifier, fit
+    from netwright.train import Classifier, fit
     from netwright.train.schedules import CosineProgress
 
     module = (

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from netwright.console import UserError
 from netwright.design.report import confusion_blocks, data_blocks, settings_blocks
 from netwright.design.run import RunFolder
 from netwright.design.verdict import percent
@@ -58,11 +57,6 @@ class TrainResult(Result):
     confusion: tuple[tuple[int, ...], ...]
 
 
-def is_training(run: RunFolder) -> bool:
-    """Whether a folder was written by ``netwright train``."""
-    return run.described()["kind"] == f"netwright-{KIND}"
-
-
 def kept(run: RunFolder) -> TrainResult:
     """The result of a finished training, from its folder."""
     found = run.read(FINISHED)
@@ -79,8 +73,7 @@ def page(folder: str | Path) -> Page:
     """
     run = RunFolder(folder, KIND)
     described = run.described()
-    if not run.has(FINISHED):
-        raise UserError("the training is not finished", where=run.path, cure="give its command again; it goes on")
+    run.refuse_unfinished()
     result, data = kept(run), run.read("data.json")
     epochs = run.read("training.json")["epochs"]
     sections = [

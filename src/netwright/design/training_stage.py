@@ -25,8 +25,7 @@ from netwright.design.run import RunFolder
 from netwright.nn.batchnorm import synchronise
 from netwright.nn.sparse import to_dense
 from netwright.seeding import derive, seeded
-from netwright.train import methods
-from netwright.train.fit import Classifier, fit
+from netwright.train import Classifier, fit, methods
 from netwright.train.schedules import CosineProgress, Deadline, Progress, Timetable, steps_left
 from netwright.train.tract import remove_tract
 from netwright.train.weight_compander import remove_weight_compander

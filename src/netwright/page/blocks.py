@@ -265,11 +265,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class Images:
-    """A grid of small pictures with captions."""
+    """A grid of small pictures with captions; wide ones keep their proportions, two or three in a row."""
 
     kind: ClassVar[str] = "images"
     items: Sequence[Picture]
     reading: Text = ""
+    wide: bool = False
 
     def markdown(self) -> str:
         """This block as Markdown."""

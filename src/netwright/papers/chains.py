@@ -42,7 +42,7 @@ def trained(
     from netwright.data import Batches
     from netwright.metrics import accuracy
     from netwright.search.genotype import Genotype
-    from netwright.train.fit import evaluate
+    from netwright.train import evaluate
 
     batch, epochs = sizes
     parts, normalise = small_images.parts(seed, *images, test)

@@ -163,6 +163,37 @@ GRAD_CAM_PLUS_PLUS = Reference(
     kind="inproceedings",
     arxiv="1710.11063",
 )
+GRAD_CAM = Reference(
+    title="Grad-CAM: Visual Explanations from Deep Networks via Gradient-Based Localization",
+    authors=(
+        "Ramprasaath R. Selvaraju",
+        "Michael Cogswell",
+        "Abhishek Das",
+        "Ramakrishna Vedantam",
+        "Devi Parikh",
+        "Dhruv Batra",
+    ),
+    year=2017,
+    venue="IEEE International Conference on Computer Vision",
+    kind="inproceedings",
+    arxiv="1610.02391",
+)
+POINTING_GAME = Reference(
+    title="Top-down Neural Attention by Excitation Backprop",
+    authors=("Jianming Zhang", "Zhe Lin", "Jonathan Brandt", "Xiaohui Shen", "Stan Sclaroff"),
+    year=2016,
+    venue="European Conference on Computer Vision",
+    kind="inproceedings",
+    arxiv="1608.00507",
+)
+ELASTIC = Reference(
+    title="Best Practices for Convolutional Neural Networks Applied to Visual Document Analysis",
+    authors=("Patrice Y. Simard", "Dave Steinkraus", "John C. Platt"),
+    year=2003,
+    venue="International Conference on Document Analysis and Recognition",
+    kind="inproceedings",
+    doi="10.1109/ICDAR.2003.1227801",
+)
 
 # Module, or module and name; the longest match wins, and a card's own method wins over all.
 CITATIONS: dict[str, Reference] = {
@@ -174,6 +205,10 @@ CITATIONS: dict[str, Reference] = {
     "netwright.compress.prune:dense_sparse_dense": DENSE_SPARSE_DENSE,
     "netwright.data.augment:Cutout": CUTOUT,
     "netwright.data.augment:mixup": MIXUP,
+    "netwright.data.elastic": ELASTIC,
+    "netwright.explain.gradient": GRAD_CAM,
+    "netwright.explain.localization": GRAD_CAM,
+    "netwright.explain.localization:pointing_game": POINTING_GAME,
     "netwright.metrics": CALIBRATION,
     "netwright.nn.activations:class_map": GRAD_CAM_PLUS_PLUS,
     "netwright.nn.batchnorm": BATCH_NORM,

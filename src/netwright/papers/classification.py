@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import lightning
-    from torch import nn
+    from torch import Tensor, nn
 
     from netwright.data import Batches, Normalise, TensorImages
 
@@ -59,6 +59,20 @@ def parts(name: str, seed: int, train: int, held_out: int, test: int) -> tuple[d
     return found, Normalise((float(pixels.mean()),), (float(pixels.std()),))
 
 
+def noisy_parts(
+    name: str, seed: int, rate: float, train: int, held_out: int, test: int
+) -> tuple[dict[str, TensorImages], Normalise, Tensor]:
+    """:func:`parts`, with a share of the training labels drawn anew, and which of them are other than before."""
+    from netwright.data import TensorImages
+    from netwright.data.label_noise import symmetric_noise
+    from netwright.seeding import stream
+
+    found, normalise = parts(name, seed, train, held_out, test)
+    clean = found["train"]
+    noisy, changed = symmetric_noise(clean.labels, rate, int(clean.labels.max()) + 1, stream(seed, "label noise"))
+    return {**found, "train": TensorImages(clean.images, noisy)}, normalise, changed
+
+
 def batches(name: str, seed: int, images: tuple[int, ...], batch: int) -> Batches:
     """Batches of the training part of :func:`parts`, in the same order whenever they are asked for."""
     from netwright.data import Batches
@@ -86,7 +100,7 @@ def train(
     Batches depend on the seed alone, so paired arms see the same ones.
     """
     from netwright.data import Batches
-    from netwright.train.fit import Classifier, fit
+    from netwright.train import Classifier, fit
     from netwright.train.schedules import CosineProgress
 
     parts, normalise = data
@@ -107,7 +121,7 @@ def measured(network: nn.Module, data: tuple[dict[str, TensorImages], Normalise]
     """Accuracy in [0, 1], NLL in nats, ECE in percent and AURC times 1000 on a part."""
     from netwright import metrics
     from netwright.data import Batches
-    from netwright.train.fit import evaluate
+    from netwright.train import evaluate
 
     images, normalise = data[0][part], data[1]
     found = evaluate(network, Batches(images, 500, shuffle=False, drop_last=False, normalise=normalise))
@@ -117,3 +131,24 @@ def measured(network: nn.Module, data: tuple[dict[str, TensorImages], Normalise]
         "ECE": metrics.expected_calibration_error(*found),
         "AURC": metrics.aurc(*found),
     }
+
+
+def right(network: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+    """Which examples are classified as their label says."""
+    import torch
+
+    from netwright.nn.modes import in_mode
+
+    with in_mode(network, training=False), torch.inference_mode():
+        return torch.cat([network(part).argmax(1) for part in x.split(1000)]) == labels
+
+
+def each_epoch(look: Callable[[nn.Module], None]) -> lightning.Callback:
+    """Calls ``look(module)`` after every epoch of a training."""
+    import lightning
+
+    class EachEpoch(lightning.Callback):
+        def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+            look(pl_module)
+
+    return EachEpoch()

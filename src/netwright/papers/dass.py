@@ -225,7 +225,7 @@ def _train(
     from netwright.data import Batches
     from netwright.metrics import accuracy
     from netwright.nn.sparse import sparsity_report
-    from netwright.train.fit import Classifier, evaluate, fit
+    from netwright.train import Classifier, evaluate, fit
     from netwright.train.schedules import CosineProgress
 
     parts, normalise = small_images.parts(seed, *images, test)

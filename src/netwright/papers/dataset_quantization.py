@@ -202,7 +202,7 @@ def _features(seed: int, data: str, images: tuple[int, ...]) -> tuple[np.ndarray
     from netwright.data.condense import penultimate_features
     from netwright.nn.convnet import SmallConvNet
     from netwright.seeding import seeded
-    from netwright.train.fit import Classifier, fit
+    from netwright.train import Classifier, fit
     from netwright.train.schedules import CosineProgress
 
     images_of, normalise = _parts(seed, data, images)
@@ -285,7 +285,7 @@ def _accuracy(
 ) -> float:
     """A fresh network after so many updates on a subset."""
     from netwright.data import Batches
-    from netwright.train.fit import Classifier, fit
+    from netwright.train import Classifier, fit
     from netwright.train.schedules import CosineProgress
 
     network = _network(name, train.shape, seed)

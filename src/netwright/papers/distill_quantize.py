@@ -144,7 +144,7 @@ def _everything(
         post_training_quantize,
         quantized_distillation,
     )
-    from netwright.train.fit import Classifier, fit
+    from netwright.train import Classifier, fit
     from netwright.train.schedules import CosineProgress
 
     bench = _Bench(seed, data, images)

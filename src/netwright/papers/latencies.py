@@ -31,14 +31,22 @@ def settings(run: Run, devices: Mapping[str, int]) -> dict[str, Settings]:
     """
     repeats = run.size("timed calls", full=100, fast=2, scaled=False)
     threads = run.size("threads of a device with several inputs at once", full=2, fast=1, scaled=False)
+    calibration = run.size("networks that correct a latency table", full=30, fast=2, scaled=False)
     return {
-        name: {"batch": inputs, "threads": threads if inputs > 1 else 1, "repeats": repeats}
+        name: {
+            "batch": inputs,
+            "threads": threads if inputs > 1 else 1,
+            "repeats": repeats,
+            "calibration": calibration,
+        }
         for name, inputs in devices.items()
     }
 
 
 def tables(space: AnySpace, shape: Shape, devices: Mapping[str, Settings], count: int) -> dict[str, Any]:
     """A latency table for every device, and how well it foretells random architectures.
+
+    They are measured twice: how well the clock foretells itself is what no table can exceed.
 
     Args:
         space: The space.
@@ -48,7 +56,8 @@ def tables(space: AnySpace, shape: Shape, devices: Mapping[str, Settings], count
 
     Returns:
         By ``"DEVICE: table"`` the table's plain values (see :func:`read`), by ``"DEVICE: predicted, ms"`` and
-        ``"DEVICE: measured, ms"`` both latencies of every architecture, and what :func:`agreement` says of them.
+        ``"DEVICE: measured, ms"`` both latencies of every architecture, what :func:`agreement` says of them, and by
+        ``"DEVICE: Spearman, again"`` the rank correlation of the two measurements.
     """
     from netwright.search.latency import Setup, measure, measured_all, predict
     from netwright.search.random_search import uniform_genotypes
@@ -59,8 +68,9 @@ def tables(space: AnySpace, shape: Shape, devices: Mapping[str, Settings], count
         setup = Setup(**setting)
         table = measure(space, shape, setup=setup)
         predicted = [predict(space, genotype, table, shape) for genotype in drawn]
-        measured = measured_all(space, drawn, shape, setup=setup)
+        measured, again = (measured_all(space, drawn, shape, setup=setup) for _ in range(2))
         figures = agreement(predicted, measured) | {"predicted, ms": predicted, "measured, ms": measured}
+        figures["Spearman, again"] = spearman(measured, again)
         found |= {f"{device}: {name}": value for name, value in {"table": table.to_dict(), **figures}.items()}
     return found
 

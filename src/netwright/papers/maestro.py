@@ -289,7 +289,7 @@ class _Bench:
 
     def trained(self, network: nn.Module, epochs: int, lr: float) -> nn.Module:
         """The network after training from where it is."""
-        from netwright.train.fit import Classifier, fit
+        from netwright.train import Classifier, fit
         from netwright.train.schedules import CosineProgress
 
         module = Classifier(network, lr=lr, weight_decay=0.0)

@@ -133,9 +133,9 @@ def _protocol() -> str:
     from netwright.papers import small_images
     from netwright.search import spaces
     from netwright.storage import digest, file_digest
-    from netwright.train import fit, schedules
+    from netwright.train import classifier, fitting, schedules
 
-    files = [inspect.getfile(module) for module in (tensors, small_images, fit, schedules)] + [__file__]
+    files = [inspect.getfile(module) for module in (tensors, small_images, fitting, classifier, schedules)] + [__file__]
     files += sorted(str(path) for path in Path(inspect.getfile(spaces)).parent.glob("*.py"))
     return digest(torch.__version__, *(file_digest(file) for file in files))
 

@@ -360,7 +360,7 @@ def _slimmed(network: nn.Module, l1: float, train: Any, normalise: Any, batch: i
     from torch import nn
 
     from netwright.data import Batches
-    from netwright.train.fit import Classifier, fit
+    from netwright.train import Classifier, fit
     from netwright.train.schedules import CosineProgress
 
     gammas = [part.weight for part in network.modules() if isinstance(part, nn.BatchNorm2d)]

@@ -143,6 +143,7 @@ def reproduce(run: Run) -> Evidence:
     rounds = run.size("step times: rounds", full=20, fast=1, scaled=False)
     batch = run.size("step times: batch size", full=BATCH, fast=8, scaled=False)
     repeats = run.size("latencies: timed calls", full=100, fast=3, scaled=False)
+    calibration = run.size("networks that correct the latency table", full=30, fast=2, scaled=False)
     decisions = run.size("runtime model: random decisions", full=30, fast=6, scaled=False)
     images = [
         run.size("search training images", full=4000, fast=64, specified=8000),
@@ -152,7 +153,7 @@ def reproduce(run: Run) -> Evidence:
 
     arms: Arms = run.arms({"step times": [rounds, batch]}, _times, seeds=[0])
     arms |= run.arms({"parameters": []}, _parameters, seeds=[0])
-    arms |= run.arms({"latencies": [decisions, repeats]}, _latencies, seeds=[0])
+    arms |= run.arms({"latencies": [decisions, repeats, calibration]}, _latencies, seeds=[0])
     milliseconds = arms["latencies"]["table"][0]
     found = run.arms(
         {
@@ -245,7 +246,7 @@ def _parameters(seed: int) -> dict[str, Any]:
     }
 
 
-def _latencies(seed: int, decisions: int, repeats: int) -> dict[str, Any]:
+def _latencies(seed: int, decisions: int, repeats: int, calibration: int) -> dict[str, Any]:
     """The table of latencies, and for random decisions the modelled and the measured runtime."""
     import torch
 
@@ -254,7 +255,7 @@ def _latencies(seed: int, decisions: int, repeats: int) -> dict[str, Any]:
     from netwright.search.random_search import uniform_genotypes
     from netwright.search.superkernel_supernet import SuperKernelSupernet
 
-    space, setup = _space(), Setup(batch=IMAGES, repeats=repeats)
+    space, setup = _space(), Setup(batch=IMAGES, repeats=repeats, calibration=calibration)
     table = measure(space, SHAPE, setup=setup)
     drawn = uniform_genotypes(space, decisions, seed=1)
     supernet = SuperKernelSupernet(space, 1, 10).eval()

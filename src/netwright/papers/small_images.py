@@ -77,7 +77,7 @@ def trained_accuracy(
     """Trains a network from where it is by SGD with one cosine; its accuracy on the test part, in [0, 1]."""
     from netwright.data import Batches
     from netwright.metrics import accuracy
-    from netwright.train.fit import Classifier, evaluate, fit
+    from netwright.train import Classifier, evaluate, fit
     from netwright.train.schedules import CosineProgress
 
     batches = Batches(train, batch, seed=seed, normalise=normalise, name="train")

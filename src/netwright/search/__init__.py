@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from netwright.lazy import exports
+
 METHODS = {
     "darts": "netwright.search.darts:DARTS",
     "dass": "netwright.search.dass:DASS",
@@ -294,13 +296,4 @@ def method(name: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-def __getattr__(name: str) -> Any:
-    if name in _NAMES:
-        return getattr(importlib.import_module(f"netwright.search.{_NAMES[name]}"), name)
-    if name in _MODULES:
-        return importlib.import_module(f"netwright.search.{name}")
-    raise AttributeError(f"module 'netwright.search' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*__all__, *_MODULES])
+__getattr__, __dir__ = exports(__name__, _NAMES, __all__, _MODULES)

@@ -7,8 +7,9 @@ constant; the latency of an architecture is their sum,
 
 as in Cai et al., "ProxylessNAS", ICLR 2019, arXiv:1812.00332, and Wu et al., "FBNet", CVPR 2019, arXiv:1812.03443.
 Operations are not timed alone: networks of the space that hold them all are run, and the time of each operation is read
-inside them, where its input is in cache and its neighbours are fused as they will be. Two runtimes: PyTorch, and the
-sparse runtime (:mod:`netwright.deploy`) with a random pattern of zeros, for a search for what is fast when sparse.
+inside them, where its input is in cache and its neighbours are fused as they will be; whole calls of other networks may
+then correct the table (:mod:`netwright.search.calibration`). Two runtimes: PyTorch, and the sparse runtime
+(:mod:`netwright.deploy`) with a random pattern of zeros, for a search for what is fast when sparse.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 from netwright.console import task
 from netwright.cost.timing import LatencyTable, alternate, cpu_name, threads, turn
 from netwright.nn.modes import in_mode
+from netwright.search.calibration import calibrate
 from netwright.search.genotype import Chosen
 from netwright.search.pricing import ExpectedCost
 from netwright.seeding import derive, stream
@@ -56,6 +58,7 @@ class Setup:
         threads: Threads of the runtime.
         batch: Inputs at once.
         repeats: Timed calls of each network.
+        calibration: Random networks whose whole calls correct the table; 0 for none, otherwise at least 2.
         options: Handed to ``space.build``: ``channels``, ``cells``, ``stem``.
 
     Raises:
@@ -67,6 +70,7 @@ class Setup:
     threads: int = 1
     batch: int = 1
     repeats: int = 30
+    calibration: int = 0
     options: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -77,6 +81,8 @@ class Setup:
         for name in ("threads", "batch", "repeats"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if self.calibration < 0 or self.calibration == 1:
+            raise ValueError(f"calibration must be 0 or >= 2, got {self.calibration}")
 
     def network(self, space: AnySpace, genotype: Genotype, shape: Shape, num_classes: int, seed: int = 0) -> nn.Module:
         """The network of a genotype, with its zeros, in evaluation mode and channels last."""
@@ -169,10 +175,30 @@ def measure(space: AnySpace, shape: Shape, num_classes: int = 10, setup: Setup |
     if missing := sorted(map(str, wanted - set(times))):
         raise ValueError(f"no network of {space.name!r} held {', '.join(missing)}")
     found: dict[Any, float] = {key: float(np.median(each)) for key, each in times.items()}
-    found[CONSTANT] = max(0.0, float(np.median(rest)))
+    constant = max(0.0, float(np.median(rest)))
+    if setup.calibration:
+        found, constant = _calibrated(found, constant, space, shape, num_classes, setup)
     return LatencyTable(
-        found, cpu_name(), setup.threads, setup.batch, "float32", torch.__version__, setup.runtime, setup.sparsity
+        {**found, CONSTANT: constant},
+        cpu_name(),
+        setup.threads,
+        setup.batch,
+        "float32",
+        torch.__version__,
+        setup.runtime,
+        setup.sparsity,
     )
+
+
+def _calibrated(
+    table: dict[Any, float], constant: float, space: AnySpace, shape: Shape, num_classes: int, setup: Setup
+) -> tuple[dict[Any, float], float]:
+    draws = stream(0, "latency", "calibration")
+    drawn = [space.random(draws) for _ in range(setup.calibration)]
+    options = setup.options or {}
+    keys = [operations_of(space.build(each, shape[0], num_classes, **options), shape).values() for each in drawn]
+    whole = measured_all(space, drawn, shape, num_classes, setup, seed=1)
+    return calibrate(table, constant, [[key for key in each if key is not None] for each in keys], whole)
 
 
 def _covering(space: AnySpace) -> Iterator[Genotype]:

@@ -7,11 +7,12 @@ Weight Compander does.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from netwright.lazy import exports
 
 METHODS = {
-    "plain": "netwright.train.fit:Classifier",
+    "plain": "netwright.train.classifier:Classifier",
     "tract": "netwright.train.callbacks:TrActCallback",
     "weight-compander": "netwright.train.callbacks:WeightCompanderCallback",
     "gradient-noise": "netwright.train.callbacks:GradientNoiseCallback",
@@ -19,15 +20,17 @@ METHODS = {
 }
 
 _NAMES = {
-    "Classifier": "fit",
+    "Classifier": "classifier",
     "CosineProgress": "schedules",
     "Deadline": "schedules",
     "GradientNoise": "gradient_noise",
     "GradientNoiseCallback": "callbacks",
+    "Loader": "fitting",
     "NoisyOptimizer": "gradient_noise",
     "PSKDCallback": "callbacks",
     "PSKDLoss": "self_distillation",
     "PSKDTargets": "self_distillation",
+    "PatchDrawing": "masked_autoencoder",
     "RMSpropTF": "rmsprop",
     "StepProgress": "schedules",
     "TrActCallback": "callbacks",
@@ -39,12 +42,14 @@ _NAMES = {
     "add_gradient_noise_": "gradient_noise",
     "apply_tract": "tract",
     "apply_weight_compander": "weight_compander",
+    "channels_last": "classifier",
     "compand": "weight_compander",
     "crossover": "weight_compander",
     "distillation_loss": "distillation",
-    "evaluate": "fit",
+    "evaluate": "classifier",
     "expand_inverse": "weight_compander",
-    "fit": "fit",
+    "fit": "fitting",
+    "fit_masked_autoencoder": "masked_autoencoder",
     "fit_pskd": "self_distillation",
     "noise_variance": "gradient_noise",
     "param_groups": "weight_compander",
@@ -57,8 +62,11 @@ _NAMES = {
 }
 _MODULES = (
     "callbacks",
+    "classifier",
     "distillation",
+    "fitting",
     "gradient_noise",
+    "masked_autoencoder",
     "methods",
     "rmsprop",
     "schedules",
@@ -69,8 +77,9 @@ _MODULES = (
 
 if TYPE_CHECKING:
     from netwright.train.callbacks import GradientNoiseCallback, PSKDCallback, TrActCallback, WeightCompanderCallback
+    from netwright.train.classifier import Classifier, channels_last, evaluate
     from netwright.train.distillation import distillation_loss
-    from netwright.train.fit import Classifier, evaluate, fit
+    from netwright.train.fitting import Loader, fit
     from netwright.train.gradient_noise import (
         GradientNoise,
         NoisyOptimizer,
@@ -78,6 +87,7 @@ if TYPE_CHECKING:
         noise_variance,
         register_gradient_noise,
     )
+    from netwright.train.masked_autoencoder import PatchDrawing, fit_masked_autoencoder
     from netwright.train.rmsprop import RMSpropTF
     from netwright.train.schedules import CosineProgress, Deadline, StepProgress
     from netwright.train.self_distillation import PSKDLoss, PSKDTargets, fit_pskd, pskd_alpha
@@ -107,10 +117,12 @@ __all__ = [
     "Deadline",
     "GradientNoise",
     "GradientNoiseCallback",
+    "Loader",
     "NoisyOptimizer",
     "PSKDCallback",
     "PSKDLoss",
     "PSKDTargets",
+    "PatchDrawing",
     "RMSpropTF",
     "StepProgress",
     "TrActCallback",
@@ -122,12 +134,14 @@ __all__ = [
     "add_gradient_noise_",
     "apply_tract",
     "apply_weight_compander",
+    "channels_last",
     "compand",
     "crossover",
     "distillation_loss",
     "evaluate",
     "expand_inverse",
     "fit",
+    "fit_masked_autoencoder",
     "fit_pskd",
     "noise_variance",
     "param_groups",
@@ -139,14 +153,4 @@ __all__ = [
     "weight_statistics",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _NAMES:
-        return getattr(importlib.import_module(f"netwright.train.{_NAMES[name]}"), name)
-    if name in _MODULES:
-        return importlib.import_module(f"netwright.train.{name}")
-    raise AttributeError(f"module 'netwright.train' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*__all__, *_MODULES])
+__getattr__, __dir__ = exports(__name__, _NAMES, __all__, _MODULES)

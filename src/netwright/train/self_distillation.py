@@ -287,7 +287,7 @@ def fit_pskd(
     validation: Iterable[Any] | None = None,
     checkpoint: str | Path | None = None,
 ) -> History:
-    """Trains a network with PS-KD, in place; :func:`netwright.train.fit.fit` with the callback has every option.
+    """Trains a network with PS-KD, in place; :func:`netwright.train.fit` with the callback has every option.
 
     Args:
         model: A network that gives logits, or a ``LightningModule`` whose loss takes rows of probabilities.
@@ -317,8 +317,8 @@ def fit_pskd(
         2
     """
     from netwright.data.tensors import Batches
+    from netwright.train import fit
     from netwright.train.callbacks import PSKDCallback
-    from netwright.train.fit import fit
 
     IndexedDataset(train_set)
     return fit(

@@ -5,8 +5,9 @@ Names are resolved when they are first used, so that importing this package load
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from netwright.lazy import exports
 
 _NAMES = {
     "BackMapped": "back",
@@ -66,13 +67,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _NAMES:
-        return getattr(importlib.import_module(f"netwright.verify.{_NAMES[name]}"), name)
-    if name in _MODULES:
-        return importlib.import_module(f"netwright.verify.{name}")
-    raise AttributeError(f"module 'netwright.verify' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*__all__, *_MODULES])
+__getattr__, __dir__ = exports(__name__, _NAMES, __all__, _MODULES)

@@ -2,7 +2,6 @@ import pytest
 import torch
 from torch import nn
 
-from netwright.compress import magnitude
 from netwright.compress.low_rank import LowRankConv2d, LowRankLinear, decompose, finalize, low_rank_layers
 from netwright.seeding import seeded, stream
 
@@ -55,37 +54,6 @@ def test_factors_are_balanced_and_prefixes_are_the_best_of_their_rank(shape):
     assert low.used == low.rank == min(shape)
 
 
-def test_a_decomposed_network_is_the_same_function():
-    net = network().eval()
-    low = decompose(net)
-    assert torch.allclose(low(X), net(X), atol=1e-5)
-    assert list(low_rank_layers(low)) == ["0", "3", "6", "8"]
-    assert not low.training
-    assert isinstance(net[0], nn.Conv2d)
-
-
-def test_which_layers_are_decomposed():
-    assert list(low_rank_layers(decompose(network(), ignore_first=1, ignore_last=True))) == ["3", "6"]
-    assert list(low_rank_layers(decompose(network(), layers=(nn.Linear,)))) == ["6", "8"]
-    shared = nn.Linear(4, 4)
-    low = decompose(nn.Sequential(shared, nn.ReLU(), shared))
-    assert low[0] is low[2]
-    pruned = magnitude(network(), 0.7)
-    assert torch.allclose(decompose(pruned).eval()(X), pruned.eval()(X), atol=1e-5)
-    attention = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
-    low = decompose(attention)
-    assert list(low_rank_layers(low)) == ["linear1", "linear2"]
-    x = torch.randn(2, 3, 8, generator=stream(0, "tokens"))
-    with torch.no_grad():
-        assert torch.allclose(low(x), attention(x), atol=1e-5)
-
-
-def test_groups_are_skipped_with_a_warning(capsys):
-    net = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 1))
-    assert list(low_rank_layers(decompose(net))) == ["1"]
-    assert "groups are not decomposed: 0" in capsys.readouterr().err
-
-
 def test_gradient_of_what_is_truncated_is_exactly_zero():
     low = decompose(network())
     with low[6].truncate(3), low[0].truncate(1):
@@ -121,8 +89,19 @@ def test_importance_and_shrinking():
         assert bool((layer.importance().diff() <= 0).all())
         ranks = layer.rank
         assert layer.shrink(0.0) == ranks
+        assert layer.shrink(0.0, hierarchical=False) == ranks
         assert layer.shrink(float(tail[2]) * 0.999) == 3
         assert layer.shrink(float("inf")) == 0
+
+
+def test_plain_shrinking_looks_at_single_terms():
+    layer = LowRankLinear(4, 4)
+    with torch.no_grad():
+        for factor in (layer.U, layer.V):
+            factor.copy_(torch.diag(torch.tensor([2.0, 0.0, 1.0, 0.1])))
+    assert layer.importance(hierarchical=False).tolist() == pytest.approx([4, 0, 1, 0.01], abs=1e-5)
+    assert layer.shrink(0.5, hierarchical=False) == 3  # the empty second term stays before the third
+    assert layer.shrink(2.0, hierarchical=False) == 1
 
 
 @pytest.mark.parametrize("dense", [nn.Linear(6, 4), nn.Conv2d(2, 5, 3, padding=1), nn.Conv2d(2, 5, 3, bias=False)])
@@ -136,29 +115,6 @@ def test_rank_nought_gives_the_bias(dense):
         bias = torch.zeros(1) if dense.bias is None else dense.bias
         assert torch.equal(out, (bias[:, None, None] if isinstance(dense, nn.Conv2d) else bias).expand_as(out))
     assert sum(p.numel() for p in finalize(low).parameters()) == (0 if dense.bias is None else len(dense.bias))
-
-
-def test_finalised_networks_are_plain_and_never_larger():
-    low = decompose(network().eval())
-    full = sum(p.numel() for p in network().parameters())
-    assert sum(p.numel() for p in finalize(low).parameters()) == full
-    for name, rank in (("0", 1), ("3", 3), ("6", 5), ("8", 4)):
-        low.get_submodule(name).rank = rank
-    plain = finalize(low)
-    assert torch.allclose(plain(X), low(X), atol=1e-5)
-    assert not any(isinstance(m, (LowRankLinear, LowRankConv2d)) for m in plain.modules())
-    assert isinstance(plain[6], nn.Sequential)
-    assert isinstance(plain[8], nn.Linear)
-    assert sum(p.numel() for p in plain.parameters()) < full
-    assert low[6].max_rank == 20  # the original is not sliced
-
-
-def test_break_even():
-    layer = LowRankLinear(256, 120)
-    assert layer.break_even == 81
-    for rank, kind in ((81, nn.Sequential), (82, nn.Linear)):
-        layer.rank = rank
-        assert isinstance(finalize(layer), kind)
 
 
 def test_the_rank_is_part_of_the_state():
@@ -177,10 +133,6 @@ def test_the_rank_is_part_of_the_state():
         (lambda: LowRankLinear(4, 3, rank=4), r"rank must lie in 1..3, got 4"),
         (lambda: LowRankLinear(4, 3).shrink(-1.0), "eps must be >= 0"),
         (lambda: LowRankConv2d(nn.Conv2d(4, 4, 3, groups=2)), "groups must be 1, got 2"),
-        (lambda: decompose(nn.ReLU()), "must hold a layer to decompose"),
-        (lambda: decompose(network(), ignore_first=4), "must hold a layer to decompose"),
-        (lambda: decompose(network(), ignore_first=-1), "ignore_first must be >= 0"),
-        (lambda: finalize(network()), "decompose it first"),
     ],
 )
 def test_bad_input(call, told):

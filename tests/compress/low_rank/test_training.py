@@ -15,7 +15,7 @@ from netwright.compress.low_rank import (
 from netwright.data import Batches, load
 from netwright.metrics import accuracy
 from netwright.seeding import seeded
-from netwright.train.fit import Classifier, evaluate, fit
+from netwright.train import Classifier, evaluate, fit
 
 
 def recovered(C, steps, truncate=True):

@@ -3,16 +3,14 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from netwright.compress import prune
 from netwright.compress.quantize import (
     DifferentiableQuantizer,
+    NonuniformQuantizer,
     UniformQuantizer,
-    baked,
     nonuniform_quantize,
     post_training_quantize,
     uniform_quantize,
 )
-from netwright.nn.sparse import sparsify
 from netwright.seeding import seeded, stream
 
 
@@ -136,55 +134,31 @@ def test_a_learned_network_survives_its_state():
     assert torch.equal(other.weight, net.weight)
 
 
-@pytest.mark.parametrize("make", [lambda net: prune.magnitude(net, 0.8), lambda net: sparsify(net, 0.2)])
-def test_zeros_of_pruning_stay(make):
-    pruned = make(network())
-    rounded = post_training_quantize(pruned, 2)
-    before = prune.sparsity(pruned)
-    assert prune.sparsity(rounded).kept == before.kept
-    weight = rounded[3].weight
-    original = prune.effective_weight(pruned[3])
-    kept = original != 0
-    assert torch.equal(weight[kept], uniform_quantize(original[kept], 2))
-    rounded(X).sum().backward()
-    gradient = rounded[3].parametrizations.weight.original.grad
-    assert gradient[kept].any()
-    assert not gradient[~kept].any()
-    assert prune.sparsity(baked(rounded)).kept == before.kept
+def test_both_gradients_at_once():
+    """The points' gradient is that of fixed weights, the weights' that of the rounded ones, bit for bit."""
+    weight = torch.randn(600, generator=stream(0, "w"))
+    factor = torch.randn(600, generator=stream(0, "f"))
+    fixed, free = DifferentiableQuantizer(weight, 5), NonuniformQuantizer(weight, 5)
+    assert torch.equal(fixed.points, free.points)
+    w = weight.clone().requires_grad_()
+    assert torch.equal(free(w), fixed(weight))
+    (free(w) * factor).sum().backward()
+    (fixed(weight) * factor).sum().backward()
+    assert torch.equal(free.points.grad, fixed.points.grad)
+    assert torch.equal(w.grad, factor)
+    values, _ = nonuniform_quantize(2 * weight + 1, free.points.detach())
+    assert torch.allclose(free(2 * weight + 1), values, atol=1e-6)  # scales follow the tensor, the fixed ones do not
+    assert torch.equal(fixed(2 * weight + 1), fixed(weight))
 
 
-def test_which_tensors_take_part():
-    def quantised(**options):
-        net = post_training_quantize(network(), 2, **options)
-        return {
-            n.replace("parametrizations.", "").replace(".original", "")
-            for n, _ in net.named_parameters()
-            if "orig" in n
-        }
-
-    assert quantised() == {"0.weight", "3.weight", "5.weight"}
-    assert quantised(quantize_first_last=False) == {"3.weight"}
-    assert quantised(quantize="all") == {n for n, _ in network().named_parameters()}
-
-
-def test_projections_of_attention_take_part():
-    with seeded(0, "init"):
-        net = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
-    rounded, x = post_training_quantize(net, 2), torch.randn(2, 3, 16, generator=stream(0, "tokens"))
-    assert len(rounded.self_attn.in_proj_weight.unique()) <= 4 * 3
-    with torch.no_grad():
-        assert not torch.allclose(rounded(x), net(x), atol=1e-2)
-        assert torch.allclose(baked(rounded)(x), rounded(x), atol=1e-5)
-    assert list(baked(rounded).state_dict()) == list(net.state_dict())
-
-
-def test_baked_is_plain_in_the_usual_order():
-    for which in ("weights", "all"):
-        rounded = post_training_quantize(network(), 2, quantize=which)
-        plain = baked(rounded)
-        assert list(plain.state_dict()) == list(network().state_dict())
-        assert torch.equal(plain.eval()(X), rounded.eval()(X))
-        assert parametrize.is_parametrized(rounded[0])
+def test_free_weights_keep_their_zeros():
+    weight = torch.randn(40, generator=stream(0, "w"))
+    kept = torch.arange(40) % 3 > 0
+    quantizer = NonuniformQuantizer(weight, 4, kept=kept)
+    w = weight.clone().requires_grad_()
+    quantizer(w).sum().backward()
+    assert not quantizer(weight)[~kept].any()
+    assert torch.equal(w.grad, kept.float())
 
 
 @pytest.mark.parametrize(
@@ -196,14 +170,10 @@ def test_baked_is_plain_in_the_usual_order():
         (lambda: UniformQuantizer(2, stochastic=True), "needs a generator"),
         (lambda: DifferentiableQuantizer(torch.ones(4), 1), "points must be at least 2"),
         (lambda: DifferentiableQuantizer(torch.ones(4) / 0), "weight must be finite"),
-        (lambda: DifferentiableQuantizer(torch.ones(4), init="random"), "init must be"),
-        (lambda: post_training_quantize(nn.ReLU(), 2), "must hold weights to quantise"),
-        (lambda: post_training_quantize(nn.Linear(2, 2), 2, quantize="biases"), "quantize must be one of"),
-        (lambda: post_training_quantize(nn.Linear(2, 2), 2, quantize_first_last=False), "without any left"),
-        (
-            lambda: post_training_quantize(post_training_quantize(nn.Linear(2, 2), 2), 2),
-            "another parametrization in",
-        ),
+        (lambda: DifferentiableQuantizer(torch.ones(4), init="random"), "init must be one of"),
+        (lambda: NonuniformQuantizer(torch.ones(4), 1), "points must be at least 2"),
+        (lambda: NonuniformQuantizer(torch.ones(4) / 0), "weight must be finite"),
+        (lambda: NonuniformQuantizer(torch.ones(4), torch.tensor([1.0, 0.0])), "points must be sorted"),
     ],
 )
 def test_bad_input(call, told):

@@ -1,21 +1,25 @@
+import lightning
 import pytest
 import torch
 from torch import nn
 
-from netwright.compress.distill import DistillationLoss
+from netwright.compress.distill import DistillationLoss, distill
 from netwright.compress.quantize import (
     allocate_points,
+    alternating_quantization,
     baked,
     differentiable_quantization,
+    pack,
     post_training_quantize,
     quantized_distillation,
+    unpack,
 )
-from netwright.compress.quantize.quantizers import quantizers
+from netwright.compress.quantize.placing import quantizers
 from netwright.compress.quantize.training import gradient_norms
 from netwright.data import Batches, load
 from netwright.metrics import accuracy
 from netwright.seeding import seeded
-from netwright.train.fit import Classifier, evaluate, fit
+from netwright.train import Classifier, evaluate, fit
 
 EPOCHS = 4
 
@@ -70,6 +74,47 @@ def test_learned_points_beat_even_ones_and_leave_the_weights(trained):
         assert bool((quantizer.points[1:] >= quantizer.points[:-1]).all())
     assert not torch.equal(found[2].running_mean, before["2.running_mean"])
     assert score(found) > score(post_training_quantize(net, 2))
+
+
+class Watch(lightning.Callback):
+    """What moved in each epoch: points, weights."""
+
+    def __init__(self):
+        self.moved = []
+
+    def state(self, module):
+        return {name: value.detach().clone() for name, value in module.network.named_parameters()}
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.before = self.state(pl_module)
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        now = self.state(pl_module)
+        changed = {name for name, value in now.items() if not torch.equal(value, self.before[name])}
+        points = {name for name in now if name.endswith("points")}
+        self.moved.append((bool(changed & points), bool(changed - points), changed))
+
+
+@pytest.mark.parametrize("epochs", [1, 4])
+def test_points_and_weights_take_turns(trained, monkeypatch, epochs):
+    net, batches, score = trained
+    watch = Watch()
+
+    def watched(*given, callbacks=(), **options):
+        return distill(*given, callbacks=[*callbacks, watch], **options)
+
+    monkeypatch.setattr("netwright.compress.quantize.training.distill", watched)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    found = alternating_quantization(net, net, batches, bits=2, epochs=epochs, lr=0.02, points_lr=1e-4)
+    turns = [(points, weights) for points, weights, _ in watch.moved]
+    assert turns == [(True, False), (False, True)] * (epochs // 2) if epochs > 1 else turns == [(False, True)]
+    assert {"1.bias", "2.weight", "1.parametrizations.weight.original"} <= watch.moved[-1][2]
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert all(p.requires_grad for p in found.parameters())
+    assert len(found[1].weight.unique()) > 4  # in buckets
+    if epochs > 1:
+        assert score(found) > score(post_training_quantize(net, 2)) + 0.05
+        assert torch.equal(unpack(pack(found), net)[1].weight, found[1].weight)
 
 
 def test_points_go_where_gradients_are_large(trained):
@@ -129,6 +174,9 @@ def test_points_add_up():
         (lambda: allocate_points([1.0], 1), "points_per_tensor must be >= 2"),
         (lambda: differentiable_quantization(nn.Linear(2, 2), [], lr=0), "lr must be > 0"),
         (lambda: differentiable_quantization(nn.Linear(2, 2), [], bits=0), "bits must lie in"),
+        (lambda: alternating_quantization(nn.Linear(2, 2), nn.Linear(2, 2), [], bits=17), "bits must lie in"),
+        (lambda: alternating_quantization(nn.Linear(2, 2), nn.Linear(2, 2), [], lr=0), "lr must be > 0, got 0"),
+        (lambda: alternating_quantization(nn.Linear(2, 2), nn.Linear(2, 2), [], points_lr=-1), "points_lr must be > 0"),
         (lambda: gradient_norms(nn.Linear(2, 2), []), "at least 1 batch"),
     ],
 )

@@ -6,6 +6,7 @@ Polino, Pascanu and Alistarh, "Model compression via distillation and quantizati
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from typing import Any, cast
 
 import lightning
@@ -14,18 +15,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from netwright.compress.distill import DistillationLoss
-from netwright.compress.quantize.quantizers import (
-    DifferentiableQuantizer,
-    Gradient,
-    UniformQuantizer,
-    Which,
-    kept_weights,
-    quantizers,
-    targets,
-)
+from netwright.compress.quantize.placing import Which, kept_weights, quantizers, targets
+from netwright.compress.quantize.quantizers import Gradient, LearnedPoints, UniformQuantizer
 from netwright.data.tensors import Batches
 from netwright.nn.sparse import clone
-from netwright.train.fit import Classifier, Loader, channels_last
+from netwright.train import Classifier, Loader, channels_last
 
 
 class Distiller(Classifier):
@@ -142,4 +136,34 @@ class SortedPoints(lightning.Callback):
     ) -> None:
         """Sorts them."""
         for *_, quantizer in quantizers(pl_module):
-            cast(DifferentiableQuantizer, quantizer).sort_()
+            cast(LearnedPoints, quantizer).sort_()
+
+
+class AlternatingEpochs(lightning.Callback):
+    """Trains some parameters in every other epoch and the rest in those between, the rest in the last.
+
+    What does not train has no gradient, so that an optimiser of both leaves it as it is.
+
+    Args:
+        first: ``id`` of each parameter that is not trained in the last epoch.
+    """
+
+    def __init__(self, first: Collection[int]):
+        self.first = frozenset(first)
+        self._trained: list[nn.Parameter] = []
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Remembers what is trained at all."""
+        self._trained = [parameter for parameter in pl_module.parameters() if parameter.requires_grad]
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Chooses what is trained in this epoch."""
+        rest = (int(trainer.max_epochs or 1) - trainer.current_epoch) % 2 == 1
+        for parameter in self._trained:
+            parameter.requires_grad_((id(parameter) in self.first) != rest)
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Makes all of them trainable again."""
+        for parameter in self._trained:
+            parameter.requires_grad_(True)
+        self._trained = []

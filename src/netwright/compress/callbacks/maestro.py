@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from netwright.compress.low_rank.layers import low_rank_layers
+from netwright.compress.low_rank.decomposing import low_rank_layers
 from netwright.compress.low_rank.ordered import (
     Mode,
     hierarchical_group_lasso,
@@ -27,7 +27,7 @@ from netwright.compress.low_rank.ordered import (
     truncated,
 )
 from netwright.seeding import derive
-from netwright.train.fit import Classifier, channels_last
+from netwright.train import Classifier, channels_last
 
 
 class MaestroCallback(lightning.Callback):
@@ -41,7 +41,7 @@ class MaestroCallback(lightning.Callback):
         lam: Weight of the penalty, >= 0.
         eps: Importance below which trailing terms are let go, >= 0.
         mode: Of :func:`~netwright.compress.low_rank.ordered.ordered_rank_sampler`.
-        hierarchical: Whether the penalty of a term includes those behind it.
+        hierarchical: Whether penalty and importance of a term include those behind it.
         calibration: Batches for the batch norms; None leaves them.
         calibration_batches: How many of these; all by default.
         seed: Of the order of truncations.
@@ -116,7 +116,7 @@ class MaestroCallback(lightning.Callback):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Lets go of terms, and logs the sum of the ranks."""
-        ranks = progressive_shrink(pl_module, self.eps)
+        ranks = progressive_shrink(pl_module, self.eps, self.hierarchical)
         pl_module.log("ranks", float(sum(ranks.values())))
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:

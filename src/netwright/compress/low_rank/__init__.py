@@ -5,16 +5,17 @@ Horvath, Laskaridis, Rajput and Wang, "Maestro: Uncovering Low-Rank Structures v
 arXiv:2308.14929.
 """
 
+from netwright.compress.low_rank.attention import SplitAttention
 from netwright.compress.low_rank.budget import LowRankCost, low_rank_cost, prune_to_budget, singular_cut, svd_truncate
-from netwright.compress.low_rank.layers import (
-    LowRankConv2d,
-    LowRankLinear,
+from netwright.compress.low_rank.decomposing import (
     decompose,
     factored_ranks,
     finalize,
     low_rank_layers,
+    split_attention,
     with_ranks,
 )
+from netwright.compress.low_rank.layers import LowRankConv2d, LowRankLinear
 from netwright.compress.low_rank.ordered import (
     hierarchical_group_lasso,
     ordered_rank_sampler,
@@ -28,6 +29,7 @@ __all__ = [
     "LowRankConv2d",
     "LowRankCost",
     "LowRankLinear",
+    "SplitAttention",
     "decompose",
     "factored_ranks",
     "finalize",
@@ -40,6 +42,7 @@ __all__ = [
     "prune_to_budget",
     "recalibrate_batchnorm",
     "singular_cut",
+    "split_attention",
     "svd_truncate",
     "truncated",
     "with_ranks",

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from netwright.compress.low_rank.layers import LowRankLayer, decompose, finalize, low_rank_layers
+from netwright.compress.low_rank.decomposing import decompose, finalize, low_rank_layers
+from netwright.compress.low_rank.layers import LowRankLayer
 from netwright.cost import count
 from netwright.nn.activations import caught
 from netwright.nn.modes import in_mode

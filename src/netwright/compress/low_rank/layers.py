@@ -10,18 +10,14 @@ The factors are stored as (r, m) and (r, n), so that the first k terms are a vie
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
-
-from netwright.console import warn
-from netwright.data.problems import listing
-from netwright.nn.sparse import clone, to_dense
 
 
 class LowRankLayer(nn.Module):
@@ -91,15 +87,21 @@ class LowRankLayer(nn.Module):
         """|U_i..| |V_i..| of each term in use: of it and all behind it, or of it alone."""
         return self.tail_norms(self.U, hierarchical) * self.tail_norms(self.V, hierarchical)
 
-    def shrink(self, eps: float) -> int:
+    def shrink(self, eps: float, hierarchical: bool = True) -> int:
         """Lets go of the trailing terms whose importance is below ``eps``; the new rank, which may be 0.
+
+        Args:
+            eps: >= 0.
+            hierarchical: Whether a term's importance includes those behind it. Without, a term of no importance stays
+                as long as one behind it has some.
 
         Raises:
             ValueError: If ``eps`` is negative.
         """
         if not eps >= 0:
             raise ValueError(f"eps must be >= 0, got {eps}")
-        self.rank = int((self.importance() >= eps).sum())
+        keep = (self.importance(hierarchical) >= eps).nonzero()
+        self.rank = int(keep[-1]) + 1 if len(keep) else 0
         return self.rank
 
     def get_extra_state(self) -> Tensor:
@@ -279,136 +281,3 @@ def _with(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
 
 def _pair(first: nn.Module, second: nn.Module, training: bool) -> nn.Sequential:
     return nn.Sequential(first, second).train(training)
-
-
-def low_rank_layers(model: nn.Module) -> dict[str, LowRankLayer]:
-    """The decomposed layers by name.
-
-    Raises:
-        ValueError: If there is none.
-
-    Example:
-        >>> list(low_rank_layers(decompose(nn.Sequential(nn.Linear(3, 3), nn.ReLU()))))
-        ['0']
-    """
-    found = {name: part for name, part in model.named_modules() if isinstance(part, LowRankLayer)}
-    if not found:
-        raise ValueError(f"model must hold low-rank layers, got {type(model).__name__} without one: decompose it first")
-    return found
-
-
-def decompose(
-    model: nn.Module,
-    *,
-    ignore_first: int = 0,
-    ignore_last: bool = False,
-    layers: Sequence[type[nn.Module]] = (nn.Linear, nn.Conv2d),
-) -> nn.Module:
-    """A copy of a network whose linear and convolutional layers are two factors each; it computes the same function.
-
-    Convolutions with groups stay as they are, with a warning, as do subclasses, which may do more than their name says
-    (what ``torch.nn.MultiheadAttention`` projects with is one).
-
-    Args:
-        model: The network, trained or not; it is not changed. Masks are baked in.
-        ignore_first: How many layers at the beginning to leave alone.
-        ignore_last: Whether to leave the last one alone.
-        layers: Kinds of layers to decompose.
-
-    Raises:
-        ValueError: If no layer is left to decompose, or ``ignore_first`` is negative.
-
-    Example:
-        >>> net = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
-        >>> low, x = decompose(net, ignore_last=True), torch.rand(3, 8)
-        >>> type(low[0]).__name__, type(low[2]).__name__, torch.allclose(low(x), net(x), atol=1e-5)
-        ('LowRankLinear', 'Linear', True)
-    """
-    if ignore_first < 0:
-        raise ValueError(f"ignore_first must be >= 0, got {ignore_first}")
-    model = to_dense(model)
-    found = [(name, part) for name, part in model.named_modules() if type(part) in tuple(layers)]
-    chosen = found[ignore_first : len(found) - int(ignore_last)]
-    grouped = [name for name, part in chosen if isinstance(part, nn.Conv2d) and part.groups != 1]
-    if grouped:
-        warn(f"convolutions with groups are not decomposed: {listing(grouped)}")
-    new: dict[int, nn.Module] = {}
-    for name, part in chosen:
-        if name not in grouped:
-            new[id(part)] = LowRankConv2d(part) if isinstance(part, nn.Conv2d) else LowRankLinear.from_dense(part)
-    if not new:
-        raise ValueError(f"model must hold a layer to decompose, got {type(model).__name__} without one left")
-    return _replaced(model, new)
-
-
-def finalize(model: nn.Module) -> nn.Module:
-    """A plain copy: two layers where factors have fewer parameters than the product, one dense layer elsewhere.
-
-    Terms that are not in use are sliced off. A layer of rank 0 keeps its kind, and gives its bias.
-
-    Raises:
-        ValueError: If there is no low-rank layer.
-
-    Example:
-        >>> low = decompose(nn.Sequential(nn.Linear(256, 120)))
-        >>> low[0].rank = 81
-        >>> [tuple(p.shape) for p in finalize(low).parameters()]
-        [(81, 256), (120, 81), (120,)]
-    """
-    model = clone(model)
-    new: dict[int, nn.Module] = {}
-    for layer in low_rank_layers(model).values():
-        if layer.rank == 0:
-            layer.U, layer.V = nn.Parameter(layer.U.detach()[:0]), nn.Parameter(layer.V.detach()[:0])
-        else:
-            form: Any = layer
-            new[id(layer)] = form.factors() if layer.rank <= layer.break_even else form.to_dense()
-    return _replaced(model, new)
-
-
-def factored_ranks(model: nn.Module) -> dict[str, int]:
-    """Of each layer that :func:`finalize` makes two, the rank: all that :func:`with_ranks` needs.
-
-    Raises:
-        ValueError: If there is no low-rank layer.
-    """
-    layers = low_rank_layers(model).items()
-    return {name: layer.rank for name, layer in layers if 0 < layer.rank <= layer.break_even}
-
-
-def with_ranks(model: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
-    """A copy of a plain network in the form that :func:`finalize` gave another, its factors still to be filled in.
-
-    Args:
-        model: The network before it was decomposed.
-        ranks: From :func:`factored_ranks`.
-
-    Raises:
-        ValueError: If a name is none of a linear or convolutional layer.
-
-    Example:
-        >>> net = with_ranks(nn.Sequential(nn.Linear(8, 6), nn.ReLU()), {"0": 2})
-        >>> [tuple(p.shape) for p in net.parameters()]
-        [(2, 8), (6, 2), (6,)]
-    """
-    model = to_dense(model)
-    new: dict[int, nn.Module] = {}
-    for name, rank in ranks.items():
-        layer = dict(model.named_modules()).get(name)
-        if type(layer) not in (nn.Linear, nn.Conv2d):
-            raise ValueError(f"ranks must name linear or convolutional layers, got {name!r}")
-        weight: Tensor = layer.weight  # type: ignore[union-attr]
-        empty = weight.new_zeros(rank, len(weight)), weight.new_zeros(rank, weight[0].numel())
-        if isinstance(layer, nn.Conv2d):
-            new[id(layer)] = LowRankConv2d(layer, empty).factors()
-        elif isinstance(layer, nn.Linear):
-            new[id(layer)] = LowRankLinear.from_dense(layer, empty).factors()
-    return _replaced(model, new)
-
-
-def _replaced(model: nn.Module, new: dict[int, nn.Module]) -> nn.Module:
-    """Puts new modules in the place of others, wherever these are used."""
-    for path, part in list(model.named_modules(remove_duplicate=False)):
-        if path and id(part) in new:
-            model.set_submodule(path, new[id(part)])
-    return new.get(id(model), model)

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from netwright.compress.low_rank.layers import low_rank_layers
+from netwright.compress.low_rank.decomposing import low_rank_layers
 from netwright.nn.batchnorm import recalibrate
 from netwright.seeding import stream
 
@@ -118,10 +118,15 @@ def hierarchical_group_lasso(model: nn.Module, hierarchical: bool = True) -> Flo
     return torch.stack(norms).sum()
 
 
-def progressive_shrink(model: nn.Module, eps: float = 1e-5) -> dict[str, int]:
+def progressive_shrink(model: nn.Module, eps: float = 1e-5, hierarchical: bool = True) -> dict[str, int]:
     """Lets go of the trailing terms of every layer whose importance is below ``eps``.
 
     They are only left out: parameters stay the same objects, so an optimiser goes on. :func:`finalize` slices.
+
+    Args:
+        model: A network with low-rank layers.
+        eps: >= 0.
+        hierarchical: Whether a term's importance includes those behind it.
 
     Returns:
         The ranks.
@@ -134,7 +139,7 @@ def progressive_shrink(model: nn.Module, eps: float = 1e-5) -> dict[str, int]:
         >>> progressive_shrink(decompose(nn.Sequential(nn.Linear(4, 3))), eps=float("inf"))
         {'0': 0}
     """
-    return {name: layer.shrink(eps) for name, layer in low_rank_layers(model).items()}
+    return {name: layer.shrink(eps, hierarchical) for name, layer in low_rank_layers(model).items()}
 
 
 def recalibrate_batchnorm(model: _M, loader: Iterable[Any], batches: int | None = None) -> _M:

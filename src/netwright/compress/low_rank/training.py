@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import lightning
 
     from netwright.results import History
-    from netwright.train.fit import Loader
+    from netwright.train import Loader
 
 
 def fit_maestro(
@@ -55,7 +55,7 @@ def fit_maestro(
         weight_decay: Of the factors; it acts as a penalty on singular values, beside ``lam``.
         optimizer: Makes another optimiser.
         mode: Of :func:`~netwright.compress.low_rank.ordered.ordered_rank_sampler`.
-        hierarchical: Whether the penalty of a term includes those behind it.
+        hierarchical: Whether penalty and importance of a term include those behind it.
         validation: Batches to watch.
         callbacks: More of Lightning's.
         calibration_batches: Batches of ``loader`` from which batch norms are measured anew; None for all.
@@ -68,7 +68,7 @@ def fit_maestro(
         ValueError: If an argument is out of its range, or there is no low-rank layer.
     """
     from netwright.compress.callbacks import FullPassClassifier, MaestroCallback
-    from netwright.train.fit import Classifier, fit
+    from netwright.train import Classifier, fit
     from netwright.train.schedules import CosineProgress
 
     kind = FullPassClassifier if full_pass else Classifier

@@ -3,12 +3,8 @@
 Polino, Pascanu and Alistarh, "Model compression via distillation and quantization", ICLR 2018, arXiv:1802.05668.
 """
 
-from netwright.compress.quantize.quantizers import (
-    DifferentiableQuantizer,
-    UniformQuantizer,
-    baked,
-    post_training_quantize,
-)
+from netwright.compress.quantize.placing import baked, post_training_quantize
+from netwright.compress.quantize.quantizers import DifferentiableQuantizer, NonuniformQuantizer, UniformQuantizer
 from netwright.compress.quantize.scaling import BucketScaler, nonuniform_quantize, uniform_quantize
 from netwright.compress.quantize.storage import (
     SizeReport,
@@ -20,6 +16,7 @@ from netwright.compress.quantize.storage import (
 )
 from netwright.compress.quantize.training import (
     allocate_points,
+    alternating_quantization,
     differentiable_quantization,
     quantized_distillation,
 )
@@ -27,10 +24,12 @@ from netwright.compress.quantize.training import (
 __all__ = [
     "BucketScaler",
     "DifferentiableQuantizer",
+    "NonuniformQuantizer",
     "SizeReport",
     "TensorSize",
     "UniformQuantizer",
     "allocate_points",
+    "alternating_quantization",
     "baked",
     "compressed_size",
     "differentiable_quantization",

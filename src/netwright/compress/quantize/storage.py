@@ -26,7 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from netwright.compress.quantize.quantizers import Quantizer, UniformQuantizer, baked, kept_weights, quantizers
+from netwright.compress.quantize.placing import baked, kept_weights, quantizers
+from netwright.compress.quantize.quantizers import Quantizer, UniformQuantizer
 from netwright.compress.quantize.scaling import MOST_BITS, BucketScaler
 from netwright.console import UserError, table
 from netwright.deploy.stored import filled, gaps_of
@@ -200,7 +201,7 @@ def pack(model: nn.Module, metadata: Mapping[str, str] | None = None) -> bytes:
         metadata: More texts to keep in the header.
 
     Returns:
-        A safetensors file; :func:`unpack` reads it.
+        A safetensors file; :func:`unpack` reads it. Equal networks give equal bytes.
 
     Example:
         >>> from netwright.compress.quantize import post_training_quantize
@@ -240,8 +241,9 @@ def pack(model: nn.Module, metadata: Mapping[str, str] | None = None) -> bytes:
             "bucket_size": quantizer.scaler.bucket_size,
             "count": count,
         }
-    header = {"format": FORMAT, "version": VERSION, "tensors": described}
-    return save(tensors, {**(metadata or {}), "netwright": json.dumps(header)})
+    header = {"format": FORMAT, "version": VERSION, "tensors": described, "metadata": dict(metadata or {})}
+    # Under one name: safetensors writes several in an order that differs from call to call.
+    return save(tensors, {"netwright": json.dumps(header)})
 
 
 def unpack(blob: bytes, model: _M) -> _M:
@@ -264,7 +266,7 @@ def unpack(blob: bytes, model: _M) -> _M:
 
     cure = "pack it again"
     try:
-        header = json.loads(packed_metadata(blob)["netwright"])
+        header = _header(blob)
         if header["format"] != FORMAT or header["version"] != VERSION:
             raise UserError(f"not {FORMAT} of version {VERSION}", cure=cure)
         tensors = load(blob)
@@ -283,9 +285,13 @@ def unpack(blob: bytes, model: _M) -> _M:
 
 
 def packed_metadata(blob: bytes) -> dict[str, str]:
-    """The texts in the header of a packed network; damaged bytes raise anything."""
+    """The texts that :func:`pack` was given to keep; damaged bytes raise anything."""
+    return _header(blob)["metadata"]
+
+
+def _header(blob: bytes) -> dict[str, Any]:
     length = int.from_bytes(blob[:8], "little")
-    return json.loads(blob[8 : 8 + length])["__metadata__"]
+    return json.loads(json.loads(blob[8 : 8 + length])["__metadata__"]["netwright"])
 
 
 def _decoded(name: str, told: dict[str, Any], tensors: dict[str, np.ndarray]) -> Tensor:

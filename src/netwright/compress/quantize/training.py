@@ -2,35 +2,30 @@
 
 Polino, Pascanu and Alistarh, "Model compression via distillation and quantization", ICLR 2018, arXiv:1802.05668. The
 first trains the weights behind the rounding, with the distillation loss of a teacher; the second leaves the weights
-of a trained network as they are and learns where the levels lie, with the unquantised network as the teacher.
+of a trained network as they are and learns where the levels lie, with the unquantised network as the teacher. They can
+alternate, epoch by epoch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from netwright.compress.distill import DistillationLoss, distill
-from netwright.compress.quantize.quantizers import (
-    DifferentiableQuantizer,
-    Quantizer,
-    Which,
-    post_training_quantize,
-    quantize_with,
-    quantizers,
-    targets,
-)
+from netwright.compress.quantize.placing import Which, post_training_quantize, quantize_with, quantizers, targets
+from netwright.compress.quantize.quantizers import DifferentiableQuantizer, NonuniformQuantizer, Quantizer, Start
 from netwright.compress.quantize.scaling import check_bits
 from netwright.nn.batchnorm import frozen_statistics
 from netwright.nn.sparse import clone, to_dense
 
 if TYPE_CHECKING:
-    from netwright.train.fit import Loader
+    from netwright.train import Loader
 
 MEASURED_BATCHES = 5
+WEIGHT_DECAY = 5e-4
 _M = TypeVar("_M", bound=nn.Module)
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -84,7 +79,7 @@ def differentiable_quantization(
     *,
     bits: int = 4,
     bucket_size: int | None = 256,
-    init: Literal["quantiles", "uniform"] = "quantiles",
+    init: Start = "quantiles",
     lr: float = 1e-5,
     epochs: int = 10,
     allocate_bits: bool = False,
@@ -152,6 +147,75 @@ def differentiable_quantization(
     for parameter, before in zip(placed.parameters(), state, strict=True):
         parameter.requires_grad_(before)
     return placed
+
+
+def alternating_quantization(
+    student: _M,
+    teacher: nn.Module,
+    data: Loader,
+    *,
+    bits: int = 4,
+    bucket_size: int | None = 256,
+    init: Start = "quantiles",
+    epochs: int = 10,
+    lr: float = 0.05,
+    points_lr: float = 1e-5,
+    loss: DistillationLoss | None = None,
+    quantize: Which = "weights",
+    quantize_first_last: bool = True,
+    seed: int = 0,
+) -> _M:
+    """Differentiable quantization and quantised distillation in turn, epoch by epoch; the last epoch is of the second.
+
+    In one epoch the levels of a trained student move and all else stays, in the next its weights (and biases and norms)
+    move behind the rounding and the levels stay.
+
+    Args:
+        student: A trained network; it is not changed.
+        teacher: A trained network of as many classes.
+        data: As for :func:`netwright.compress.distill.distill`.
+        bits: 1..16: each tensor has 2^bits points.
+        bucket_size: Weights that share a scale; None for one scale a tensor.
+        init: ``"quantiles"`` or ``"uniform"``, where points start.
+        epochs: Of both together, at least 1.
+        lr: Learning rate of the weights, as for ``distill``.
+        points_lr: Learning rate of the points. A point's gradient is a sum over thousands of weights.
+        loss: As for ``distill``.
+        quantize: As for :func:`quantized_distillation`.
+        quantize_first_last: Likewise.
+        seed: Of everything random.
+
+    Returns:
+        The copy, which computes with weights at learned points; those behind them are in full precision.
+
+    Raises:
+        ValueError: If an argument is out of its range, or student and teacher have different numbers of classes.
+    """
+    from netwright.compress.callbacks import AlternatingEpochs, SortedPoints
+
+    for name, value in (("lr", lr), ("points_lr", points_lr)):
+        if not value > 0:
+            raise ValueError(f"{name} must be > 0, got {value}")
+    points = 2 ** check_bits(bits)
+
+    def make(parameter: Tensor, kept: Tensor | None, number: int) -> Quantizer:
+        return NonuniformQuantizer(parameter, points, bucket_size, init=init, kept=kept)
+
+    placed, made = quantize_with(student, make, quantize, quantize_first_last)
+    levels = {id(parameter) for quantizer in made for parameter in quantizer.parameters()}
+
+    def sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        found = list(parameters)
+        weights = [p for p in found if id(p) not in levels]
+        groups = [
+            {"params": [p for p in weights if p.ndim >= 2], "weight_decay": WEIGHT_DECAY, "lr": lr},
+            {"params": [p for p in weights if p.ndim < 2], "lr": lr},
+            {"params": [p for p in found if id(p) in levels], "lr": points_lr},
+        ]
+        return torch.optim.SGD([g for g in groups if g["params"]], lr=lr, momentum=0.9, nesterov=True)
+
+    turns = [SortedPoints(), AlternatingEpochs(levels)]
+    return distill(placed, teacher, data, epochs=epochs, loss=loss, optimizer=sgd, callbacks=turns, seed=seed)
 
 
 def gradient_norms(

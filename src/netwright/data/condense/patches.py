@@ -4,8 +4,9 @@ Zhou et al., "Dataset Quantization", ICCV 2023, arXiv:2308.10524, step 3: of the
 
     int(L (1 - theta))
 
-with the highest Grad-CAM++ importance are kept. The paper fills the gaps with a masked autoencoder; any module that
-maps (pixels, mask) to an image serves, and three fillers without training come along.
+with the highest Grad-CAM++ importance are kept. The paper fills the gaps with a masked autoencoder
+(:class:`netwright.nn.masked_autoencoder.MaskedAutoencoder`); any module that maps (pixels, mask) to an image serves,
+and three fillers without training come along.
 """
 
 from __future__ import annotations
@@ -195,8 +196,9 @@ def restore(patched: PatchedImages, inpainter: Filler = mean_of_kept) -> Tensor:
 
     Args:
         patched: From :func:`drop_patches`.
-        inpainter: :func:`mean_of_kept`, :func:`nearest_kept`, :func:`biharmonic`, or a module, a masked autoencoder
-            say. It works on floats; uint8 images are in 0..255 and rounded afterwards.
+        inpainter: :func:`mean_of_kept`, :func:`nearest_kept`, :func:`biharmonic`, or a module,
+            :class:`~netwright.nn.masked_autoencoder.MaskedAutoencoder` say. It works on floats; uint8 images are in
+            0..255 and rounded afterwards.
 
     Raises:
         ValueError: If the filler gives another shape.

@@ -8,8 +8,9 @@ Names are resolved when they are first used.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from netwright.lazy import exports
 
 _NAMES = {
     "COMPETITORS": "peers",
@@ -60,12 +61,4 @@ __all__ = [
     "summary",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _NAMES:
-        return getattr(importlib.import_module(f"netwright.deploy.bench.{_NAMES[name]}"), name)
-    raise AttributeError(f"module 'netwright.deploy.bench' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = exports(__name__, _NAMES, __all__)

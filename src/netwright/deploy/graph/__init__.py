@@ -5,8 +5,9 @@ Names are resolved when they are first used: the intermediate form and its check
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from netwright.lazy import exports
 
 _NAMES = {
     "Graph": "ir",
@@ -35,12 +36,4 @@ __all__ = [
     "run", "split",
 ]  # fmt: skip
 
-
-def __getattr__(name: str) -> Any:
-    if name in _NAMES:
-        return getattr(importlib.import_module(f"netwright.deploy.graph.{_NAMES[name]}"), name)
-    raise AttributeError(f"module 'netwright.deploy.graph' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = exports(__name__, _NAMES, __all__)

@@ -6,50 +6,18 @@ grad W = G^T x (x^T x / b + lambda I)^-1 = G^T (x x^T / b + lambda I)^-1 x
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
 
 from netwright.console import warn
+from netwright.nn.patches import Patches
 
-CHUNK = 2**22  # numbers of unfolded patches that are held at once
 Form = Literal["auto", "primal", "dual"]
 
 _warned: set[str] = set()
-
-
-class Patches(NamedTuple):
-    """How a layer reads its input: rows of what it multiplies with its weight."""
-
-    kernel: tuple[int, ...] = ()
-    stride: tuple[int, ...] = ()
-    dilation: tuple[int, ...] = ()
-    pads: tuple[int, ...] = ()
-    mode: str = "constant"
-    groups: int = 1
-
-    def of(self, x: Tensor) -> Iterator[Tensor]:
-        """The rows of each group, transposed: (groups, n, rows), in pieces."""
-        if not self.kernel:
-            yield x.reshape(-1, x.shape[-1]).T[None]
-            return
-        axes = len(self.kernel)
-        if x.ndim == axes + 1:
-            x = x[None]
-        if any(self.pads):
-            x = functional.pad(x, self.pads, mode=self.mode)
-        each = x[0].numel() * math.prod(self.kernel) // math.prod(self.stride)
-        order = [1, *range(2 + axes, 2 + 2 * axes), 0, *range(2, 2 + axes)]
-        for part in x.split(max(1, CHUNK // max(1, each))):
-            windows = part
-            for axis, (size, stride, dilation) in enumerate(zip(self.kernel, self.stride, self.dilation, strict=True)):
-                windows = windows.unfold(2 + axis, dilation * (size - 1) + 1, stride)[..., ::dilation]
-            inputs = part.shape[1] // self.groups * math.prod(self.kernel)
-            yield windows.permute(order).reshape(self.groups, inputs, -1)
 
 
 def check_lambda(lambda_: float) -> float:

@@ -11,7 +11,8 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from netwright.console import nearest
-from netwright.train.tract.gradient import Patches, Precondition, check_lambda
+from netwright.nn.patches import Patches
+from netwright.train.tract.gradient import Precondition, check_lambda
 
 
 class _TrAct:
@@ -24,15 +25,12 @@ class _TrAct:
     def _set_up(self, lambda_: float, sync_gram: bool) -> None:
         self.lambda_, self.sync_gram = check_lambda(lambda_), sync_gram
 
-    def patches(self) -> Patches:
-        """How the layer reads its input."""
-        return Patches()
-
     def _trained(self, x: Tensor) -> Tensor:
         weight = self.weight
         if not (torch.is_grad_enabled() and weight.requires_grad):
             return weight
-        return Precondition.apply(weight, x.detach(), self.lambda_, self.sync_gram, self.patches())
+        patches = Patches.of_layer(self)  # type: ignore[arg-type]  # every class that has this is a layer
+        return Precondition.apply(weight, x.detach(), self.lambda_, self.sync_gram, patches)
 
 
 class TrActLinear(_TrAct, nn.Linear):
@@ -96,12 +94,6 @@ class _TrActConv(_TrAct):
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
         )
         self._set_up(lambda_, sync_gram)
-
-    def patches(self) -> Patches:
-        layer: Any = self
-        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        pads = tuple(layer._reversed_padding_repeated_twice)
-        return Patches(layer.kernel_size, layer.stride, layer.dilation, pads, mode, layer.groups)
 
     def forward(self, input: Tensor) -> Tensor:
         """What the plain convolution gives."""

@@ -14,7 +14,7 @@ from netwright.data import Batches, load
 from netwright.deploy import onnx
 from netwright.metrics import accuracy
 from netwright.seeding import seeded, stream
-from netwright.train.fit import Classifier, evaluate, fit
+from netwright.train import Classifier, evaluate, fit
 
 X = torch.randn(4, 1, 8, 8, generator=stream(0, "x"))
 
@@ -90,7 +90,7 @@ def test_it_is_read_back_bit_for_bit(digits, chained):
     assert report.ranks
     assert same(again, small)
     assert same(unpacked(packed(small, report), net), small)
-    with pytest.raises(UserError, match="has no layer"):
+    with pytest.raises(UserError, match="do not fit the network"):
         unpacked(packed(small, report), nn.Sequential(nn.Linear(2, 2)))
     with pytest.raises(UserError, match="damaged"):
         unpacked(b"nothing", network())

@@ -1,0 +1,165 @@
+"""Coherence without gradients of single examples, against peers that make them all.
+
+    python benchmarks/coherence.py [NAME ...] [--rounds 5]
+
+`peers`: 1,000 examples of a convolutional network with 84,000 parameters; the mean squared norm and the norm of the
+mean from all gradients by vmap(grad), whole and in chunks of 100, and by opacus where it is installed; each alone in a
+process, for its memory, and in turns. `million`: the same of a network of 1.03 million parameters, by netwright alone.
+`callback`: a training with and without `CoherenceCallback` at its default cadence, in turns. `winsorised`: the mean
+over a batch of 100 by partial and by full sorts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+
+import torch
+from torch import nn
+from torch.func import functional_call, grad, vmap
+from torch.nn import functional
+
+from netwright.cost import compare_times
+from netwright.diagnose import coherence_from_gradients, m_coherence, winsorized_mean
+from netwright.seeding import seeded, stream
+
+LOSS = nn.CrossEntropyLoss(reduction="none")
+EXAMPLES = 1000
+
+
+def network(name: str) -> nn.Module:
+    widths, dense = {"84k": ((16, 32), 50), "1M": ((32, 64), 320)}[name]
+    with seeded(0, "init"):
+        return nn.Sequential(
+            nn.Conv2d(1, widths[0], 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(widths[0], widths[1], 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+            nn.Linear(widths[1] * 49, dense), nn.ReLU(), nn.Linear(dense, 10),
+        ).eval()  # fmt: skip
+
+
+def data() -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(EXAMPLES, 1, 28, 28, generator=stream(0, "x")), torch.arange(EXAMPLES) % 10
+
+
+def all_gradients(net: nn.Module, chunk: int | None) -> torch.Tensor:
+    params = {name: param.detach() for name, param in net.named_parameters()}
+
+    def loss(values, one, target):
+        return functional.cross_entropy(functional_call(net, values, (one[None],)), target[None])
+
+    found = vmap(grad(loss), in_dims=(None, 0, 0), chunk_size=chunk)(params, *data())
+    return torch.cat([value.flatten(1) for value in found.values()], 1)
+
+
+def by_opacus(net: nn.Module) -> torch.Tensor:
+    from opacus import GradSampleModule
+
+    wrapped = GradSampleModule(net, loss_reduction="sum").train()  # it records in this mode only
+    x, y = data()
+    LOSS(wrapped(x), y).sum().backward()
+    found = torch.cat([param.grad_sample.flatten(1) for param in wrapped.parameters()], 1)
+    wrapped.remove_hooks()
+    return found
+
+
+WAYS = {
+    "netwright": lambda net: m_coherence(net, LOSS, data()),
+    "vmap(grad)": lambda net: coherence_from_gradients(all_gradients(net, None)),
+    "vmap(grad), chunks of 100": lambda net: coherence_from_gradients(all_gradients(net, 100)),
+    "opacus": lambda net: coherence_from_gradients(by_opacus(net)),
+}
+
+
+def alone(way: str, size: str) -> None:
+    """What one way takes in this process: seconds, and memory over what was there before."""
+    net = network(size)
+    m_coherence(net, LOSS, tuple(part[:2] for part in data()))
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    found = WAYS[way](net)
+    seconds = time.perf_counter() - start
+    more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    count = sum(param.numel() for param in net.parameters())
+    print(f"{way}, {count:,} parameters: {seconds:.2f} s, {more:.0f} MiB more than before, {found.m_coherence:.4f}")
+
+
+def processes(size: str, ways: list[str]) -> None:
+    for way in ways:
+        subprocess.run([sys.executable, __file__, "--alone", way, size], check=True)
+
+
+def installed() -> list[str]:
+    try:
+        import opacus
+    except ImportError:
+        print("opacus is not installed")
+        return [way for way in WAYS if way != "opacus"]
+    return [way for way in WAYS if opacus]
+
+
+def peers(rounds: int) -> None:
+    ways = installed()
+    processes("84k", ways)
+    net = network("84k")
+    expected = WAYS["netwright"](net).m_coherence
+    assert all(abs(WAYS[way](net).m_coherence - expected) < 1e-3 * expected for way in ways), "another figure"
+    print(compare_times({way: lambda way=way: WAYS[way](net) for way in ways}, rounds=rounds))
+
+
+def million(rounds: int) -> None:
+    processes("1M", ["netwright"])
+
+
+def callback(rounds: int) -> None:
+    from netwright.data import Batches, TensorImages
+    from netwright.diagnose import CoherenceCallback
+    from netwright.train import Classifier, fit
+
+    images = torch.randint(0, 256, (5000, 1, 28, 28), dtype=torch.uint8, generator=stream(0, "images"))
+    train = TensorImages(images, torch.arange(5000) % 10)
+    probe = images[:500].float() / 255, train.labels[:500]
+
+    def run(with_it: bool) -> None:
+        callbacks = [CoherenceCallback(probe)] if with_it else []
+        fit(Classifier(network("84k"), lr=0.01), Batches(train, 50), epochs=4, callbacks=callbacks)
+
+    print(compare_times({"plain": lambda: run(False), "with CoherenceCallback": lambda: run(True)}, rounds=rounds))
+
+
+def winsorised(rounds: int) -> None:
+    rows = torch.randn(100, 84_000, generator=stream(0, "rows"))
+
+    def by_sorting(c: float) -> torch.Tensor:
+        ordered = rows.sort(0).values
+        count = int(c)
+        return rows.clamp(ordered[count], ordered[-1 - count]).mean(0)
+
+    for c in (1, 8):
+        assert torch.allclose(winsorized_mean(rows, c), by_sorting(c), atol=1e-6)
+        calls = {f"netwright, {c} %": lambda c=c: winsorized_mean(rows, c), "a full sort": lambda c=c: by_sorting(c)}
+        print(compare_times(calls, rounds=rounds))
+
+
+NAMES = {"peers": peers, "million": million, "callback": callback, "winsorised": winsorised}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--alone", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.alone:
+        alone(*options.alone)
+        return
+    if unknown := set(options.names) - set(NAMES):
+        parser.error(f"NAME must be one of {', '.join(NAMES)}, got {', '.join(sorted(unknown))}")
+    for name in options.names or NAMES:
+        print(f"== {name}")
+        NAMES[name](options.rounds)
+
+
+if __name__ == "__main__":
+    main()

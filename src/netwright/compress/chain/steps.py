@@ -1,0 +1,229 @@
+"""The steps of a chain: a student, two factors for a layer, zeros, few bits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import nn
+
+from netwright.compress import low_rank, prune
+from netwright.compress.distill import distill
+from netwright.compress.exact import Scope
+from netwright.compress.quantize import post_training_quantize, quantized_distillation
+from netwright.compress.quantize.scaling import BucketScaler, check_bits
+from netwright.nn.sparse import clone
+from netwright.storage import tensors_digest
+
+if TYPE_CHECKING:
+    from netwright.train import Loader
+
+RECOVERY = 0.3  # share of the steps of pruning that is left to recover in
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What a step made.
+
+    Attributes:
+        network: The network.
+        ranks: Of each layer that the step made two, the rank.
+    """
+
+    network: nn.Module
+    ranks: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Training:
+    """How steps are trained.
+
+    Attributes:
+        data: Batches (x, labels); None trains nothing.
+        epochs: Of every step, >= 1.
+        lr: Learning rate of SGD at the start of every step, > 0.
+        seed: Of everything random.
+
+    Raises:
+        ValueError: If a number is out of its range.
+    """
+
+    data: Loader | None = None
+    epochs: int = 3
+    lr: float = 0.02
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"epochs must be >= 1, got {self.epochs}")
+        if not self.lr > 0:
+            raise ValueError(f"lr must be > 0, got {self.lr}")
+
+
+@dataclass(frozen=True)
+class Distill:
+    """A smaller network that learns what the given one answers.
+
+    Attributes:
+        student: It; not changed.
+    """
+
+    student: nn.Module
+    place: ClassVar[int] = 0
+    name: ClassVar[str] = "distill"
+
+    def facts(self) -> dict[str, Any]:
+        """What decides the outcome: the student's weights."""
+        return {"student": tensors_digest(self.student.state_dict())}
+
+    def form(self, network: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
+        """A network such as :meth:`apply` gives, its weights still to be filled in."""
+        return clone(self.student)
+
+    def apply(self, network: nn.Module, teacher: nn.Module, how: Training) -> Applied:
+        """The trained student.
+
+        Raises:
+            ValueError: If there are no data.
+        """
+        if how.data is None:
+            raise ValueError("distill needs training data, got none")
+        student = clone(self.student)
+        return Applied(distill(student, teacher, how.data, epochs=how.epochs, lr=how.lr, seed=how.seed))
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Layers as two factors (Maestro): trained by ordered dropout, cut to a budget, trained again.
+
+    Attributes:
+        share: Share of the network's parameters that is left at most, in (0, 1).
+        lam: Weight of the penalty while ranks are learned.
+
+    Raises:
+        ValueError: If ``share`` is out of its range.
+    """
+
+    share: float = 0.5
+    lam: float = 1e-4
+    place: ClassVar[int] = 1
+    name: ClassVar[str] = "low-rank"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise ValueError(f"share must lie in (0, 1), got {self.share}")
+
+    def facts(self) -> dict[str, Any]:
+        """What decides the outcome."""
+        return asdict(self)
+
+    def form(self, network: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
+        """A network such as :meth:`apply` gives, its weights still to be filled in."""
+        return low_rank.with_ranks(network, ranks)
+
+    def apply(self, network: nn.Module, teacher: nn.Module, how: Training) -> Applied:
+        """A plain network of fewer parameters, and the ranks of its layers that are two now."""
+        budget = int(self.share * sum(p.numel() for p in network.parameters()))
+        low = low_rank.decompose(network)
+        if how.data is not None:
+            low_rank.fit_maestro(low, how.data, lam=self.lam, epochs=how.epochs, lr=how.lr, seed=how.seed)
+        # By what a parameter brings: compared term by term, the first layers would end with one term each, although
+        # theirs are the cheapest.
+        cut = low_rank.prune_to_budget(low, params=budget, hierarchical=False, per_parameter=True)
+        if how.data is not None:
+            low_rank.recalibrate_batchnorm(cut, how.data)
+        plain = low_rank.finalize(cut)
+        if how.data is not None:
+            distill(plain, teacher, how.data, epochs=how.epochs, lr=how.lr, seed=how.seed)
+        return Applied(plain, low_rank.factored_ranks(cut))
+
+
+@dataclass(frozen=True)
+class Prune:
+    """Zeros for the smallest weights: more and more of them, then the rest recovers.
+
+    Attributes:
+        sparsity: Share of zeros among the weights of convolutions and linear layers, in [0, 1).
+        scope: As for :func:`netwright.compress.prune.magnitude`.
+
+    Raises:
+        ValueError: If ``sparsity`` is out of its range.
+    """
+
+    sparsity: float = 0.9
+    scope: Scope = "lamp"
+    place: ClassVar[int] = 2
+    name: ClassVar[str] = "prune"
+
+    def __post_init__(self) -> None:
+        prune.cubic_sparsity(0, 0, 1, 0.0, self.sparsity)
+
+    def facts(self) -> dict[str, Any]:
+        """What decides the outcome."""
+        return asdict(self)
+
+    def form(self, network: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
+        """A network such as :meth:`apply` gives, its weights still to be filled in."""
+        return clone(network)
+
+    def apply(self, network: nn.Module, teacher: nn.Module, how: Training) -> Applied:
+        """A plain network with zeros."""
+        if how.data is None:
+            return Applied(prune.remove(prune.magnitude(network, self.sparsity, self.scope)))
+        from netwright.compress.callbacks import GradualPruning
+
+        steps = how.epochs * len(how.data)
+        end = max(1, round((1 - RECOVERY) * steps))
+        ramp = GradualPruning(self.sparsity, 0, end, max(1, end // 10), scope=self.scope)
+        distill(network, teacher, how.data, epochs=how.epochs, lr=how.lr, callbacks=[ramp], seed=how.seed)
+        return Applied(prune.remove(network))
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """Weights of a few bits: quantised distillation, or rounding.
+
+    Attributes:
+        bits: 1..16.
+        bucket_size: Weights that share a scale, >= 1; None for one scale a tensor.
+
+    Raises:
+        ValueError: If a number is out of its range.
+    """
+
+    bits: int = 4
+    bucket_size: int | None = 256
+    place: ClassVar[int] = 3
+    name: ClassVar[str] = "quantize"
+
+    def __post_init__(self) -> None:
+        check_bits(self.bits)
+        BucketScaler(self.bucket_size)
+
+    def facts(self) -> dict[str, Any]:
+        """What decides the outcome."""
+        return asdict(self)
+
+    def form(self, network: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
+        """A network such as :meth:`apply` gives, its weights still to be filled in."""
+        return post_training_quantize(network, self.bits, self.bucket_size)
+
+    def apply(self, network: nn.Module, teacher: nn.Module, how: Training) -> Applied:
+        """The network with quantisers; zeros stay zeros."""
+        if how.data is None:
+            return Applied(post_training_quantize(network, self.bits, self.bucket_size))
+        rounded = quantized_distillation(
+            network,
+            teacher,
+            how.data,
+            bits=self.bits,
+            bucket_size=self.bucket_size,
+            epochs=how.epochs,
+            lr=how.lr,
+            seed=how.seed,
+        )
+        return Applied(rounded)
+
+
+Step = Distill | LowRank | Prune | Quantize
