@@ -123,9 +123,9 @@ def plainly(model: nn.Module, low: torch.Tensor, high: torch.Tensor, label: int)
 
 def test_a_plain_encoding_agrees():
     seen = set()
-    for seed in range(8):
-        made = captured(seed % 3, 4, 8, 6, 3)
-        centre = torch.rand(4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    for seed in range(6):
+        made = captured(seed % 3, 3, 6, 4, 3)
+        centre = torch.rand(3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         label = int(made.logits(centre[None]).argmax())
         for radius in (0.05, 0.2, 0.6):
             low, high = centre - radius, centre + radius
@@ -171,9 +171,10 @@ def test_the_nearest_box_that_is_safe_touches_the_boundary():
     low, high = 0.0, 3.0
     for _ in range(14):
         middle = (low + high) / 2
-        status = smt_verify(made, centre - middle, centre + middle, label, 5.0).status
-        assert status != "unknown"
-        low, high = (middle, high) if status == "safe" else (low, middle)
+        found = smt_verify(made, centre - middle, centre + middle, label, 60.0)
+        # At the boundary itself only rounding may decide.
+        assert found.status != "unknown" or (found.reason.startswith("numerical") and abs(middle - nearest) < 0.02)
+        low, high = (middle, high) if found.status == "safe" else (low, middle)
     assert high <= nearest + 1e-3
     assert low >= nearest - 0.02
 

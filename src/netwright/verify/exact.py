@@ -194,7 +194,8 @@ class _Search:
         if not encoding.require(form[None], self.deadline):
             return "unknown", None
         margin = encoding.linear(form)
-        for bound in (slack, 0.0):
+        # The solver likes corners, where the margin is the bound itself: the second bound is one that no rounding undoes.
+        for bound in (slack, -slack):
             encoding.solver.push()
             encoding.solver.add(margin <= encoding.number(bound))
             found = encoding.check(self.deadline, tick)
