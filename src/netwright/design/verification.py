@@ -292,7 +292,8 @@ def _numbered(image: str) -> tuple[str, int] | None:
 
 def _of_data(name: str, number: int, seed: int, size: tuple[int, int] | None, download: bool) -> tuple[Tensor, str]:
     from netwright.data import load as load_data
-    from netwright.data import names, scaled
+    from netwright.data import names
+    from netwright.data.tensors import scaled
 
     files = name not in names() and Path(name).expanduser().is_dir()
     data = load_data(name, seed=seed, size=size if files else None, download=download)
@@ -303,7 +304,7 @@ def _of_data(name: str, number: int, seed: int, size: tuple[int, int] | None, do
 
 
 def _of_run(model: RunModel, run: str, image: str, download: bool) -> tuple[Tensor, str | None]:
-    from netwright.data import scaled
+    from netwright.data.tensors import scaled
     from netwright.design.run import RunFolder
     from netwright.design.use import images_of
 

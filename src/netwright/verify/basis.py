@@ -13,6 +13,8 @@ are left.
 from __future__ import annotations
 
 import dataclasses
+import math
+import time
 
 import torch
 from jaxtyping import Float
@@ -69,6 +71,7 @@ class Basis:
 
     Args:
         low, high: Range of each input that varies, (inputs,).
+        deadline: Of ``time.monotonic()``; a range that is asked for later raises TimeoutError.
 
     Example:
         >>> basis = Basis(torch.tensor([-1.0]).double(), torch.tensor([2.0]).double())
@@ -76,8 +79,8 @@ class Basis:
         [-3.0, 3.0]
     """
 
-    def __init__(self, low: Float[Tensor, " inputs"], high: Float[Tensor, " inputs"]):
-        self.inputs = len(low)
+    def __init__(self, low: Float[Tensor, " inputs"], high: Float[Tensor, " inputs"], deadline: float = math.inf):
+        self.inputs, self.deadline = len(low), deadline
         self.groups: list[Units] = []
         one = torch.ones(1, dtype=torch.float64)
         # The constant is a variable that is 1.
@@ -120,6 +123,8 @@ class Basis:
             part = forms[:, group.start : group.stop].clone()
             if not bool(part.any()):
                 continue
+            if time.monotonic() > self.deadline:
+                raise TimeoutError
             above, below = group.lines()
             forms[:, group.start : group.stop] = 0
             forms[:, : group.start] += part.clamp(min=0) @ above + part.clamp(max=0) @ below

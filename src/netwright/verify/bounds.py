@@ -7,6 +7,8 @@ forms in inputs and units with open sign (``analyse``), which are exact but for 
 from __future__ import annotations
 
 import dataclasses
+import math
+import time
 from collections.abc import Sequence
 
 import torch
@@ -91,6 +93,7 @@ def analyse(
     first: int = 0,
     last: int = -1,
     forms: bool = True,
+    deadline: float = math.inf,
 ) -> Analysis:
     """Ranges, and affine forms, of the layers from one to another over a box.
 
@@ -101,11 +104,13 @@ def analyse(
         first: Layer of the box.
         last: Where to stop; the logits by default.
         forms: Whether to keep affine forms beside the ranges.
+        deadline: Of ``time.monotonic()``.
 
     Raises:
         ValueError: If the bounds do not fit the layer.
         TypeError: If an operation is unknown, or with forms not piecewise linear; it is named.
         TooLargeError: If the forms do not fit into memory.
+        TimeoutError: If the time is over.
     """
     last = last % len(network.layers)
     graph = network.known()
@@ -113,7 +118,7 @@ def analyse(
     low, high = checked_box(lower, upper, start.size)
     shape = graph.shapes[start.value]
     dims = (low < high).nonzero().flatten()
-    basis = Basis(low[dims], high[dims]) if forms else None
+    basis = Basis(low[dims], high[dims], deadline) if forms else None
     rows = None
     if forms:
         if (1 + len(dims)) * start.size > LIMIT:
@@ -128,6 +133,8 @@ def analyse(
     uses = {value: i for i, node in enumerate(nodes) for value in node.inputs}
     with torch.no_grad():
         for i, node in enumerate(nodes):
+            if time.monotonic() > deadline:
+                raise TimeoutError
             inputs = [values[value] for value in node.inputs]
             values[node.output] = transform(node.op, node, graph.shapes[node.output], inputs, basis)
             for value in node.inputs:

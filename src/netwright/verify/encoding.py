@@ -1,7 +1,7 @@
 """Affine forms as variables and constraints of Z3, and its answers within a time.
 
 Factors are shortened to a few bits, since long fractions make the solver slow, and what that may change is added up
-beside them: |v - v'| <= sum_i |a_i| (2^-BITS |v_i| + |v_i - v_i'|) for a unit, since a ReLU and a maximum stretch
+beside them: |v - v'| <= sum_i |a_i| (2^-BITS |v_i'| + |v_i - v_i'|) for a unit, since a ReLU and a maximum stretch
 nothing.
 """
 
@@ -55,7 +55,7 @@ class Encoding:
         self.size, self.error = size, torch.zeros(len(basis), dtype=torch.float64)
         for group in basis.groups:
             candidates = self.shifted(group.candidates).abs()
-            error = candidates @ (2.0**-BITS * size[: group.start] + self.error[: group.start])
+            error = candidates @ self._off(group.start)
             self.error[group.start : group.stop] = error if error.ndim == 1 else error.max(1).values
 
     def shifted(self, forms: Tensor) -> Tensor:
@@ -66,10 +66,14 @@ class Encoding:
         forms[..., 1 : 1 + self.basis.inputs] = inputs * self.width
         return forms
 
+    def _off(self, columns: int) -> Tensor:
+        """How far a term a v may be off as the solver sees it, over |a|; its v is |v| + error at most."""
+        return 2.0**-BITS * (self.size[:columns] + self.error[:columns]) + self.error[:columns]
+
     def shortened_by(self, forms: Tensor) -> Tensor:
         """How far forms, in x, are off as the solver sees them."""
         columns = forms.shape[-1]
-        return self.shifted(forms).abs() @ (2.0**-BITS * self.size[:columns] + self.error[:columns])
+        return self.shifted(forms).abs() @ self._off(columns)
 
     def number(self, value: float) -> Any:
         """A float as the solver's fraction."""

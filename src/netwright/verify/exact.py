@@ -99,8 +99,11 @@ def smt_verify(
     def done(status: Status, reason: str, witness: Tensor | None = None) -> Decision:
         return Decision(status, witness, reason, stats | {"seconds": time.monotonic() - begin})
 
-    analysis, refusal = _analysed(network, lower, upper, layer, solver)
-    least, error, rivals = analysis.margins(label)
+    try:
+        analysis, refusal = _analysed(network, lower, upper, layer, solver, deadline)
+        least, error, rivals = analysis.margins(label)
+    except TimeoutError:
+        return done("unknown", "the time was over before the bounds were known")
     open_ = ~(least > error)
     stats |= {"rivals": int(open_.sum())}
     if analysis.basis is not None:
@@ -108,7 +111,7 @@ def smt_verify(
     if not bool(open_.any()):
         return done("safe", "bounds")
     if attack and layer == 0:
-        found = _attacked(network, lower, upper, label)
+        found = _attacked(network, lower, upper, label, deadline)
         if found is not None:
             return done("unsafe", "attack", found)
     if not solver:
@@ -122,23 +125,27 @@ def smt_verify(
     return done(status, reason, witness)
 
 
-def _analysed(network: Network, lower: Tensor, upper: Tensor, layer: int, solver: bool) -> tuple[Analysis, str]:
+def _analysed(
+    network: Network, lower: Tensor, upper: Tensor, layer: int, solver: bool, deadline: float
+) -> tuple[Analysis, str]:
     """Forms, or ranges alone where forms are too large, or not needed and the network is not piecewise linear."""
     try:
-        return analyse(network, lower, upper, first=layer), ""
+        return analyse(network, lower, upper, first=layer, deadline=deadline), ""
     except TooLargeError as error:
         reason = str(error)
     except TypeError as error:
         if solver:
             raise
         reason = str(error)
-    return analyse(network, lower, upper, first=layer, forms=False), reason
+    return analyse(network, lower, upper, first=layer, forms=False, deadline=deadline), reason
 
 
-def _attacked(network: Network, lower: Tensor, upper: Tensor, label: int) -> Tensor | None:
+def _attacked(network: Network, lower: Tensor, upper: Tensor, label: int, deadline: float) -> Tensor | None:
     low, high = (bound.detach().double().reshape(1, *network.shape) for bound in (lower, upper))
     labels = torch.tensor([label])
     for start in range(STARTS):
+        if time.monotonic() > deadline:
+            break
         draw = stream(0, "attack", start) if start else None
         x = pgd(network.double, (low + high) / 2, labels, low, high, steps=STEPS, generator=draw)
         if float(flat_margin(network.logits(x), label)) <= 0:
@@ -194,7 +201,7 @@ class _Search:
         if not encoding.require(form[None], self.deadline):
             return "unknown", None
         margin = encoding.linear(form)
-        # The solver likes corners, where the margin is the bound itself: the second bound is one that no rounding undoes.
+        # The solver likes corners, where the margin is the bound: no rounding undoes the second bound.
         for bound in (slack, -slack):
             encoding.solver.push()
             encoding.solver.add(margin <= encoding.number(bound))

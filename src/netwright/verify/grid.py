@@ -3,12 +3,13 @@
 The nodes of a complete ladder tree are the grid points that moves reach inside the region, and a box or a ball around
 its middle is reached whole. So the exhaustive search is the evaluation of prod(2 m_p + 1) points, which is done in
 batches: of the first affine map only the d columns that vary are needed, z = z_0 + Delta A_d, and sub-boxes whose class
-the bounds prove are left out. Batches run in float32; wherever the margin is small the network itself decides, in
-float64.
+the bounds prove are left out. Batches run in float32; where the margin is within what float32 may be off anywhere in
+the region, the network itself decides, in float64.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -30,7 +31,6 @@ from netwright.verify.region import Region, size_of
 Tail = Callable[[Float[Tensor, "batch numbers"]], Float[Tensor, "batch classes"]]
 CHUNK = 2**18  # points whose distances are computed at once
 LEAF = 4096  # points below which evaluating is cheaper than bounding
-CLOSE = 1e-3  # of the largest logit: a margin that is decided in float64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,13 +117,16 @@ def grid_search(
         boxes, pruned = _open_boxes(tail, flat, region, label, deadline)
         if not boxes:
             return GridResult(None, None, 0, pruned, whole_box=True)
-    fast = _fast(tail, flat, region) if isinstance(tail, Network) else None
+    close = _rounding(tail, flat, region, label) if isinstance(tail, Network) else None
+    fast = _fast(tail, flat, region) if isinstance(tail, Network) and close is not None else None
     evaluated = 0
-    with task("grid points", total=region.count - pruned) as bar:
-        for steps in _ordered(region, flat, boxes, batch, order == "distance"):
+    with task("grid points", total=region.count - pruned) as bar, contextlib.suppress(TimeoutError):
+        for steps in _ordered(region, flat, boxes, batch, order == "distance", deadline):
             if time.monotonic() > deadline:
-                return GridResult(None, None, evaluated, pruned, finished=False)
-            places = _suspicious(fast, steps, label) if fast is not None else torch.arange(len(steps))
+                raise TimeoutError
+            places = torch.arange(len(steps))
+            if fast is not None and close is not None:
+                places = (~(flat_margin(fast(steps), label) > close)).nonzero().flatten()
             evaluated += len(steps)
             bar.advance(len(steps))
             if not len(places):
@@ -135,7 +138,8 @@ def grid_search(
                 moved = steps[places[first : first + 1]] * region.spans
                 distance = float(size_of(moved, region.norm))
                 return GridResult(points[first], distance, evaluated, pruned)
-    return GridResult(None, None, evaluated, pruned)
+        return GridResult(None, None, evaluated, pruned)
+    return GridResult(None, None, evaluated, pruned, finished=False)
 
 
 def _exact(tail: Tail | Network, layer: int) -> Tail:
@@ -144,15 +148,30 @@ def _exact(tail: Tail | Network, layer: int) -> Tail:
     return tail.logits if layer == 0 else lambda x: tail.forward(x, layer)
 
 
-def _suspicious(fast: Callable[[Tensor], Tensor], steps: Tensor, label: int) -> Tensor:
-    logits = fast(steps)
-    close = CLOSE * logits.abs().amax(1).clamp(min=1.0)
-    return (~(flat_margin(logits, label) > close)).nonzero().flatten()
+def _rounding(network: Network, alpha: Tensor, region: Region, label: int) -> float | None:
+    """How far a margin may be off in float32 anywhere in the region; None where no bound is known."""
+    if network.graph is None:
+        return None
+    try:
+        analysis = analyse(network, *region.box(alpha), first=region.layer, forms=False)
+    except TypeError:
+        return None
+    return float(analysis.margins(label)[1].max())
 
 
 def _ordered(
-    region: Region, alpha: Tensor, boxes: list[tuple[list[int], list[int]]], batch: int, by_distance: bool
+    region: Region,
+    alpha: Tensor,
+    boxes: list[tuple[list[int], list[int]]],
+    batch: int,
+    by_distance: bool,
+    deadline: float,
 ) -> Iterator[Int[Tensor, "points dims"]]:
+    """Points in batches, put in order before the first one.
+
+    Raises:
+        TimeoutError: If the time is over before they are.
+    """
     if not by_distance:
         for low, high in boxes:
             for steps in region.grid(low, high).split(batch):
@@ -163,19 +182,23 @@ def _ordered(
     parts, sizes = [], []
     for low, high in boxes:
         for steps in region.grid(low, high).split(CHUNK):
+            if time.monotonic() > deadline:
+                raise TimeoutError
             kept = steps[region.kept(steps, alpha)]
             parts.append(kept.short() if max(region.steps) < 2**15 else kept)  # type: ignore[type-var, operator, arg-type]
             sizes.append(size_of(kept * region.spans, region.norm))
     steps, distances = torch.cat(parts), torch.cat(sizes)
     # Equal distances, up to their last digit, in the order of the grid whatever the boxes were.
-    yield from steps[_rank(distances.round(decimals=12), steps)].split(batch)
+    order = _place(steps, region).argsort()
+    yield from steps[order[distances[order].round(decimals=12).argsort(stable=True)]].split(batch)
 
 
-def _rank(distances: Tensor, steps: Tensor) -> Tensor:
-    order = torch.arange(len(steps))
-    for column in reversed(range(steps.shape[1])):
-        order = order[steps[order, column].argsort(stable=True)]
-    return order[distances[order].argsort(stable=True)]
+def _place(steps: Tensor, region: Region) -> Int[Tensor, " points"]:
+    """Of points in the grid, its last dimension running fastest."""
+    place = torch.zeros(len(steps), dtype=torch.int64)
+    for column, limit in zip(steps.T, region.limits.tolist(), strict=True):
+        place = place * (2 * limit + 1) + column + limit
+    return place
 
 
 def _open_boxes(
@@ -197,7 +220,9 @@ def _open_boxes(
             found.append((low, high))
             continue
         try:
-            proven = _proven(network, alpha, region, low, high, label, forms)
+            proven = _proven(network, alpha, region, low, high, label, forms, deadline)
+        except TimeoutError:
+            proven = False
         except (TypeError, TooLargeError):
             if not forms:
                 return [([-m for m in limits], list(limits))], 0
@@ -217,7 +242,14 @@ def _open_boxes(
 
 
 def _proven(
-    network: Network, alpha: Tensor, region: Region, low: list[int], high: list[int], label: int, forms: bool
+    network: Network,
+    alpha: Tensor,
+    region: Region,
+    low: list[int],
+    high: list[int],
+    label: int,
+    forms: bool,
+    deadline: float,
 ) -> bool:
     dims, limits = torch.tensor(region.dims), region.limits
     below, above = alpha.clone(), alpha.clone()
@@ -225,7 +257,7 @@ def _proven(
     above[dims] += torch.minimum(torch.tensor(high) + 1, limits) * region.spans
     if region.bounds is not None:
         below[dims], above[dims] = (bound[dims].clamp(*region.bounds) for bound in (below, above))
-    analysis = analyse(network, below, above, first=region.layer, forms=forms)
+    analysis = analyse(network, below, above, first=region.layer, forms=forms, deadline=deadline)
     least, error, _ = analysis.margins(label)
     return bool((least > error).all())
 
