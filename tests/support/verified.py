@@ -70,9 +70,17 @@ NETS = {
 }
 
 
+def balanced(net: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+    """With logits of mean 0 over [0, 1], so that every class wins somewhere."""
+    *_, last = (part for part in net.modules() if isinstance(part, nn.Linear))
+    with torch.no_grad():
+        last.bias -= net(torch.rand(256, *shape, generator=torch.Generator().manual_seed(2))).mean(0)
+    return net
+
+
 def net(name: str, seed: int = 0) -> tuple[nn.Module, tuple[int, ...]]:
     make, shape = NETS[name]
-    return drawn(seed, make), shape
+    return balanced(drawn(seed, make), shape), shape
 
 
 @functools.lru_cache(maxsize=64)
@@ -84,7 +92,16 @@ def network(name: str, seed: int = 0) -> Network:
 @functools.lru_cache(maxsize=64)
 def captured(seed: int, *sizes: int) -> Network:
     """A perceptron with ReLUs."""
-    return Network(drawn(seed, lambda: perceptron(*sizes)), sizes[:1])
+    return Network(balanced(drawn(seed, lambda: perceptron(*sizes)), sizes[:1]), sizes[:1])
+
+
+def inputs_of(made: Network, count: int) -> list[Tensor]:
+    """Random inputs in [0, 1], every other one near a boundary between classes, so that verdicts differ."""
+    x = torch.rand(50 * count, *made.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    best = made.logits(x).topk(2, dim=1).values
+    order = (best[:, 0] - best[:, 1]).argsort()
+    chosen = torch.stack([order[: count // 2], order[len(order) // 2 :][: count // 2]], dim=1).flatten()
+    return list(x[chosen])
 
 
 def points_of(low: Tensor, high: Tensor, count: int, seed: int = 0) -> Tensor:

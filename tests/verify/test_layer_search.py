@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from verified import captured, network, points_of
+from verified import captured, inputs_of, network, points_of
 
 from netwright.verify import DLV, Network, Region, back_map, condense, map_region, stretch, verify_point
 from netwright.verify.grid import other_class
@@ -89,7 +89,7 @@ def test_an_activation_is_taken_back(name, layer):
     shape = made.shape
     x = torch.full(shape, 0.5, dtype=torch.float64)
     region = Region(tuple(range(x.numel())), span=0.3)
-    for seed in range(3):
+    for seed in range(2):
         y = points_of(*(bound.reshape(shape) for bound in region.box(x)), 2, seed)[1]
         target = made.activation(y, layer)
         found = back_map(made, layer, target, x, region, tol=1e-4, timeout=20.0)
@@ -98,7 +98,8 @@ def test_an_activation_is_taken_back(name, layer):
         assert float((reached - target).abs().max()) <= 1e-4 * 1.001
         assert float((found.point - x.flatten()).abs().max()) <= 0.3 + 1e-9
         assert found.distance == pytest.approx(float((found.point - x.flatten()).abs().sum()))
-        assert found.distance <= float((y - x).abs().sum()) * 1.2 + 1e-3
+        if name != "convolutional":  # where max pooling makes many pieces, another one may be nearer
+            assert found.distance <= float((y - x).abs().sum()) * 1.01
 
 
 def test_what_no_input_leads_to():
@@ -116,8 +117,7 @@ def test_what_no_input_leads_to():
 def test_the_search_at_the_input_is_the_grid():
     made = captured(1, 6, 12, 8, 3)
     seen = set()
-    for seed in range(10):
-        x = torch.rand(6, generator=torch.Generator().manual_seed(seed))
+    for x in inputs_of(made, 10):
         dims = tuple(ranking(made, x.double(), 0, "gradient", int(made.logits(x[None]).argmax()))[:3])
         grid = verify_point(made, x, Region(dims, 0.3, 2, bounds=(0.0, 1.0)))
         found = DLV(made, n_dims=3, selector="gradient", span=0.3, steps=2).verify(x)
@@ -131,11 +131,10 @@ def test_the_search_goes_deeper():
     """Counterexamples of deeper layers count only with an input that the network itself gets wrong."""
     made = captured(3, 6, 12, 8, 3)
     seen = set()
-    for seed in range(8):
-        x = torch.rand(6, generator=torch.Generator().manual_seed(seed))
+    for x in inputs_of(made, 4):
         label = int(made.logits(x[None]).argmax())
         for start, end in ((0, 2), (1, 1), (1, 2)):
-            found = DLV(made, start, end, n_dims=3, span=0.1 if start == 0 else None, timeout=5.0).verify(x)
+            found = DLV(made, start, end, n_dims=3, span=0.1 if start == 0 else None, timeout=1.0).verify(x)
             lines = found.stats["layers"]
             assert [line["layer"] for line in lines] == list(range(start, start + len(lines)))
             if found.status == "unsafe":
@@ -154,7 +153,7 @@ def test_the_greedy_search_never_says_safe():
     small = DLV(model, n_dims=2, span=1e-4, mode="features").verify(x)
     assert (small.status, small.reason) == ("unknown", "no counterexample in 3 features, which is no proof")
     for start in (0, 1):
-        large = DLV(model, start, n_dims=2, mode="features", span=1.0 if start == 0 else 4.0, timeout=10.0).verify(x)
+        large = DLV(model, start, n_dims=2, mode="features", span=1.0 if start == 0 else 4.0, timeout=1.0).verify(x)
         if large.status == "unsafe":
             assert int(model.logits(large.witness[None]).argmax()) != label
     assert verify_point(model, x, Region(tuple(range(6)), 1e-4), "layerwise").status == "unknown"
@@ -180,10 +179,11 @@ def test_hidden_regions_say_that_they_are_hidden():
         small = verify_point(model, x, Region((0, 1), 1e-6, layer=1), engine)
         assert (small.status, small.layer, small.covers_input) == ("safe", 1, False)
         assert str(small).endswith("(layer 1, not the input)")
-        large = verify_point(model, x, Region(tuple(range(12)), 3.0, layer=1, steps=1), engine, 10**6)
+        large = verify_point(model, x, Region(tuple(range(6)), 3.0, layer=1, steps=1), engine, timeout=2.0)
         if large.status == "unsafe":
             assert int(model.logits(large.witness[None]).argmax()) != large.label
         else:
+            assert large.status == "unknown"
             assert "no input was found" in large.reason
 
 

@@ -15,6 +15,7 @@ _NAMES = {
     "Decision": "exact",
     "GridResult": "grid",
     "Network": "network",
+    "Radii": "radius",
     "Region": "region",
     "RobustnessReport": "report",
     "VerificationResult": "result",
@@ -24,6 +25,7 @@ _NAMES = {
     "interval_bounds": "bounds",
     "ladder_search": "ladder",
     "map_region": "layerwise",
+    "robustness_radii": "radius",
     "robustness_report": "report",
     "smt_verify": "exact",
     "stretch": "layerwise",
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from netwright.verify.layer_search import DLV
     from netwright.verify.layerwise import condense, map_region, stretch
     from netwright.verify.network import Network
+    from netwright.verify.radius import Radii, robustness_radii
     from netwright.verify.region import Region
     from netwright.verify.report import RobustnessReport, robustness_report
     from netwright.verify.result import VerificationResult
@@ -51,6 +54,7 @@ __all__ = [
     "Decision",
     "GridResult",
     "Network",
+    "Radii",
     "Region",
     "RobustnessReport",
     "VerificationResult",
@@ -60,6 +64,7 @@ __all__ = [
     "interval_bounds",
     "ladder_search",
     "map_region",
+    "robustness_radii",
     "robustness_report",
     "smt_verify",
     "stretch",

@@ -108,7 +108,7 @@ def back_map(
         return BackMapped("unknown")
     for form, value, each in zip(forms, goal.tolist(), room.tolist(), strict=True):
         term, near = encoding.linear(form), encoding.number(value)
-        encoding.solver.add(term >= near - encoding.number(each), term <= near + encoding.number(each))
+        encoding.constraints += [term >= near - encoding.number(each), term <= near + encoding.number(each)]
     answer = encoding.check(deadline, lambda: None)
     if answer != "sat":
         return BackMapped("unreachable" if answer == "unsat" else "unknown")

@@ -45,7 +45,8 @@ class Encoding:
         self.z3 = z3_module()
         self.context = self.z3.Context()
         self.basis = basis
-        self.solver = self.z3.SolverFor("QF_LRA", ctx=self.context)
+        self.constraints: list[Any] = []
+        self.model: Any = None
         self.variables: dict[int, Any] = {}
         size = torch.maximum(basis.low.abs(), basis.high.abs())
         inputs = slice(1, 1 + basis.inputs)
@@ -101,7 +102,7 @@ class Encoding:
         for place in (wanted[1 : 1 + basis.inputs].nonzero().flatten() + 1).tolist():
             if place not in self.variables:
                 t = self.variables[place] = z3.Real(f"t{place}", ctx=self.context)
-                self.solver.add(t >= 0, t <= 1)
+                self.constraints += [t >= 0, t <= 1]
         for group in basis.groups:
             above, _ = group.lines()
             for i in wanted[group.start : group.stop].nonzero().flatten().tolist():
@@ -117,22 +118,31 @@ class Encoding:
         z3 = self.z3
         if group.kind == "relu":
             z = self.linear(group.candidates[i])
-            self.solver.add(h >= 0, h >= z, z3.Or(h <= 0, h <= z))
+            self.constraints += [h >= 0, h >= z, z3.Or(h <= 0, h <= z)]
             # Not needed, but what the solver's linear part would not see: the line above.
             slack = float(self.shortened_by(above[None])[0]) + float(self.error[group.start + i])
-            self.solver.add(h <= self.linear(above) + self.number(slack))
+            self.constraints.append(h <= self.linear(above) + self.number(slack))
             return
         parts = [self.linear(form) for form, alive in zip(group.candidates[i], group.alive[i], strict=True) if alive]
-        self.solver.add(*(h >= part for part in parts), z3.Or(*(h <= part for part in parts)))
+        self.constraints += [*(h >= part for part in parts), z3.Or(*(h <= part for part in parts))]
 
-    def check(self, deadline: float, tick: Callable[[], None]) -> str:
-        """``"sat"``, ``"unsat"`` or ``"unknown"`` by the deadline, whatever the solver is at."""
+    def check(self, deadline: float, tick: Callable[[], None], *more: Any) -> str:
+        """``"sat"``, ``"unsat"`` or ``"unknown"`` by the deadline, with further constraints for this question only."""
         left = deadline - time.monotonic()
         if left <= 0:
             return "unknown"
-        self.solver.set("timeout", max(1, int(left * 1000)))
         found: list[str] = []
-        worker = threading.Thread(target=lambda: found.append(str(self.solver.check())), daemon=True)
+
+        def ask() -> None:
+            # A solver of its own: one that is asked again takes constraints in at once, which nothing interrupts.
+            solver = self.z3.SolverFor("QF_LRA", ctx=self.context)
+            solver.set("timeout", max(1, int(left * 1000)))
+            solver.add(*self.constraints, *more)
+            status = str(solver.check())
+            self.model = solver.model() if status == "sat" else None
+            found.append(status)
+
+        worker = threading.Thread(target=ask, daemon=True)
         worker.start()
         try:
             while worker.is_alive():
@@ -151,10 +161,9 @@ class Encoding:
 
     def inputs(self, centre: Tensor | None = None) -> Tensor:
         """The point that the solver found; inputs that matter to nothing are in the centre."""
-        model = self.solver.model()
         t = torch.full_like(self.width, 0.5) if centre is None else (centre - self.low) / self.width
         for place, variable in self.variables.items():
             if place <= self.basis.inputs:
-                value = model.eval(variable, model_completion=True)
+                value = self.model.eval(variable, model_completion=True)
                 t[place - 1] = float(Fraction(value.numerator_as_long(), value.denominator_as_long()))
         return self.low + t * self.width

@@ -203,17 +203,14 @@ class _Search:
         margin = encoding.linear(form)
         # The solver likes corners, where the margin is the bound: no rounding undoes the second bound.
         for bound in (slack, -slack):
-            encoding.solver.push()
-            encoding.solver.add(margin <= encoding.number(bound))
-            found = encoding.check(self.deadline, tick)
-            witness = self._confirmed(encoding.inputs()) if found == "sat" else None
+            found = encoding.check(self.deadline, tick, margin <= encoding.number(bound))
             if found == "unknown":
                 return found, None
-            encoding.solver.pop()
-            if witness is not None:
-                return "sat", witness
             if found == "unsat":
                 return ("unsat" if bound == slack else "numerical"), None
+            witness = self._confirmed(encoding.inputs())
+            if witness is not None:
+                return "sat", witness
         return "numerical", None
 
     def _confirmed(self, inputs: Tensor) -> Tensor | None:
