@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from typer.testing import CliRunner
 
 from netwright import cli
 from netwright.data import load as load_data
-from netwright.design.model import load_run
+from netwright.design.examples import radii, radius_blocks
+from netwright.design.model import Architecture, load_run
 from netwright.design.verification import verify_model
-from netwright.storage import write_json, write_tensors
+from netwright.page import Page, Section
+from netwright.storage import write_tensors
 
 NET = '''
 import torch
@@ -128,52 +131,86 @@ def test_without_z3(here: Path, monkeypatch: pytest.MonkeyPatch):
     assert 'pip install "netwright[verify]"' in refused.stderr
 
 
-def test_a_designed_sparse_network(finished: Path, tmp_path: Path):
+@pytest.fixture(scope="module")
+def sparse_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a finished run leaves of its network: cells, trained for a moment, four of five weights zero."""
+    from netwright.compress.prune import magnitude, remove
+    from netwright.data.tensors import scaled
+    from netwright.design.options import Options
+    from netwright.design.run import RunFolder
+    from netwright.search import spaces
+    from netwright.seeding import stream
+
+    data = load_data("digits", seed=1)
+    genotype = spaces.get("micro-darts-2-shared").random(stream(0, "random"))
+    made = Architecture(
+        kind="genotype", shape=(1, 8, 8), classes=data.classes, mean=data.mean, std=data.std, channels=4, cells=2,
+        genotype=genotype.to_dict(),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    network = made.build()
+    x, y = data.normalise()(scaled(data.train.images)), data.train.labels
+    optimizer = torch.optim.Adam(network.parameters(), 0.02)
+    for step in range(16):
+        if step == 10:
+            magnitude(network, 0.8)
+        chosen = slice(100 * (step % 10), 100 * (step % 10) + 100)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(network(x[chosen]), y[chosen]).backward()
+        optimizer.step()
+    folder = RunFolder(tmp_path_factory.mktemp("verify") / "run")
+    folder.write("architecture.json", made.to_dict())
+    folder.describe(Options(data="digits", seed=1), "netwright design digits")
+    write_tensors(folder / "model.safetensors", remove(network).state_dict())
+    return folder.path
+
+
+def test_a_designed_sparse_network(sparse_run: Path, tmp_path: Path):
     """Every verdict about test images of a run is borne out by the run's own network."""
-    model = load_run(finished)
+    model = load_run(sparse_run)
     test = load_data("digits", seed=1).test
     generator = torch.Generator().manual_seed(0)
     statuses = set()
-    for number, radius in ((0, 0.0005), (1, 0.0005), (2, 0.2), (3, 0.002)):
+    for number, radius in ((0, 1e-4), (2, 0.3)):
         found = verify_model(
-            str(finished), f"digits:{number}", radius=str(radius), timeout=3.0, out=tmp_path / f"ce-{number}"
+            str(sparse_run), f"digits:{number}", radius=str(radius), timeout=20.0, out=tmp_path / f"ce-{number}"
         )
         statuses.add(found.status)
-        x = test[number][0].double() / 255
-        own = model(x.float()[None]).argmax()
+        x, _ = test[number]
+        own = int(model(x[None]).argmax())
         assert found.predicted == model.classes[own]
         if found.status == "safe":
-            points = x + radius * (2 * torch.rand(500, *x.shape, generator=generator, dtype=torch.float64) - 1)
-            assert bool((model(points.clamp(0, 1).float()).argmax(1) == own).all())
+            points = x + radius * (2 * torch.rand(500, *x.shape, generator=generator) - 1)
+            assert bool((model(points.clamp(0, 1)).argmax(1) == own).all())
         elif found.status == "unsafe":
             after = torch.from_numpy(np.load(tmp_path / f"ce-{number}" / "pair.npz")["counterexample"])
             assert float((after - x).abs().max()) <= radius + 1e-6
-            assert model.double()(after[None]).argmax() != own
-            model.float()
-    assert "unsafe" in statuses
+            assert int(copy.deepcopy(model).double()(after[None]).argmax()) != own
+    assert statuses == {"safe", "unsafe"}
 
 
-@pytest.fixture
-def bare(tmp_path: Path) -> Path:
-    """A run's network, untrained."""
-    from netwright.design.model import Architecture
+def test_radii_stand_in_the_report(sparse_run: Path, tmp_path: Path):
+    model, data = load_run(sparse_run), load_data("digits", seed=1)
+    probs = model(data.test.images).softmax(1).detach()
+    arrays = radii(model.network, data, probs, limit=3)
+    assert len(arrays["true"]) == 3
+    first = next(i for i, p in enumerate(probs) if p.argmax() == data.test.labels[i])
+    proved = verify_model(str(sparse_run), f"digits:{first}", radius=str(arrays["proved"][0]), engine="bounds")
+    assert proved.status == "safe"
+    assert (arrays["broken"] > arrays["proved"]).any()
+    np.savez(tmp_path / "radii.npz", **arrays)
+    page = Page("A page", "Told.", [Section("Radii", radius_blocks(tmp_path / "radii.npz", data.classes))], {}).html()
+    assert page.count("data:image/png") == 3
+    assert f"certain up to {255 * arrays['proved'][0]:.3g}" in page.replace("\xa0", " ")
+    assert radius_blocks(tmp_path / "none.npz", data.classes) == []
 
-    folder = tmp_path / "bare"
-    made = Architecture(
-        kind="named", shape=(1, 8, 8), classes=tuple("0123456789"), mean=(0.3,), std=(0.4,), name="small_convnet"
-    )
-    torch.manual_seed(0)
-    write_json(folder / "architecture.json", made.to_dict())
-    write_tensors(folder / "model.safetensors", made.build().state_dict())
-    return folder
 
-
-def test_arrays(bare: Path, tmp_path: Path):
+def test_arrays(sparse_run: Path, tmp_path: Path):
     np.save(tmp_path / "one.npy", np.full((1, 8, 8), 100, np.uint8))
     np.save(tmp_path / "two.npy", np.full((2, 8, 8), 100, np.uint8))
-    found = verify_model(str(bare), str(tmp_path / "one.npy"), radius="1e-5", out=tmp_path / "x")
+    found = verify_model(str(sparse_run), str(tmp_path / "one.npy"), radius="1e-5", out=tmp_path / "x")
     assert found.status == "safe"
-    refused = verify(bare, tmp_path / "two.npy", "--radius", "0.1")
+    refused = verify(sparse_run, tmp_path / "two.npy", "--radius", "0.1")
     assert "one image is verified at a time, got 2" in refused.stderr
 
 

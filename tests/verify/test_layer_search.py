@@ -117,10 +117,10 @@ def test_what_no_input_leads_to():
 def test_the_search_at_the_input_is_the_grid():
     made = captured(1, 6, 12, 8, 3)
     seen = set()
-    for x in inputs_of(made, 10):
+    for x, span in zip(inputs_of(made, 10), 5 * (0.3, 0.01), strict=True):
         dims = tuple(ranking(made, x.double(), 0, "gradient", int(made.logits(x[None]).argmax()))[:3])
-        grid = verify_point(made, x, Region(dims, 0.3, 2, bounds=(0.0, 1.0)))
-        found = DLV(made, n_dims=3, selector="gradient", span=0.3, steps=2).verify(x)
+        grid = verify_point(made, x, Region(dims, span, 2, bounds=(0.0, 1.0)))
+        found = DLV(made, n_dims=3, selector="gradient", span=span, steps=2).verify(x)
         assert found.status == grid.status
         assert found.covers_input
         seen.add(found.status)
