@@ -205,10 +205,10 @@ def _verified(subject: Subject, region: Region, engine: str, timeout: float) -> 
         subject.network,
         subject.image,
         region,
-        engine,
+        engine,  # type: ignore[arg-type]
         LARGEST,
         timeout,
-        inputs=subject.bounds,  # type: ignore[arg-type]
+        inputs=subject.bounds,
     )
 
 
@@ -376,7 +376,7 @@ def _save(target: Path, subject: Subject, found: VerificationResult, model: str,
             caption = f"class {names[name]}" if name in names else f"difference: grey is none, white +{largest:.3g}"
             times = max(1, SHOWN * 8 // max(pixels.shape[:2]))
             pictures.append(Picture(png(pixels.repeat(times, 0).repeat(times, 1)), caption))
-    figures = {
+    figures: dict[str, str | int | float | None] = {
         "network": model,
         "image": image,
         "class": names["image"],

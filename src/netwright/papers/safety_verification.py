@@ -159,8 +159,8 @@ def reproduce(run: Run) -> Evidence:
         ],
     }
     epochs = run.size("epochs", full=20, fast=6)
-    regions = run.size("images of the guarantee", full=40, fast=4)
-    images = run.size("images attacked", full=100, fast=6)
+    regions = run.size("images of the guarantee", full=40, fast=1)
+    images = run.size("images attacked", full=100, fast=3)
     conv = run.size("images attacked, convolutional network", full=30, fast=1, specified=100)
     timeout = run.size("seconds of the solver", full=10, fast=1)
     arms = run.arms({"guarantee": [regions, timeout, epochs, sizes["digits"]]}, verified.agree)
@@ -179,12 +179,12 @@ def reproduce(run: Run) -> Evidence:
             for name, how in methods.items()
         }
         arms |= _with_common(model, run.arms(chosen, verified.falsify))
-    deep = run.size("images searched from layer 1", full=25, fast=3)
+    deep = run.size("images searched from layer 1", full=25, fast=1)
     arms |= run.arms(
         {f"layer, from {start}": [start, deep, timeout, epochs, sizes["mnist-5000"]] for start in (0, 1)},
         verified.layers,
     )
-    solved = run.size("images of the solver", full=25, fast=2)
+    solved = run.size("images of the solver", full=25, fast=1)
     names = ("dense", "95 %") if run.fast else SPARSITIES
     arms |= run.arms(
         {f"solver, {name}": [SPARSITIES[name], solved, timeout, epochs, sizes["digits"]] for name in names},

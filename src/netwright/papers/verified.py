@@ -185,9 +185,9 @@ def _witness(
         for part in range(0, count, 1024):
             change = (2 * torch.rand(min(1024, count - part), len(flat), generator=generator) - 1) * REACH
             points = (flat + change.double()).clamp(0, 1)
-            wrong = other_class(network.logits(points), label).nonzero().flatten()
-            if len(wrong):
-                return points[wrong[0]].reshape(x.shape), part + int(wrong[0]) + 1
+            changed = other_class(network.logits(points), label).nonzero().flatten()
+            if len(changed):
+                return points[changed[0]].reshape(x.shape), part + int(changed[0]) + 1
         return None, count
     selectors: dict[str, Any] = {"tool's": "activation", "random": "random", "gradient's": "gradient"}
     dims = ranking(network, flat, 0, selectors[kind], label, draw)[: int(strength)]

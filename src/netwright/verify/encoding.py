@@ -123,6 +123,7 @@ class Encoding:
             slack = float(self.shortened_by(above[None])[0]) + float(self.error[group.start + i])
             self.constraints.append(h <= self.linear(above) + self.number(slack))
             return
+        assert group.alive is not None
         parts = [self.linear(form) for form, alive in zip(group.candidates[i], group.alive[i], strict=True) if alive]
         self.constraints += [*(h >= part for part in parts), z3.Or(*(h <= part for part in parts))]
 

@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -138,8 +139,8 @@ def _weighted(
     return Form(y - r, y + r, error, rows)
 
 
-def _strip(op: Op, **changes: object) -> Op:
-    return dataclasses.replace(op, act=IDENTITY, **changes)  # type: ignore[arg-type, type-var]
+def _strip(op: Conv | ConvTranspose | Linear | Affine, **changes: Any) -> Op:
+    return dataclasses.replace(op, act=IDENTITY, **changes)
 
 
 @transform.register(Conv)

@@ -185,7 +185,7 @@ def _ordered(
             if time.monotonic() > deadline:
                 raise TimeoutError
             kept = steps[region.kept(steps, alpha)]
-            parts.append(kept.short() if max(region.steps) < 2**15 else kept)  # type: ignore[type-var, operator, arg-type]
+            parts.append(kept.short() if max(region.steps) < 2**15 else kept)  # type: ignore[arg-type]
             sizes.append(size_of(kept * region.spans, region.norm))
     steps, distances = torch.cat(parts), torch.cat(sizes)
     # Equal distances, up to their last digit, in the order of the grid whatever the boxes were.

@@ -165,7 +165,7 @@ class DLV:
 
     @property
     def _selector(self) -> Selector:
-        return self.selector if isinstance(self.selector, str) else "activation"  # type: ignore[return-value]
+        return self.selector if isinstance(self.selector, str) else "activation"
 
     def _search(self, point: Point, alpha: Tensor, region: Region, line: dict[str, Any]) -> Tensor | str:
         """An input of another class, why nothing is known, or nothing."""

@@ -85,7 +85,7 @@ class Region:
     @property
     def count(self) -> int:
         """Points of the grid, prod(2 m + 1), before norm and bounds leave some out."""
-        return math.prod(2 * int(m) + 1 for m in self.steps)  # type: ignore[union-attr]
+        return math.prod((2 * self.limits + 1).tolist())
 
     def check(self, alpha: Tensor) -> None:
         """Refuses an activation that the region does not fit.

@@ -107,7 +107,7 @@ def robustness_report(
             results[i] = verify_point(network, images[i], region, engine, max_points, timeout, label=int(labels[i]))
             bar.advance()
     counts = collections.Counter(result.status for result in results.values())
-    verdicts = {name: counts[name] for name in ("safe", "unsafe", "unknown")}  # type: ignore[index]
+    verdicts = {name: counts[name] for name in ("safe", "unsafe", "unknown")}
     return RobustnessReport(
         engine, len(images), len(images) - len(right), **verdicts, seconds=time.monotonic() - begin, results=results
     )
