@@ -12,16 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from netwright import metrics
-from netwright.design.speed import sparse_latency
 from netwright.results import Result
 
 if TYPE_CHECKING:
     from netwright.data import Data
     from netwright.design.model import Architecture
 
-BATCHES = (1, 32)
-THREADS = 1
-ROUNDS = 60
 CHECKED = 512  # test images on which the exports of the three other networks are compared
 
 
@@ -43,7 +39,8 @@ class Measurement(Result):
         file_bytes: Size of the ONNX file.
         gzip_bytes: Its size after gzip.
         latency: Preprocessing included: of the ONNX file at batch 1 and 32, and of the network in netwright's own
-            runtime at batch 1, the designed one also at 32.
+            runtime at batch 1, the designed one also at 32. All networks take turns
+            (:func:`netwright.design.speed.latencies`).
         confusion: Counts, true class by row, predicted class by column.
         agreement: Largest absolute difference of a logit between the ONNX file and torch: on the whole test part for
             the designed network, on its first 512 examples for the others.
@@ -106,7 +103,7 @@ def measure(
     """Measures a network and the ONNX file made from it.
 
     Returns:
-        The figures, and the class probabilities of the test part.
+        The figures but the latencies, and the class probabilities of the test part.
 
     Raises:
         UserError: If the ONNX file does not agree with the network within 1e-4.
@@ -121,19 +118,6 @@ def measure(
     probs, labels = evaluate(network, Batches(data.test, 256, shuffle=False, normalise=normalise))
     right = metrics.accuracy(probs, labels)
     cost = count(network, data.shape)
-    images, _ = first_images(data, BATCHES[-1])
-    session = deploy.Session(onnx_file, threads=THREADS)
-    timings = [
-        {
-            "runtime": "ONNX Runtime",
-            **deploy.latency(session, onnx_input(images, architecture.picture), batch=b, rounds=ROUNDS).to_dict(),
-        }
-        for b in BATCHES
-    ]
-    feed = onnx_input(images, architecture.picture)
-    for batch in BATCHES if whole else BATCHES[:1]:
-        entry = sparse_latency(network, architecture, feed, batch=batch, rounds=ROUNDS, threads=THREADS)
-        timings += [entry] if entry is not None else []
     agreement = check_export(onnx_file, network, data, images=len(data.test) if whole else CHECKED)
     size = deploy.file_sizes(onnx_file)
     classes = len(data.classes)
@@ -153,7 +137,7 @@ def measure(
         sparse_macs=cost.sparse_macs,
         file_bytes=size.raw,
         gzip_bytes=size.gzipped,
-        latency=tuple(timings),
+        latency=(),
         confusion=tuple(tuple(row) for row in confusion.reshape(classes, classes).tolist()),
         agreement=agreement,
         train_seconds=train_seconds,

@@ -297,8 +297,8 @@ def _measure(
     stage: Stage, networks: dict[str, nn.Module], architectures: dict[str, Architecture], clock: RunClock
 ) -> None:
     from netwright.design.examples import maps, mistakes, radii
-    from netwright.design.measure import measure
-    from netwright.design.speed import bound
+    from netwright.design.measure import first_images, measure
+    from netwright.design.speed import BATCHES, Subject, bound, latencies
     from netwright.design.training_stage import histories, training_seconds
 
     run: RunFolder = stage.run
@@ -307,6 +307,7 @@ def _measure(
         return
     run.write("training.json", histories(run))
     figures: dict[str, Any] = {}
+    subjects: dict[str, Subject] = {}
     for key, network in networks.items():
         which = "baseline" if key.startswith("baseline") else "model"
         file = ("baseline/" if which == "baseline" else "") + f"model{'-dense' if key.endswith('dense') else ''}.onnx"
@@ -320,6 +321,8 @@ def _measure(
             train_seconds=training_seconds(run, which),
             whole=key == "model",
         )
+        batches = BATCHES if key == "model" else BATCHES[:1]
+        subjects[key] = Subject(network, architectures[which], run / file, batches)
         figures[key] = measured.to_dict()
         if key == "model":
             _write_arrays(run / "mistakes.npz", mistakes(stage.data, probs))
@@ -327,6 +330,9 @@ def _measure(
                 _write_arrays(run / "maps.npz", shown)
             if (certain := radii(network, stage.data, probs)) is not None:
                 _write_arrays(run / "radii.npz", certain)
+    images, _ = first_images(stage.data, BATCHES[-1])
+    for key, entries in latencies(subjects, images).items():
+        figures[key]["latency"] = entries
     before = latency(figures["dense"])
     allowed = bound(networks["model"].eval(), stage.data.shape, before["median_ms"] if before else None)
     if allowed is not None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from netwright.console import UserError
-from netwright.deploy.session import Latency, time_calls
+from netwright.cost.timing import alternate, threads, turn
+from netwright.deploy.session import Latency
+from netwright.design.verdict import ONNX_RUNTIME
 
 if TYPE_CHECKING:
     from netwright.deploy.model import SparseModel
@@ -18,6 +24,9 @@ if TYPE_CHECKING:
 
 RUNTIME = "netwright's sparse runtime"
 ON_TORCH = "netwright's torch backend"
+BATCHES = (1, 32)
+THREADS = 1
+ROUNDS, CALLS = 15, 4  # turns of each, timed calls in one
 TOLERANCE = 1e-4  # of a logit, against the largest
 
 
@@ -53,41 +62,93 @@ def compiled(network: nn.Module, architecture: Architecture, batch: int, *, thre
         return None
 
 
-def sparse_latency(
-    network: nn.Module, architecture: Architecture, feed: np.ndarray, *, batch: int, rounds: int, threads: int = 1
-) -> dict[str, Any] | None:
-    """Latency of one call with ``batch`` images, preprocessing included, as an entry of ``measurements.json``.
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A network whose speed is measured.
 
-    Args:
+    Attributes:
         network: The network.
         architecture: Its description.
-        feed: Images as the exported file takes them: uint8 (images, height, width, channels), or floats.
-        batch: Images in a call.
-        rounds: Calls to time.
-        threads: Of the runtime.
+        file: The ONNX file made from it.
+        batches: Images in a call of the sparse runtime; ONNX Runtime is timed with all of :data:`BATCHES`.
+    """
+
+    network: nn.Module
+    architecture: Architecture
+    file: Path
+    batches: tuple[int, ...] = BATCHES[:1]
+
+
+def latencies(subjects: Mapping[str, Subject], images: Tensor, *, rounds: int = ROUNDS) -> dict[str, list[dict]]:
+    """Latencies of networks, preprocessing included: of their files in ONNX Runtime, and in netwright's runtime.
+
+    All take turns, so that a machine which gets slower or faster meanwhile does so for each of them.
+
+    Args:
+        subjects: By name.
+        images: As they are stored, (images, channels, height, width).
+        rounds: Turns of each, of :data:`CALLS` timed calls.
 
     Returns:
-        The entry, with ``agreement``, the largest difference of a logit from PyTorch's; None where an operator of the
-        network is missing in the runtime.
+        By name the entries of ``measurements.json``, those of ONNX Runtime first; an operator that is missing in the
+        sparse runtime leaves its entry out.
 
     Raises:
         UserError: If the runtime's logits are further than 1e-4 from PyTorch's, of the largest of them.
     """
-    fast = compiled(network, architecture, batch, threads=threads)
-    if fast is None:
-        return None
-    picture = architecture.picture
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in subjects}
+    for batch in BATCHES:
+        competitors = [
+            made for name, subject in subjects.items() for made in _competitors(name, subject, images, batch)
+        ]
+        with threads(THREADS):
+            times = alternate(
+                {str(place): partial(_turn, each) for place, each in enumerate(competitors)}, rounds=rounds
+            )
+        for place, each in enumerate(competitors):
+            p10, median, p90 = np.percentile(1e3 * times[str(place)], [10, 50, 90]).tolist()
+            entry = Latency(median, p10, p90, batch, THREADS, rounds * CALLS, each.runtime).to_dict()
+            found[each.subject].append({**entry, **each.facts})
+    return {name: sorted(entries, key=lambda e: e["runtime"] in (RUNTIME, ON_TORCH)) for name, entries in found.items()}
 
-    def call(images: np.ndarray) -> np.ndarray:
-        planes = images.transpose(0, 3, 1, 2) if picture else images
-        return fast(np.ascontiguousarray(planes, np.float32))
 
-    batches = [np.take(feed, range(i, i + batch), axis=0, mode="wrap") for i in range(min(len(feed), 16))]
-    agreement = _agreement(network, architecture, call, batches[:1])
-    p10, median, p90 = time_calls(call, batches, rounds)
-    runtime = RUNTIME if fast.backend == "native" else ON_TORCH
-    found = Latency(median, p10, p90, batch, threads, rounds, runtime).to_dict()
-    return {**found, "agreement": agreement, "table_bytes": fast.nbytes, "arena_bytes": fast.arena_bytes}
+@dataclasses.dataclass(frozen=True)
+class _Competitor:
+    subject: str
+    runtime: str
+    call: Callable[[np.ndarray], object]
+    batches: Sequence[np.ndarray]
+    facts: dict[str, Any]
+
+
+def _turn(each: _Competitor) -> list[float]:
+    """Calls on different images, after one that brings the caches back."""
+    feeds = itertools.cycle(each.batches)
+    return turn(lambda: each.call(next(feeds)), CALLS, untimed=1)
+
+
+def _competitors(name: str, subject: Subject, images: Tensor, batch: int) -> list[_Competitor]:
+    import onnxruntime
+
+    from netwright.deploy.session import Session
+
+    session = Session(subject.file, threads=THREADS)
+    feed = session.feed(images)
+    batches = [np.take(feed, range(i, i + batch), axis=0, mode="wrap") for i in range(min(len(feed), CALLS + 1))]
+    found = [_Competitor(name, f"{ONNX_RUNTIME} {onnxruntime.__version__}", session.call, batches, {})]
+    architecture = subject.architecture
+    fast = compiled(subject.network, architecture, batch, threads=THREADS) if batch in subject.batches else None
+    if fast is not None:
+        picture = architecture.picture
+
+        def call(x: np.ndarray) -> np.ndarray:
+            return fast(np.ascontiguousarray(x.transpose(0, 3, 1, 2) if picture else x, np.float32))
+
+        agreement = _agreement(subject.network, architecture, call, batches[:1])
+        facts = {"agreement": agreement, "table_bytes": fast.nbytes, "arena_bytes": fast.arena_bytes}
+        runtime = RUNTIME if fast.backend == "native" else ON_TORCH
+        found.append(_Competitor(name, runtime, call, batches, facts))
+    return found
 
 
 def _agreement(network: nn.Module, architecture: Architecture, call: Any, batches: Sequence[np.ndarray]) -> float:

@@ -12,6 +12,14 @@ HYDRA = Reference(
     kind="inproceedings",
     arxiv="2002.10509",
 )
+HIPPO = Reference(
+    title="HiPPO: Recurrent Memory with Optimal Polynomial Projections",
+    authors=("Albert Gu", "Tri Dao", "Stefano Ermon", "Atri Rudra", "Christopher Ré"),
+    year=2020,
+    venue="Advances in Neural Information Processing Systems",
+    kind="inproceedings",
+    arxiv="2008.07669",
+)
 HIDDEN_NETWORKS = Reference(
     title="What's Hidden in a Randomly Weighted Neural Network?",
     authors=(
@@ -213,6 +221,7 @@ CITATIONS: dict[str, Reference] = {
     "netwright.nn.activations:class_map": GRAD_CAM_PLUS_PLUS,
     "netwright.nn.batchnorm": BATCH_NORM,
     "netwright.nn.convnet:LeNet": LENET,
+    "netwright.nn.lssl.measures": HIPPO,
     "netwright.nn.mbconv": MOBILENET_V2,
     "netwright.nn.resnet": RESNET,
     "netwright.nn.sparse": HIDDEN_NETWORKS,

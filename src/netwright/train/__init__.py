@@ -32,6 +32,7 @@ _NAMES = {
     "PSKDTargets": "self_distillation",
     "PatchDrawing": "masked_autoencoder",
     "RMSpropTF": "rmsprop",
+    "SplitSGD": "split_sgd",
     "StepProgress": "schedules",
     "TrActCallback": "callbacks",
     "TrActConv1d": "tract",
@@ -71,6 +72,7 @@ _MODULES = (
     "rmsprop",
     "schedules",
     "self_distillation",
+    "split_sgd",
     "tract",
     "weight_compander",
 )
@@ -91,6 +93,7 @@ if TYPE_CHECKING:
     from netwright.train.rmsprop import RMSpropTF
     from netwright.train.schedules import CosineProgress, Deadline, StepProgress
     from netwright.train.self_distillation import PSKDLoss, PSKDTargets, fit_pskd, pskd_alpha
+    from netwright.train.split_sgd import SplitSGD
     from netwright.train.tract import (
         TrActConv1d,
         TrActConv2d,
@@ -124,6 +127,7 @@ __all__ = [
     "PSKDTargets",
     "PatchDrawing",
     "RMSpropTF",
+    "SplitSGD",
     "StepProgress",
     "TrActCallback",
     "TrActConv1d",
