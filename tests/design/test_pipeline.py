@@ -44,6 +44,7 @@ ARTEFACTS = [
     "measurements.json",
     "maps.npz",
     "mistakes.npz",
+    "radii.npz",
     "sample.npz",
     "README.txt",
     "report.html",
