@@ -30,6 +30,7 @@ VERBS = (
     "export",
     "latency-table",
     "train",
+    "verify",
     "diagnose",
     "report",
     "doctor",
@@ -171,6 +172,7 @@ class Hostile:
     def train_option(self) -> list[str]:
         dice, word = self.dice, self.word
         methods = ["tract:lambda_=0", "tract:lambda=1", "tract:", "ps-kd:alpha_T", "gradient-noise:eta=-1", "plain:a=1"]
+        methods += ["elr:beta=1", "elr+:networks=3"]
         values: dict[str, Callable[[], str]] = {
             "--method": lambda: dice.choice([*[m for m in methods if m != "tract:"], word()]),
             "--model": lambda: dice.choice(
@@ -178,6 +180,7 @@ class Hostile:
             ),
             "--lr": lambda: dice.choice(["0", "-0.1", "nan", "inf", "fast", ""]),
             "--weight-decay": lambda: dice.choice(["-1", "nan", "inf", "much", ""]),
+            "--label-noise": lambda: dice.choice(["symmetric", "symmetric:2", "sym:0.4", "instance:nan", "", ":"]),
             "--precision": word,
             "--strategy": word,
             "--seed": lambda: dice.choice(["-1", "1.5", "", "abc"]),
@@ -213,6 +216,19 @@ class Hostile:
         }
         name = dice.choice(sorted(values))
         return [name, values[name]()]
+
+    def verify_option(self) -> list[str]:
+        dice, word = self.dice, self.word
+        values: dict[str, Callable[[], str]] = {
+            "--radius": lambda: dice.choice(["0", "-1", "nan", "inf", "1/0", "8/", "", word()]),
+            "--manipulation": lambda: dice.choice(["pixels", "pixels:0", "pixels:65", "patch:0,0,9,9", "", word()]),
+            "--engine": word,
+            "--timeout": lambda: dice.choice(["0", "-1", "nan", "inf", "soon", ""]),
+            "--steps": lambda: dice.choice(["0", "-1", "1.5", "many", ""]),
+            "--out": lambda: str(self.folder / dice.choice(["noise", "text.txt"])),
+        }
+        name = dice.choice(sorted(values))
+        return ["--radius", "0.1", name, values[name]()]
 
     def diagnose_option(self) -> list[str]:
         dice = self.dice
@@ -296,6 +312,16 @@ class Hostile:
             lambda: ["condense", "digits", "--out", word(), "--keep", dice.choice(["0", "2", "nan", "-1", "", word()])],
             lambda: ["condense", "digits", "--out", word(), "--bins", self.whole()],
             lambda: ["condense", "digits", "--out", word(), "--features", dice.choice([word(), f"{word()}.npy"])],
+            lambda: ["verify", self.run, "digits:3", *self.verify_option()],
+            lambda: ["verify", self.run, self.path(self.images), "--radius", "0.1", "--out", word()],
+            lambda: ["verify", self.bad_run(), "digits:3", "--radius", "0.1"],
+            lambda: [
+                "verify",
+                dice.choice([word(), self.run]),
+                f"{word()}:{dice.choice(['x', '1', '-1'])}",
+                "--radius",
+                "1",
+            ],
             lambda: ["diagnose", self.bad_run(), *([word()] if dice.random() < 0.5 else [])],
             lambda: ["diagnose", self.run, dice.choice([word(), self.path(self.data)])],
             lambda: ["diagnose", self.run, *self.diagnose_option()],
@@ -375,6 +401,7 @@ def test_a_thousand_bad_commands(here: Path, tmp_path: Path, run: Path):
         (["diagnose", "resnet18", "digits", "--part", "coherense"], "did you mean coherence?"),
         (["diagnose", "resnt18", "digits"], "did you mean resnet18?"),
         (["export", "resnet18", "--format", "onx", "--out", "x"], "did you mean onnx?"),
+        (["verify", "net.py:net", "x.png", "--radius", "0.1", "--engine", "gird"], "did you mean grid?"),
     ],
 )
 def test_near_names(here: Path, arguments: list[str], cure: str):

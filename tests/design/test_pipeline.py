@@ -44,6 +44,7 @@ ARTEFACTS = [
     "measurements.json",
     "maps.npz",
     "mistakes.npz",
+    "radii.npz",
     "sample.npz",
     "README.txt",
     "report.html",
@@ -292,7 +293,7 @@ def test_replay_gives_the_same_network(finished: Path, tmp_path: Path):
 
 class TestTrainMethods:
     def test_both_networks_are_trained_with_them_and_end_as_plain_modules(self, tmp_path: Path, finished: Path):
-        methods = ("ps-kd:alpha_T=0.5", "weight-compander", "tract", "gradient-noise:eta=0.1")
+        methods = ("ps-kd:alpha_T=0.5", "weight-compander", "tract", "gradient-noise:eta=0.1", "elr:lam=1")
         result = design("digits", out=str(tmp_path / "run"), train_method=methods, **{**TINY, "search": "random"})
         assert result.sparsity == pytest.approx(0.8, abs=1e-3)
         model = load_run(tmp_path / "run")
@@ -301,6 +302,9 @@ class TestTrainMethods:
         ours = read_tensors(tmp_path / "run/baseline/model-dense.safetensors")
         assert plain.keys() == ours.keys()
         assert not all(torch.equal(plain[name], ours[name]) for name in plain)
+        listed = (tmp_path / "run/doubts.csv").read_text().splitlines()
+        assert len(listed) == 1 + read_json(tmp_path / "run/doubts.json")["doubtful"]
+        assert "training labels are doubted" in (tmp_path / "run/report.md").read_text()
 
     def test_a_wrong_argument_is_told_before_anything_starts(self, tmp_path: Path):
         with pytest.raises(UserError, match="ps-kd has no argument 'alpha'"):
