@@ -75,7 +75,7 @@ class Basis:
 
     Example:
         >>> basis = Basis(torch.tensor([-1.0]).double(), torch.tensor([2.0]).double())
-        >>> [float(bound) for bound in basis.range(torch.tensor([[1.0, -2.0]]).double())]  # 1 - 2 x
+        >>> [round(float(bound), 6) for bound in basis.range(torch.tensor([[1.0, -2.0]]).double())]  # 1 - 2 x
         [-3.0, 3.0]
     """
 

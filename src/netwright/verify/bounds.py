@@ -40,8 +40,9 @@ def interval_bounds(
     Example:
         >>> net = nn.Linear(2, 2)
         >>> _ = net.weight.data.copy_(torch.tensor([[1.0, -1.0], [0.0, 2.0]])), net.bias.data.zero_()
-        >>> [bound.tolist() for bound in interval_bounds(net, torch.zeros(2), torch.ones(2))[-1]]
-        [[-1.0, 0.0], [1.0, 2.0]]
+        >>> found = interval_bounds(net, torch.full((2,), 0.5), torch.ones(2))
+        >>> [bound.round(decimals=6).tolist() for bound in found[-1]]
+        [[-0.5, 1.0], [0.5, 2.0]]
     """
     network = network_of(model, lower.shape)
     analysis = analyse(network, lower, upper, forms=False)

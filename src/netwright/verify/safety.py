@@ -66,6 +66,7 @@ def verify_point(
         ImportError: If ``"smt"`` is asked for without Z3.
 
     Example:
+        >>> import torch
         >>> net = nn.Linear(1, 2)
         >>> _ = net.weight.data.copy_(torch.tensor([[1.0], [-1.0]])), net.bias.data.copy_(torch.tensor([0.0, 1.0]))
         >>> x = torch.tensor([0.8])  # x against 1 - x
