@@ -1,8 +1,8 @@
 """How far around an input the class is certain, and how near a counterexample is.
 
 The largest radius for which bounds prove the whole box, and the smallest for which an attack along the gradient finds
-another class, both by halving over the same list of radii: the true radius lies between them. No solver is asked, so
-the time is short and the result depends on nothing but the seed.
+another class, both by halving over the same list of radii: the true radius lies between them. No solver is asked, and
+nothing is drawn: results differ only where the time is over.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ Benchmark to Evaluate Rationalized NLP Models", ACL 2020, arXiv:1911.03429:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -141,6 +142,7 @@ def _fall(
         raise ValueError(f"top must have shape (r,) or ({rows}, r), got {named.shape}")
     other = table if background is None else as_table(background, "background", features)
     random = check_random_state(random_state)
+    drawn = _replacements(other, baseline, random)
     whole = answers(f, table)
     predicted = whole.argmax(1)
     held = whole[np.arange(rows), predicted]
@@ -151,20 +153,22 @@ def _fall(
         columns = named if named.ndim == 1 else named[part]
         chosen[np.arange(count)[:, None], columns] = True
         there = table.rows(part).dense()
-        values = np.where(chosen == keep, there, _replacement(other, baseline, count, random))
+        values = np.where(chosen == keep, there, drawn(count))
         left = answers(f, Table(values, table.names, table.give))
         found[part] = held[part] - left[np.arange(count), predicted[part]]
     return found
 
 
-def _replacement(background: Table, baseline: Any, count: int, random: np.random.RandomState) -> np.ndarray:
+def _replacements(background: Table, baseline: Any, random: np.random.RandomState) -> Callable[[int], np.ndarray]:
+    """What stands in place of features, for so many rows: values for all of them, or a row for each."""
     if isinstance(baseline, str):
         if baseline == "mean":
-            return moments(background)[0]
+            mean = moments(background)[0]
+            return lambda count: mean
         if baseline != "permutation":
             raise ValueError(f"baseline must be 'mean', 'permutation' or a vector, got {baseline!r}")
-        return background.rows(random.randint(background.shape[0], size=count)).dense()
+        return lambda count: background.rows(random.randint(background.shape[0], size=count)).dense()
     values = np.asarray(baseline, dtype=np.float64)
     if values.shape != (background.shape[1],) or not np.isfinite(values).all():
         raise ValueError(f"baseline must be {background.shape[1]} finite values, got shape {values.shape}")
-    return values
+    return lambda count: values
