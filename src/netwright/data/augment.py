@@ -254,11 +254,7 @@ class Jitter(Augmentation):
             raise ValueError(f"images must be floats in [0, 1], got {images.dtype}")
         brightness, contrast = (factor[:, None, None, None] for factor in parameters[0].unbind(1))
         images = (images * brightness).clamp(0, 1)
-        if images.shape[1] == 3:
-            red, green, blue = images.unbind(1)  # no product of matrices: its rounding depends on the batch
-            grey = (0.2989 * red + 0.587 * green + 0.114 * blue)[:, None]
-        else:
-            grey = images
+        grey = luminance(images) if images.shape[1] == 3 else images
         # In double precision: the order in which a mean is summed depends on the batch, which ranks share out.
         mean = grey.double().mean((1, 2, 3), keepdim=True).to(images.dtype)
         return (mean + (images - mean) * contrast).clamp(0, 1)
@@ -297,6 +293,17 @@ class Compose(Augmentation):
         for step, own in zip(self.steps, parameters, strict=True):
             images = step.apply(images, own)
         return images
+
+
+def luminance(images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 1 height width"]:
+    """Grey of red, green and blue, as torchvision weighs them.
+
+    Example:
+        >>> round(luminance(torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1)).item(), 4)
+        0.2989
+    """
+    red, green, blue = images.unbind(1)  # no product of matrices: its rounding depends on the batch
+    return (0.2989 * red + 0.587 * green + 0.114 * blue)[:, None]
 
 
 def two_views(images: Tensor, augment: Augmentation, generator: Generator) -> tuple[Tensor, Tensor]:

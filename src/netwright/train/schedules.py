@@ -39,7 +39,10 @@ class Progress(lightning.Callback):
 
 
 class RateProgress(Progress):
-    """Sets the learning rate of every parameter group to its own at the start times a factor of the progress."""
+    """Sets the learning rate of every parameter group to its own at the start times a factor of the progress.
+
+    A group of which ``constant_lr`` is true keeps its own.
+    """
 
     def factor(self, progress: float) -> float:
         """The share of the learning rate that holds at ``progress`` in [0, 1]."""
@@ -53,6 +56,8 @@ class RateProgress(Progress):
         factor = self.factor(self.progress + step / 2)
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
+                if group.get("constant_lr"):
+                    continue
                 group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
         self.progress += step
 

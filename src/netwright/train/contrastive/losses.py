@@ -47,7 +47,7 @@ def nt_xent(
         1.94591
     """
     _check_pair("z1", z1, "z2", z2)
-    _check_temperature(temperature)
+    check_temperature(temperature)
     count = len(z1)
     partner = torch.arange(2 * count, device=z1.device).roll(count)
     if mask is not None:
@@ -88,7 +88,7 @@ def supcon(z: Float[Tensor, "views dim"], labels: Int[Tensor, "views"], temperat
         raise ValueError(f"z must have shape (views, dim), got {tuple(z.shape)}")
     if labels.shape != z.shape[:1] or labels.is_floating_point():
         raise ValueError(f"labels must be {len(z)} integers, one a view, got {labels.dtype} {tuple(labels.shape)}")
-    _check_temperature(temperature)
+    check_temperature(temperature)
     similarities = _similarities(z, temperature)
     positive = labels[:, None] == labels
     positive.fill_diagonal_(False)
@@ -127,7 +127,7 @@ def info_nce(
         0.551445
     """
     _check_pair("q", q, "k", k)
-    _check_temperature(temperature)
+    check_temperature(temperature)
     if queue.ndim != 2 or len(queue) != q.shape[1] or not queue.shape[1]:
         raise ValueError(f"queue must have shape ({q.shape[1]}, keys) with keys >= 1, got {tuple(queue.shape)}")
     q, k = functional.normalize(q), functional.normalize(k)
@@ -204,6 +204,11 @@ def _check_pair(first: str, x: Tensor, second: str, y: Tensor) -> None:
         )
 
 
-def _check_temperature(temperature: float) -> None:
+def check_temperature(temperature: float) -> None:
+    """Refuses a temperature that is not positive and finite.
+
+    Raises:
+        ValueError: If it is not.
+    """
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be > 0 and finite, got {temperature}")

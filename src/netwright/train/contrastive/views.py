@@ -1,0 +1,89 @@
+"""Two views of each image, and the policies by which the hosts make them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Generator, Tensor
+
+from netwright.data.augment import Augmentation, Compose, HorizontalFlip, Parameters, Shape, may_flip
+from netwright.data.colour import ColourJitter, GaussianBlur, Greyscale, RandomApply
+from netwright.data.crops import CenterCrop2, RandomResizedCrop
+
+Crop = Literal["random", "center"]
+SMALL = 64  # pixels a side up to which views are made as for CIFAR, beyond as for ImageNet
+JITTER = (0.4, 0.4, 0.4, 0.1)
+
+
+class TwoViews(Augmentation):
+    """Two augmented copies of each image of a batch, side by side: (batch, 2, channels, height, width).
+
+    Args:
+        first: Makes the first views.
+        second: Makes the second ones; by default the same, with random numbers of its own.
+
+    Example:
+        >>> views = TwoViews(RandomResizedCrop())(torch.rand(4, 1, 8, 8), torch.Generator().manual_seed(0))
+        >>> views.shape, torch.equal(views[:, 0], views[:, 1])
+        (torch.Size([4, 2, 1, 8, 8]), False)
+    """
+
+    def __init__(self, first: Augmentation, second: Augmentation | None = None):
+        self.first, self.second = first, first if second is None else second
+
+    def __repr__(self) -> str:
+        return f"TwoViews({self.first!r}, {self.second!r})"
+
+    def draw(self, count: int, shape: Shape, generator: Generator) -> Parameters:
+        """The parameters of both."""
+        return (self.first.draw(count, shape, generator), self.second.draw(count, shape, generator))
+
+    def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
+        """Both views, stacked behind the batch."""
+        return torch.stack([self.first.apply(images, parameters[0]), self.second.apply(images, parameters[1])], 1)
+
+
+def policy(
+    shape: Shape, name: str = "", *, classes: Sequence[str] = (), crop: Crop = "random", blur: bool | None = None
+) -> TwoViews:
+    """How SimCLR, MoCo v2 and SimSiam make two views: crop, flip, colour jitter, grey, blur.
+
+    Crops have an area share of 0.2 to 1; the middle of those with ``crop="center"`` lies in a box, as for CIFAR up to 64
+    pixels and as for ImageNet beyond. The flip is left out where it may change what an image means.
+
+    Args:
+        shape: (channels, height, width) of an image.
+        name: Of the data set, from which it is told whether images may be flipped.
+        classes: Class names, likewise.
+        crop: ``"random"`` anywhere, or ``"center"``.
+        blur: Whether half of the views are blurred; by default those of images beyond 64 pixels.
+
+    Raises:
+        ValueError: If ``crop`` is unknown, or an image has no two dimensions of at least 4 pixels.
+
+    Example:
+        >>> policy((1, 28, 28), "fashion-mnist").first.steps[:2]
+        (RandomResizedCrop(scale=(0.2, 1.0)), HorizontalFlip(p=0.5))
+    """
+    if crop not in get_args(Crop):
+        raise ValueError(f"crop must be one of {', '.join(map(repr, get_args(Crop)))}, got {crop!r}")
+    if len(shape) != 3 or min(shape[1:]) < 4:
+        raise ValueError(f"shape must be (channels, height, width) with at least 4 x 4 pixels, got {tuple(shape)}")
+    small = max(shape[1:]) <= SMALL
+    steps: list[Augmentation] = []
+    if crop == "random":
+        steps.append(RandomResizedCrop())
+    elif small:
+        steps.append(CenterCrop2())
+    else:
+        steps.append(CenterCrop2(box=(0.2, 0.2, 0.8, 0.8), alpha=0.6))
+    if may_flip(shape, name, classes):
+        steps.append(HorizontalFlip())
+    steps.append(RandomApply(ColourJitter(*JITTER), p=0.8))
+    if shape[0] == 3:
+        steps.append(Greyscale(0.2))
+    if (not small) if blur is None else blur:
+        steps.append(RandomApply(GaussianBlur(), p=0.5))
+    return TwoViews(Compose(steps))
