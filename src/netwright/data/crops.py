@@ -141,7 +141,7 @@ class CenterCrop2(RandomResizedCrop):
 
 
 def _places(start: Tensor, length: Tensor, size: int) -> Tensor:
-    """Where the pixels of a resized window lie, in grid_sample's units: -1 and 1 are the middles of the outer pixels."""
+    """Where the pixels of a resized window lie, for grid_sample: -1 and 1 are the middles of the outer pixels."""
     inside = (torch.arange(size, device=start.device) + 0.5) * (length[:, None] / size) - 0.5
     places = start[:, None] + inside.clamp_min(0).minimum(length[:, None] - 1)
     return 2 * places / max(1, size - 1) - 1

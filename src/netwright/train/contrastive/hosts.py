@@ -296,7 +296,7 @@ class SimSiam(Host):
         features: Width of the backbone's features; by default that of its last layer with weights.
 
     Raises:
-        ValueError: If a number is out of its range; in a call if the views differ in shape, or there is one image alone.
+        ValueError: If a number is out of its range; in a call if the views differ in shape, or one image is alone.
 
     Example:
         >>> host = SimSiam(lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 8)), dim=8, pred_dim=2)

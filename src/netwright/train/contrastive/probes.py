@@ -22,7 +22,7 @@ LR, MILESTONES, GAMMA = 10.0, (0.6, 0.8), 0.1
 CHUNK = 1024
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def extract(
     backbone: nn.Module, data: Iterable[tuple[Tensor, ...]]
 ) -> tuple[Float[Tensor, "examples features"], Int[Tensor, "examples"]]:
@@ -48,7 +48,7 @@ def extract(
             labels.append(y.cpu())
     if not labels or not sum(map(len, labels)):
         raise ValueError("data must hold at least 1 example, got 0")
-    return torch.cat(features).clone(), torch.cat(labels)
+    return torch.cat(features), torch.cat(labels)
 
 
 def fit_probe(

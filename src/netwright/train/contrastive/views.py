@@ -50,8 +50,8 @@ def policy(
 ) -> TwoViews:
     """How SimCLR, MoCo v2 and SimSiam make two views: crop, flip, colour jitter, grey, blur.
 
-    Crops have an area share of 0.2 to 1; the middle of those with ``crop="center"`` lies in a box, as for CIFAR up to 64
-    pixels and as for ImageNet beyond. The flip is left out where it may change what an image means.
+    Crops have an area share of 0.2 to 1; the middle of those with ``crop="center"`` lies in a box, as for CIFAR up to
+    64 pixels and as for ImageNet beyond. The flip is left out where it may change what an image means.
 
     Args:
         shape: (channels, height, width) of an image.
