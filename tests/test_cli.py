@@ -172,8 +172,9 @@ class Hostile:
     def train_option(self) -> list[str]:
         dice, word = self.dice, self.word
         methods = ["tract:lambda_=0", "tract:lambda=1", "tract:", "ps-kd:alpha_T", "gradient-noise:eta=-1", "plain:a=1"]
-        methods += ["elr:beta=1", "elr+:networks=3"]
+        methods += ["elr:beta=1", "elr+:networks=3", "simclr:dim=0", "moco:momentum=3", "simsiam:features=2"]
         values: dict[str, Callable[[], str]] = {
+            "--crop": lambda: dice.choice(["center", "middle", "", word()]),
             "--method": lambda: dice.choice([*[m for m in methods if m != "tract:"], word()]),
             "--model": lambda: dice.choice(
                 [word(), f"{word()}.onnx", self.path(["void", "text.txt"]), "timm:" + word()]

@@ -28,7 +28,8 @@ def train(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help="tract, weight-compander, gradient-noise, ps-kd, elr or elr+, as NAME or NAME:ARG=VALUE; may repeat."
+            help="tract, weight-compander, gradient-noise, ps-kd, elr or elr+, as NAME or NAME:ARG=VALUE; may repeat. "
+            "Or simclr, moco or simsiam, which train without labels, alone."
         ),
     ] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the training part.")] = 20,
@@ -36,6 +37,10 @@ def train(
     lr: Annotated[float, typer.Option(help="Learning rate at the start.")] = 0.1,
     weight_decay: Annotated[float, typer.Option(help="L2 penalty on weights.")] = 5e-4,
     no_augment: Annotated[bool, typer.Option("--no-augment", help="Train on the images as they are.")] = False,
+    hallucinate: Annotated[
+        bool, typer.Option("--hallucinate", help="With simclr, moco or simsiam: a further positive in feature space.")
+    ] = False,
+    crop: Annotated[str, typer.Option(help="Crops of their views: random, or center for near the middle.")] = "random",
     label_noise: Annotated[
         str | None,
         typer.Option(
@@ -74,6 +79,8 @@ def train(
             lr=lr,
             weight_decay=weight_decay,
             augment=not no_augment,
+            hallucinate=hallucinate,
+            crop=crop,
             label_noise=label_noise,
             precision=precision,
             size=size,

@@ -123,10 +123,12 @@ class Options(Result):
                 raise UserError(f"unknown --{name} {value!r}", cure=nearest(value, known))
         if self.select is not None:
             self._check_selector(self.select)
+        from netwright.train import PRETRAINING
         from netwright.train.methods import parse
 
         for text in self.train_method:
-            parse(text)
+            if parse(text)[0] in PRETRAINING:
+                raise UserError(f"{text} trains without labels", cure="use it with netwright train, alone")
 
     def _check_selector(self, name: str) -> None:
         if self.search == "random":

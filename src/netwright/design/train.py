@@ -19,6 +19,7 @@ from netwright import metrics, storage
 from netwright.compress.prune import sparsity
 from netwright.console import UserError, nearest, note, warn
 from netwright.design import distributed, label_doubts
+from netwright.design import pretraining as unlabelled
 from netwright.design.measure import wilson
 from netwright.design.model import Architecture, is_named, load, load_run
 from netwright.design.options import MOVABLE
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from netwright.data.label_noise import NoiseKind
 
 NOTABLE_ZEROS = 0.01  # share of a run's weights from which on it counts as pruned
+CROPS = ("random", "center")
+# What runs of earlier versions did not have, with what they did.
+LATER = {"label_noise": None, "hallucinate": False, "crop": "random"}
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
 
 
@@ -55,6 +59,8 @@ class TrainOptions(Result):
     lr: float = 0.1
     weight_decay: float = 5e-4
     augment: bool = True
+    hallucinate: bool = False
+    crop: str = "random"
     label_noise: str | None = None
     precision: str = "32-true"
     size: int | None = None
@@ -68,10 +74,7 @@ class TrainOptions(Result):
     out: str | None = None
 
     def __post_init__(self) -> None:
-        from netwright.train.methods import parse
-
-        for text in self.methods:
-            parse(text)
+        self._check_pretraining()
         least = {"epochs": 1, "batch_size": 2, "devices": 1, "nodes": 1, "seed": 0, "size": 1}
         for name, bound in least.items():
             value = getattr(self, name)
@@ -92,11 +95,28 @@ class TrainOptions(Result):
         if self.model.endswith(".onnx"):
             raise UserError("an ONNX file cannot be trained", where=self.model, cure="give a name, a run or FILE.py:F")
 
+    def _check_pretraining(self) -> None:
+        from netwright.train import PRETRAINING
+        from netwright.train.methods import pretraining
+
+        method = pretraining(self.methods)
+        if self.crop not in CROPS:
+            raise UserError(f"unknown --crop {self.crop!r}", cure=nearest(self.crop, CROPS))
+        if method is None:
+            cure = f"add --method {' or '.join(PRETRAINING)}"
+            if self.hallucinate:
+                raise UserError("--hallucinate has a meaning in pre-training without labels only", cure=cure)
+            if self.crop != CROPS[0]:
+                raise UserError(f"--crop {self.crop} has a meaning in pre-training without labels only", cure=cure)
+        elif not self.augment:
+            raise UserError(f"{method.partition(':')[0]} compares augmented views, and --no-augment leaves none")
+
     def identity(self) -> dict[str, Any]:
         """What decides the outcome: two runs with equal identity are the same run."""
         found = {name: value for name, value in self.to_dict().items() if name not in MOVABLE}
-        if self.label_noise is None:
-            del found["label_noise"]  # runs of earlier versions did not have it
+        for name, usual in LATER.items():
+            if getattr(self, name) == usual:
+                del found[name]
         return found
 
 
@@ -147,21 +167,20 @@ def train(options: TrainOptions, *, command: str = "") -> TrainResult:
 
 def _trained(run: RunFolder, options: TrainOptions, command: str) -> TrainResult:
     from netwright.data.tensors import Batches
-    from netwright.nn.batchnorm import synchronise
     from netwright.train import evaluate
-    from netwright.train.methods import callbacks, described
-    from netwright.train.tract import remove_tract
-    from netwright.train.weight_compander import remove_weight_compander
+    from netwright.train.methods import callbacks, described, pretraining
 
     if distributed.agree(run.has(FINISHED)):
         return kept(run)
-    methods = callbacks(options.methods)
+    method = pretraining(options.methods)
+    methods = callbacks(options.methods) if method is None else []
     data, changed = _load(options)
     network, architecture = _network(options, data)
     if architecture is not None and architecture.members > 1 and _pairing(methods) is not None:
         raise UserError(
             "the run's network is a pair already, and elr+ makes one of a single network", where=options.model
         )
+    prepared = None if method is None else unlabelled.prepare(options, data, network, method)
     if distributed.is_main() and not run.has("run.json"):
         note(data.summary())
         run.describe(options, command)
@@ -169,14 +188,13 @@ def _trained(run: RunFolder, options: TrainOptions, command: str) -> TrainResult
     distributed.barrier()
     if run.read("data.json")["fingerprint"] != data.fingerprint():
         raise UserError("the data have changed since this run began", where=options.data, cure="choose another --out")
-    if options.devices * options.nodes > 1:
-        network = synchronise(network)
-    history, module = _fit(run, options, data, network, methods)
-    pairing = _pairing(methods)
-    if pairing is not None:
-        network = pairing.pair(module, network)
-        architecture = None if architecture is None else dataclasses.replace(architecture, members=2)
-    remove_tract(remove_weight_compander(network))
+    probes = None
+    if prepared is not None:
+        history, probes = unlabelled.pretrain(run, options, data, network, prepared)
+    else:
+        history, network = _with_labels(run, options, data, network, methods)
+        if architecture is not None and _pairing(methods) is not None:
+            architecture = dataclasses.replace(architecture, members=2)
     if distributed.is_main():
         whole = Batches(data.test, 256, shuffle=False, drop_last=False, normalise=data.normalise())
         probs, labels = evaluate(network, whole)
@@ -191,7 +209,7 @@ def _trained(run: RunFolder, options: TrainOptions, command: str) -> TrainResult
             folder=str(run.path),
             model=options.model,
             methods=options.methods,
-            told=described(options.methods),
+            told=described(options.methods) + (() if prepared is None else unlabelled.told(options, prepared)),
             accuracy=accuracy,
             low=low,
             high=high,
@@ -203,6 +221,8 @@ def _trained(run: RunFolder, options: TrainOptions, command: str) -> TrainResult
             seconds=round(history.seconds, 1),
             confusion=tuple(map(tuple, counts.tolist())),
             doubted=None if doubts is None else len(doubts),
+            before=None if probes is None else probes.before,
+            neighbours=None if probes is None else probes.neighbours,
         )
         storage.write_tensors(run / "model.safetensors", network.state_dict())
         if architecture is not None:
@@ -213,6 +233,23 @@ def _trained(run: RunFolder, options: TrainOptions, command: str) -> TrainResult
         (run / "work/train.ckpt").unlink(missing_ok=True)
     distributed.barrier()
     return kept(run)
+
+
+def _with_labels(
+    run: RunFolder, options: TrainOptions, data: Data, network: nn.Module, methods: Sequence[Any]
+) -> tuple[History, nn.Module]:
+    """The history, and the network that is kept: a pair where a method trains two."""
+    from netwright.nn.batchnorm import synchronise
+    from netwright.train.tract import remove_tract
+    from netwright.train.weight_compander import remove_weight_compander
+
+    if options.devices * options.nodes > 1:
+        network = synchronise(network)
+    history, module = _fit(run, options, data, network, methods)
+    pairing = _pairing(methods)
+    if pairing is not None:
+        network = pairing.pair(module, network)
+    return history, remove_tract(remove_weight_compander(network))
 
 
 def _pairing(methods: Sequence[Any]) -> Any:

@@ -41,6 +41,8 @@ class TrainResult(Result):
         seconds: Wall time of the training, over all sittings.
         confusion: Counts; row is the true class, column the answer.
         doubted: Training examples whose label the network doubts; None where no method tells.
+        before: Accuracy of a linear probe on the features before pre-training without labels; None without such.
+        neighbours: Accuracy of the nearest neighbours' vote on the features after it; None likewise.
     """
 
     folder: str
@@ -58,6 +60,8 @@ class TrainResult(Result):
     seconds: float
     confusion: tuple[tuple[int, ...], ...]
     doubted: int | None = None
+    before: float | None = None
+    neighbours: float | None = None
 
 
 def kept(run: RunFolder) -> TrainResult:
@@ -99,15 +103,22 @@ def verdict(result: TrainResult) -> str:
     """One sentence on what was trained, how, and how good it is."""
     names = [text.partition(":")[0] for text in result.methods if text != "plain"]
     how = f" with {', '.join(names)}" if names else ""
+    done, by = ("trained", "") if result.before is None else ("pre-trained without labels", ", by a linear probe")
+    before = "" if result.before is None else f"; {percent(result.before)} before"
     return (
-        f"{result.model}, trained{how}, is right on {percent(result.accuracy)} of {result.examples} test examples "
-        f"(95 % interval {100 * result.low:.1f} to {percent(result.high)})."
+        f"{result.model}, {done}{how}, is right on {percent(result.accuracy)} of {result.examples} test examples{by} "
+        f"(95 % interval {100 * result.low:.1f} to {percent(result.high)}{before})."
     )
 
 
 def _figures(result: TrainResult) -> Table:
+    probes = {
+        "accuracy of the linear probe before pre-training": result.before,
+        "accuracy of the vote of the nearest training examples": result.neighbours,
+    }
     rows: list[Sequence[Cell]] = [
         ["test accuracy", Value(result.accuracy, percent(result.accuracy, 2))],
+        *([name, Value(share, percent(share, 2))] for name, share in probes.items() if share is not None),
         ["negative log-likelihood, nats", Value(result.nll, f"{result.nll:.4f}")],
         ["expected calibration error", Value(result.ece, f"{result.ece:.2f} %")],
         ["area under the risk-coverage curve, times 1000", Value(result.aurc, f"{result.aurc:.2f}")],
@@ -146,5 +157,6 @@ def curves(epochs: Sequence[Mapping[str, float]]) -> Figure | None:
         axes[-1].set_xlabel("epoch")
         axes[-1].locator_params(axis="x", integer=True)
 
-    reading = "An accuracy that still rises at the end asks for more epochs; the learning rate falls along a cosine."
+    sign = "An accuracy that still rises" if "val_accuracy" in shown else "A loss that still falls"
+    reading = f"{sign} at the end asks for more epochs; the learning rate falls along a cosine."
     return Figure(svg(paint, width=430, height=60 + 150 * len(shown)), reading, data=lines)

@@ -67,6 +67,29 @@ def last_linear(model: nn.Module) -> nn.Linear:
     return found[-1]
 
 
+def without_head(model: nn.Module) -> tuple[str, nn.Linear]:
+    """Takes the last linear layer away in place, so that the model gives that layer's inputs: its features.
+
+    Returns:
+        The name of the layer, under which ``model.set_submodule(name, layer)`` puts another one, and the layer.
+
+    Raises:
+        ValueError: If there is no linear layer, or the model is one itself.
+
+    Example:
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> name, head = without_head(net)
+        >>> name, head.out_features, net(torch.ones(1, 2, 2)).shape
+        ('3', 2, torch.Size([1, 3]))
+    """
+    head = last_linear(model)
+    if head is model:
+        raise ValueError("model must hold a linear layer, got one that is nothing else")
+    name = next(name for name, part in model.named_modules() if part is head)
+    model.set_submodule(name, nn.Identity())
+    return name, head
+
+
 def last_convolution(model: nn.Module) -> nn.Conv2d:
     """The last 2d convolution in module order, whose map is the most abstract that still has places.
 

@@ -2,7 +2,7 @@
 
 A method is functions and modules for a loop of one's own, and a callback for Lightning's Trainer. ``METHODS`` tells
 where each is, by the name that people type, in the order in which several are put together: TrAct wraps a layer before
-Weight Compander does.
+Weight Compander does. ``PRETRAINING`` tells which modules train without labels.
 """
 
 from __future__ import annotations
@@ -21,8 +21,15 @@ METHODS = {
     "elr+": "netwright.train.callbacks:ELRPlusCallback",
 }
 
+PRETRAINING = {
+    "simclr": "netwright.train.contrastive.hosts:SimCLR",
+    "moco": "netwright.train.contrastive.hosts:MoCo",
+    "simsiam": "netwright.train.contrastive.hosts:SimSiam",
+}
+
 _NAMES = {
     "Classifier": "classifier",
+    "ContrastiveModule": "contrastive",
     "CosineProgress": "schedules",
     "Deadline": "schedules",
     "ELRCallback": "callbacks",
@@ -31,9 +38,11 @@ _NAMES = {
     "ELRPlusCallback": "callbacks",
     "GradientNoise": "gradient_noise",
     "GradientNoiseCallback": "callbacks",
+    "Hallucinator": "hallucinator",
     "LabelDoubts": "early_learning",
     "Loader": "fitting",
     "Memorization": "callbacks.memorization",
+    "MoCo": "contrastive",
     "MemorizationTracker": "callbacks",
     "NoisyOptimizer": "gradient_noise",
     "PSKDCallback": "callbacks",
@@ -42,6 +51,8 @@ _NAMES = {
     "PatchDrawing": "masked_autoencoder",
     "PredictionMemory": "memory",
     "RMSpropTF": "rmsprop",
+    "SimCLR": "contrastive",
+    "SimSiam": "contrastive",
     "SplitSGD": "split_sgd",
     "StepProgress": "schedules",
     "TrActCallback": "callbacks",
@@ -62,6 +73,7 @@ _NAMES = {
     "evaluate": "classifier",
     "expand_inverse": "weight_compander",
     "fit": "fitting",
+    "fit_contrastive": "contrastive",
     "fit_masked_autoencoder": "masked_autoencoder",
     "fit_pskd": "self_distillation",
     "label_doubts": "early_learning",
@@ -79,12 +91,14 @@ _NAMES = {
 _MODULES = (
     "callbacks",
     "classifier",
+    "contrastive",
     "distillation",
     "early_learning",
     "early_learning_plus",
     "ema",
     "fitting",
     "gradient_noise",
+    "hallucinator",
     "masked_autoencoder",
     "memory",
     "methods",
@@ -108,6 +122,7 @@ if TYPE_CHECKING:
     )
     from netwright.train.callbacks.memorization import Memorization, memorization
     from netwright.train.classifier import Classifier, channels_last, evaluate
+    from netwright.train.contrastive import ContrastiveModule, MoCo, SimCLR, SimSiam, fit_contrastive
     from netwright.train.distillation import distillation_loss
     from netwright.train.early_learning import ELRLoss, LabelDoubts, agreement_loss, label_doubts, sigmoid_ramp
     from netwright.train.early_learning_plus import ELRPlus
@@ -120,6 +135,7 @@ if TYPE_CHECKING:
         noise_variance,
         register_gradient_noise,
     )
+    from netwright.train.hallucinator import Hallucinator
     from netwright.train.masked_autoencoder import PatchDrawing, fit_masked_autoencoder
     from netwright.train.memory import PredictionMemory
     from netwright.train.rmsprop import RMSpropTF
@@ -147,7 +163,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "METHODS",
+    "PRETRAINING",
     "Classifier",
+    "ContrastiveModule",
     "CosineProgress",
     "Deadline",
     "ELRCallback",
@@ -156,10 +174,12 @@ __all__ = [
     "ELRPlusCallback",
     "GradientNoise",
     "GradientNoiseCallback",
+    "Hallucinator",
     "LabelDoubts",
     "Loader",
     "Memorization",
     "MemorizationTracker",
+    "MoCo",
     "NoisyOptimizer",
     "PSKDCallback",
     "PSKDLoss",
@@ -167,6 +187,8 @@ __all__ = [
     "PatchDrawing",
     "PredictionMemory",
     "RMSpropTF",
+    "SimCLR",
+    "SimSiam",
     "SplitSGD",
     "StepProgress",
     "TrActCallback",
@@ -187,6 +209,7 @@ __all__ = [
     "evaluate",
     "expand_inverse",
     "fit",
+    "fit_contrastive",
     "fit_masked_autoencoder",
     "fit_pskd",
     "label_doubts",

@@ -5,14 +5,16 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from netwright.console import UserError, nearest
-from netwright.train import METHODS
+from netwright.train import METHODS, PRETRAINING
 
 if TYPE_CHECKING:
     import lightning
+
+    from netwright.train.contrastive import Host
 
 
 def parse(text: str) -> tuple[str, dict[str, Any]]:
@@ -28,8 +30,8 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
         ('gradient-noise', {'eta': 0.3, 'order': 'noise_then_clip'})
     """
     name, _, rest = text.partition(":")
-    if name not in METHODS:
-        raise UserError(f"unknown training method {name!r}", cure=nearest(name, METHODS))
+    if name not in METHODS and name not in PRETRAINING:
+        raise UserError(f"unknown training method {name!r}", cure=nearest(name, [*METHODS, *PRETRAINING]))
     if name == "plain" and rest:
         raise UserError(f"plain takes no arguments, got {rest!r}")
     arguments: dict[str, Any] = {}
@@ -53,7 +55,8 @@ def callbacks(texts: Sequence[str]) -> list[lightning.Callback]:
         texts: As for :func:`parse`; ``plain`` adds nothing.
 
     Raises:
-        UserError: If a text cannot be parsed, a method comes twice, or it does not take such an argument or value.
+        UserError: If a text cannot be parsed, a method comes twice, it does not take such an argument or value, or it
+            is one that trains without labels.
 
     Example:
         >>> [type(found).__name__ for found in callbacks(["ps-kd:alpha_T=0.5", "tract"])]
@@ -62,10 +65,63 @@ def callbacks(texts: Sequence[str]) -> list[lightning.Callback]:
     chosen: dict[str, dict[str, Any]] = {}
     for text in texts:
         name, arguments = parse(text)
+        if name in PRETRAINING:
+            raise UserError(f"{name} trains without labels", cure=f"use it alone: netwright train DATA --method {name}")
         if name in chosen:
             raise UserError(f"the training method {name!r} comes twice")
         chosen[name] = arguments
     return [_made(name, chosen[name]) for name in METHODS if name in chosen and name != "plain"]
+
+
+def pretraining(texts: Sequence[str]) -> str | None:
+    """The one method that trains without labels; None when there is none among the texts.
+
+    Raises:
+        UserError: If a text cannot be parsed, or such a method does not stand alone.
+
+    Example:
+        >>> pretraining(["simclr:temperature=0.2"]), pretraining(["tract"])
+        ('simclr:temperature=0.2', None)
+    """
+    found = [text for text in texts if parse(text)[0] in PRETRAINING]
+    if found and len(texts) > 1:
+        others = ", ".join(parse(text)[0] for text in texts if text != found[0]) or "itself"
+        raise UserError(f"{parse(found[0])[0]} trains without labels, alone, got it together with {others}")
+    return found[0] if found else None
+
+
+def host(text: str, backbone: Any, *, features: int, hallucinate: bool = False, **usual: Any) -> Host:
+    """A contrastive host by name, around a backbone that is there.
+
+    Args:
+        text: As for :func:`parse`, a name of ``PRETRAINING``.
+        backbone: Gives features.
+        features: Their width.
+        hallucinate: Whether a :class:`netwright.train.Hallucinator` goes into it.
+        usual: Arguments that take the place of the host's own defaults, where it has them.
+
+    Raises:
+        UserError: If the host does not take such an argument or value.
+
+    Example:
+        >>> from torch import nn
+        >>> host("moco:dim=8", nn.Flatten(), features=4, hallucinate=True, queue_size=32).queue.shape
+        torch.Size([8, 32])
+    """
+    from netwright.train.hallucinator import Hallucinator
+
+    name, arguments = parse(text)
+    make = _class(name)
+    kinds = inspect.signature(make).parameters
+    settings = {**{key: value for key, value in usual.items() if key in kinds}, **arguments}
+    given: dict[str, Any] = {"backbone_fn": lambda: backbone, "features": features}
+    if hallucinate:
+        width = settings.get("dim", kinds["dim"].default)
+        try:
+            given["hallucinator"] = Hallucinator(width)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise UserError(f"{name}: {error}") from error
+    return _made(name, settings, reserved=("backbone_fn", "features", "hallucinator"), given=given)
 
 
 def described(texts: Sequence[str]) -> tuple[str, ...]:
@@ -85,17 +141,19 @@ def described(texts: Sequence[str]) -> tuple[str, ...]:
 
 
 def _class(name: str) -> Any:
-    module, _, kind = METHODS[name].partition(":")
+    module, _, kind = {**METHODS, **PRETRAINING}[name].partition(":")
     return getattr(importlib.import_module(module), kind)
 
 
-def _made(name: str, arguments: dict[str, Any]) -> lightning.Callback:
+def _made(
+    name: str, arguments: dict[str, Any], *, reserved: Collection[str] = (), given: dict[str, Any] | None = None
+) -> Any:
     make = _class(name)
-    known = list(inspect.signature(make).parameters)
+    known = [key for key in inspect.signature(make).parameters if key not in reserved]
     for key in arguments:
         if key not in known:
             raise UserError(f"{name} has no argument {key!r}", cure=nearest(key, known))
     try:
-        return make(**arguments)
-    except (ValueError, TypeError) as error:
+        return make(**arguments, **(given or {}))
+    except (ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"{name}: {error}") from error
