@@ -1,9 +1,9 @@
 """Random resized crops of whole batches, anywhere in the image or about its middle.
 
-A crop of random area and proportions is brought back to the size of the image, by bilinear interpolation as torchvision
-does it. Peng, Wang, Zhu and You, "Crafting Better Contrastive Views for Siamese Representation Learning", CVPR 2022,
-arXiv:2202.03278, keep the middle of the crop inside a box and push it towards the box's borders, so that two views hold
-the same object and differ all the same.
+A crop of random area and proportions is brought back to the size of the image, by bilinear interpolation as
+torchvision does it. Peng, Wang, Zhu, Wang and You, "Crafting Better Contrastive Views for Siamese Representation
+Learning", CVPR 2022, arXiv:2202.03278, keep the middle of the crop inside a box and push it towards the box's borders,
+so that two views hold the same object and differ all the same.
 """
 
 from __future__ import annotations

@@ -233,6 +233,72 @@ MEAN_TEACHER = Reference(
     kind="inproceedings",
     arxiv="1703.01780",
 )
+SIMCLR = Reference(
+    title="A Simple Framework for Contrastive Learning of Visual Representations",
+    authors=("Ting Chen", "Simon Kornblith", "Mohammad Norouzi", "Geoffrey Hinton"),
+    year=2020,
+    venue="International Conference on Machine Learning",
+    kind="inproceedings",
+    arxiv="2002.05709",
+)
+MOCO = Reference(
+    title="Momentum Contrast for Unsupervised Visual Representation Learning",
+    authors=("Kaiming He", "Haoqi Fan", "Yuxin Wu", "Saining Xie", "Ross Girshick"),
+    year=2020,
+    venue="IEEE/CVF Conference on Computer Vision and Pattern Recognition",
+    kind="inproceedings",
+    arxiv="1911.05722",
+)
+SIMSIAM = Reference(
+    title="Exploring Simple Siamese Representation Learning",
+    authors=("Xinlei Chen", "Kaiming He"),
+    year=2021,
+    venue="IEEE/CVF Conference on Computer Vision and Pattern Recognition",
+    kind="inproceedings",
+    arxiv="2011.10566",
+)
+SUPERVISED_CONTRASTIVE = Reference(
+    title="Supervised Contrastive Learning",
+    authors=(
+        "Prannay Khosla",
+        "Piotr Teterwak",
+        "Chen Wang",
+        "Aaron Sarna",
+        "Yonglong Tian",
+        "Phillip Isola",
+        "Aaron Maschinot",
+        "Ce Liu",
+        "Dilip Krishnan",
+    ),
+    year=2020,
+    venue="Advances in Neural Information Processing Systems",
+    kind="inproceedings",
+    arxiv="2004.11362",
+)
+ALIGNMENT_AND_UNIFORMITY = Reference(
+    title="Understanding Contrastive Representation Learning through Alignment and Uniformity on the Hypersphere",
+    authors=("Tongzhou Wang", "Phillip Isola"),
+    year=2020,
+    venue="International Conference on Machine Learning",
+    kind="inproceedings",
+    arxiv="2005.10242",
+)
+CONTRASTIVE_CROP = Reference(
+    title="Crafting Better Contrastive Views for Siamese Representation Learning",
+    authors=("Xiangyu Peng", "Kai Wang", "Zheng Zhu", "Mang Wang", "Yang You"),
+    year=2022,
+    venue="IEEE/CVF Conference on Computer Vision and Pattern Recognition",
+    kind="inproceedings",
+    arxiv="2202.03278",
+)
+INSTANCE_DISCRIMINATION = Reference(
+    title="Unsupervised Feature Learning via Non-Parametric Instance Discrimination",
+    authors=("Zhirong Wu", "Yuanjun Xiong", "Stella X. Yu", "Dahua Lin"),
+    year=2018,
+    venue="IEEE/CVF Conference on Computer Vision and Pattern Recognition",
+    kind="inproceedings",
+    arxiv="1805.01978",
+)
 
 CITATIONS: dict[str, Reference] = {
     "netwright.compress.callbacks.pruning:GradualPruning": GRADUAL_PRUNING,
@@ -243,6 +309,7 @@ CITATIONS: dict[str, Reference] = {
     "netwright.compress.prune:dense_sparse_dense": DENSE_SPARSE_DENSE,
     "netwright.data.augment:Cutout": CUTOUT,
     "netwright.data.augment:mixup": MIXUP,
+    "netwright.data.crops:CenterCrop2": CONTRASTIVE_CROP,
     "netwright.data.elastic": ELASTIC,
     "netwright.data.label_noise:instance_noise": PART_DEPENDENT_NOISE,
     "netwright.explain.gradient": GRAD_CAM,
@@ -264,6 +331,16 @@ CITATIONS: dict[str, Reference] = {
     "netwright.search.selection": DARTS,
     "netwright.search.spaces": DARTS,
     "netwright.search.supernet": DARTS,
+    "netwright.train.contrastive.hosts:MoCo": MOCO,
+    "netwright.train.contrastive.hosts:SimCLR": SIMCLR,
+    "netwright.train.contrastive.hosts:SimSiam": SIMSIAM,
+    "netwright.train.contrastive.losses:alignment": ALIGNMENT_AND_UNIFORMITY,
+    "netwright.train.contrastive.losses:info_nce": MOCO,
+    "netwright.train.contrastive.losses:negative_cosine": SIMSIAM,
+    "netwright.train.contrastive.losses:nt_xent": SIMCLR,
+    "netwright.train.contrastive.losses:supcon": SUPERVISED_CONTRASTIVE,
+    "netwright.train.contrastive.losses:uniformity": ALIGNMENT_AND_UNIFORMITY,
+    "netwright.train.contrastive.probes:knn_probe": INSTANCE_DISCRIMINATION,
     "netwright.train.ema": MEAN_TEACHER,
     "netwright.train.schedules:CosineProgress": COSINE,
 }
