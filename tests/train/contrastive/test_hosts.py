@@ -234,6 +234,25 @@ def test_the_queue_forgets_the_oldest():
         module.enqueue(keys[:21])
 
 
+def test_keys_of_all_processes_enter_the_queue(monkeypatch):
+    module, others = host(MoCo), functional.normalize(torch.randn(3, DIM, dtype=torch.float64))
+    own = functional.normalize(torch.randn(3, DIM, dtype=torch.float64))
+
+    def gathered(ids, rows):
+        """As process 1 of 2, whose neighbour's rows have the even numbers."""
+        assert ids.tolist() == [1, 3, 5]
+        order = torch.cat([ids - 1, ids]).argsort()
+        return torch.arange(6), torch.cat([others, rows])[order]
+
+    for name, value in (("is_initialized", True), ("get_rank", 1), ("get_world_size", 2)):
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    monkeypatch.setattr("netwright.train.contrastive.hosts.gather_rows", gathered)
+    module.enqueue(own)
+    assert int(module.pointer) == 6
+    assert torch.equal(module.queue[:, :6:2], others.T)
+    assert torch.equal(module.queue[:, 1:6:2], own.T)
+
+
 def test_groups_for_batch_norm():
     """Keys of a group know that group's statistics alone, queries likewise."""
     module, x = host(MoCo, bn_splits=2, momentum=1.0), views(8)[1]
