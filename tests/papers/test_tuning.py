@@ -21,6 +21,15 @@ def test_the_best_value_is_tried_with_a_seed_of_its_own(tmp_path):
     assert list(tried) == ["tuning: x 0", "tuning: x 0.1", "tuning: x 0.5"]
 
 
+def test_another_figure_may_be_the_smaller_the_better(tmp_path):
+    def arm(seed, value):
+        return {"validation loss": abs(value - 0.1), "validation accuracy": value}
+
+    each = {value: [value] for value in (0.0, 0.1, 0.5)}
+    found, _ = best(Run("rarts", out=tmp_path), "x", each, arm, figure="validation loss", largest=False)
+    assert found == 0.1
+
+
 def test_a_fast_run_takes_the_middle(tmp_path):
     def arm(seed, value):
         raise AssertionError("nothing is tried")

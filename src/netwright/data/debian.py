@@ -156,7 +156,10 @@ def make_index(text: str, date: str) -> PackageIndex:
         text: As ``apt-cache dumpavail`` prints it.
         date: Of the index, as YYYY-MM-DD.
     """
-    packages = tuple({package.name: package for package in reversed(list(parse_packages(text)))}.values())[::-1]
+    known: dict[str, Package] = {}
+    for package in parse_packages(text):
+        known.setdefault(package.name, package)
+    packages = tuple(known.values())
     return PackageIndex(packages, date, storage.digest([asdict(package) for package in packages]))
 
 

@@ -186,7 +186,9 @@ def _enough(y: Tensor, wanted: int) -> None:
     counts = y.bincount()
     if int(counts.min()) < wanted:
         short = int(counts.argmin())
-        raise ValueError(f"y must have at least {wanted} nodes of each class, got {int(counts[short])} of class {short}")
+        raise ValueError(
+            f"y must have at least {wanted} nodes of each class, got {int(counts[short])} of class {short}"
+        )
 
 
 def _mask(places: Tensor, size: int) -> Tensor:

@@ -1,8 +1,8 @@
 """Cora, CiteSeer and PubMed from their published files, without trusting them.
 
 Yang, Cohen and Salakhutdinov, "Revisiting Semi-Supervised Learning with Graph Embeddings", ICML 2016, arXiv:1603.08861.
-The files ``ind.NAME.{x,tx,allx,y,ty,ally,graph,test.index}`` are pickles of Python 2. They are read by an unpickler that
-knows arrays, sparse matrices and dictionaries, and refuses everything else.
+The files ``ind.NAME.{x,tx,allx,y,ty,ally,graph,test.index}`` are pickles of Python 2. They are read by an unpickler
+that knows arrays, sparse matrices and dictionaries, and refuses everything else.
 """
 
 from __future__ import annotations
@@ -119,7 +119,9 @@ def _assembled(found: dict[str, Any], order: np.ndarray, name: str) -> Graph:
     if int(order.min()) < first or len(np.unique(order)) < len(order) or trained + N_VAL > first:
         raise ValueError(f"test nodes must be different ones behind the {first} others")
     # Rows go where their nodes are; those of nodes that are left out stay empty.
-    here = sparse.csr_array((np.ones(len(order), np.float32), (order - first, np.arange(len(order)))), (n - first, len(order)))
+    here = sparse.csr_array(
+        (np.ones(len(order), np.float32), (order - first, np.arange(len(order)))), (n - first, len(order))
+    )
     X = sparse.vstack([given, here @ unseen], format="csr")
     X.sum_duplicates()
     y = np.zeros((n, wide), labels.dtype)
@@ -129,7 +131,9 @@ def _assembled(found: dict[str, Any], order: np.ndarray, name: str) -> Graph:
     if edges.size and not 0 <= edges.min() <= edges.max() < n:
         raise ValueError(f"neighbours must lie in 0..{n - 1}, got {edges.min()}..{edges.max()}")
     masks = [torch.zeros(n, dtype=torch.bool) for _ in range(3)]
-    for mask, nodes in zip(masks, (slice(0, trained), slice(trained, trained + N_VAL), torch.from_numpy(order)), strict=True):
+    for mask, nodes in zip(
+        masks, (slice(0, trained), slice(trained, trained + N_VAL), torch.from_numpy(order)), strict=True
+    ):
         mask[nodes] = True
     x = csr(torch.from_numpy(X.indptr), torch.from_numpy(X.indices), torch.from_numpy(X.data), X.shape)
     graph = Graph(

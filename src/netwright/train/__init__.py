@@ -26,6 +26,7 @@ _NAMES = {
     "GradientNoise": "gradient_noise",
     "GradientNoiseCallback": "callbacks",
     "Loader": "fitting",
+    "NodeClassifier": "dagnn",
     "NoisyOptimizer": "gradient_noise",
     "PSKDCallback": "callbacks",
     "PSKDLoss": "self_distillation",
@@ -50,7 +51,9 @@ _NAMES = {
     "expand_inverse": "weight_compander",
     "fit": "fitting",
     "fit_masked_autoencoder": "masked_autoencoder",
+    "fit_node_classifier": "dagnn",
     "fit_pskd": "self_distillation",
+    "node_accuracy": "dagnn",
     "noise_variance": "gradient_noise",
     "param_groups": "weight_compander",
     "pskd_alpha": "self_distillation",
@@ -63,6 +66,7 @@ _NAMES = {
 _MODULES = (
     "callbacks",
     "classifier",
+    "dagnn",
     "distillation",
     "fitting",
     "gradient_noise",
@@ -78,6 +82,7 @@ _MODULES = (
 if TYPE_CHECKING:
     from netwright.train.callbacks import GradientNoiseCallback, PSKDCallback, TrActCallback, WeightCompanderCallback
     from netwright.train.classifier import Classifier, channels_last, evaluate
+    from netwright.train.dagnn import NodeClassifier, fit_node_classifier, node_accuracy
     from netwright.train.distillation import distillation_loss
     from netwright.train.fitting import Loader, fit
     from netwright.train.gradient_noise import (
@@ -118,6 +123,7 @@ __all__ = [
     "GradientNoise",
     "GradientNoiseCallback",
     "Loader",
+    "NodeClassifier",
     "NoisyOptimizer",
     "PSKDCallback",
     "PSKDLoss",
@@ -142,7 +148,9 @@ __all__ = [
     "expand_inverse",
     "fit",
     "fit_masked_autoencoder",
+    "fit_node_classifier",
     "fit_pskd",
+    "node_accuracy",
     "noise_variance",
     "param_groups",
     "pskd_alpha",

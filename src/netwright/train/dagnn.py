@@ -27,8 +27,8 @@ from netwright.train.fitting import fit
 class NodeClassifier(lightning.LightningModule):
     """Trains a network on the nodes of one graph, and has the weights of the best epoch in the end.
 
-    A batch is a graph: an object with ``x``, ``edge_index``, ``y``, ``train_mask`` and ``val_mask``, and ``edge_weight``
-    where there is one, such as ``netwright.data.graphs.Graph`` or torch_geometric's ``Data``.
+    A batch is a graph: an object with ``x``, ``edge_index``, ``y``, ``train_mask`` and ``val_mask``, and
+    ``edge_weight`` where there is one, such as ``netwright.data.graphs.Graph`` or torch_geometric's ``Data``.
 
     Args:
         network: Maps (x, edge_index, edge_weight) to logits (nodes, classes).

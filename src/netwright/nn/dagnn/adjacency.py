@@ -67,8 +67,8 @@ def gcn_norm(
 ) -> Tensor:
     """The normalised adjacency matrix (targets, sources) of a graph in CSR.
 
-    Degrees are those of targets, summed in float64; in an undirected graph, each edge of which is given both ways, there
-    is no difference. Edges that occur several times count with the sum of their weights.
+    Degrees are those of targets, summed in float64; in an undirected graph, each edge of which is given both ways,
+    there is no difference. Edges that occur several times count with the sum of their weights.
 
     Args:
         edge_index: Integers (2, edges), sources in the first row and targets in the second; or a sparse tensor
@@ -102,7 +102,7 @@ def gcn_norm(
     degree = weight.new_zeros(num_nodes).index_add_(0, target, weight)
     inverse = degree.rsqrt() if mode == "sym" else degree.reciprocal()
     inverse[degree == 0] = 0
-    # One product of both roots first: (i, j) and (j, i) are then equal to the last bit.
+    # Both roots first: (i, j) and (j, i) are then equal to the last bit, unless an edge is given several times.
     values = weight * (inverse[source] * inverse[target] if mode == "sym" else inverse[target])
     places = torch.stack([target, source])
     size = (num_nodes, num_nodes)
@@ -149,8 +149,8 @@ def _edges(edge_index: Tensor, num_nodes: int, edge_weight: Tensor | None) -> tu
 class AdjacencyCache:
     """Keeps the normalised adjacency of the graph that was asked for last, and its transpose.
 
-    It is made anew when other tensors are given, or when the same ones have been changed in place. Copies and pickles of
-    a cache are empty. A change that torch does not see (through NumPy's memory, or ``tensor.data``) goes unnoticed.
+    It is made anew when other tensors are given, or when the same ones have been changed in place. Copies and pickles
+    of a cache are empty. A change that torch does not see (through NumPy's memory, or ``tensor.data``) goes unnoticed.
 
     Args:
         add_self_loops: As for :func:`gcn_norm`.
@@ -245,7 +245,7 @@ def limit_operator(adj: Tensor, mode: Mode = "sym") -> Float[Tensor, "nodes node
         nodes = torch.from_numpy((member == component).nonzero()[0]).to(dense.device)
         block, sides = alike[nodes][:, nodes], dense[nodes][:, nodes]
         values, vectors = torch.linalg.eigh(block)
-        if float(values[-1]) < 0.5:  # a node without any edge: its row is zero
+        if not bool(sides.any()):  # a node without any edge: its row is zero
             continue
         leading = vectors[:, -1].abs()
         left = leading if mode == "sym" else leading.square() / leading.square().sum()

@@ -1,7 +1,7 @@
 """What DAGNN is compared with: entangled convolutions, a linear map of propagated features, personalised PageRank.
 
-Kipf and Welling, "Semi-Supervised Classification with Graph Convolutional Networks", ICLR 2017, arXiv:1609.02907;
-Wu et al., "Simplifying Graph Convolutional Networks", ICML 2019, arXiv:1902.07153; Gasteiger, Bojchevski and Guennemann,
+Kipf and Welling, "Semi-Supervised Classification with Graph Convolutional Networks", ICLR 2017, arXiv:1609.02907; Wu
+et al., "Simplifying Graph Convolutional Networks", ICML 2019, arXiv:1902.07153; Gasteiger, Bojchevski and Günnemann,
 "Predict then Propagate: Graph Neural Networks meet Personalized PageRank", ICLR 2019, arXiv:1810.05997; Zhou et al.,
 "Learning with Local and Global Consistency", NIPS 2003.
 
@@ -10,6 +10,8 @@ Wu et al., "Simplifying Graph Convolutional Networks", ICML 2019, arXiv:1902.071
 """
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -41,17 +43,13 @@ class GCN(nn.Module):
         torch.Size([3, 2])
     """
 
-    def __init__(
-        self, in_dim: int, num_classes: int, hidden: int = 64, num_layers: int = 2, dropout: float = 0.5
-    ):
+    def __init__(self, in_dim: int, num_classes: int, hidden: int = 64, num_layers: int = 2, dropout: float = 0.5):
         super().__init__()
-        check_sizes(
-            in_dim=(in_dim, 1), num_classes=(num_classes, 1), hidden=(hidden, 1), num_layers=(num_layers, 1)
-        )
+        check_sizes(in_dim=(in_dim, 1), num_classes=(num_classes, 1), hidden=(hidden, 1), num_layers=(num_layers, 1))
         widths = [in_dim, *[hidden] * (num_layers - 1), num_classes]
         self.in_dim = in_dim
         self.layers = nn.ModuleList(
-            DropoutLinear(wide, out, dropout, bias=False) for wide, out in zip(widths, widths[1:], strict=False)
+            DropoutLinear(wide, out, dropout, bias=False) for wide, out in itertools.pairwise(widths)
         )
         # Behind the propagation, and none at first; with torch's own scale a signal would vanish in many layers.
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(out)) for out in widths[1:])

@@ -5,6 +5,7 @@ Liu, Gao and Ji, "Towards Deeper Graph Neural Networks", KDD 2020, arXiv:2007.09
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -85,7 +86,8 @@ class DropoutLinear(nn.Linear):
         values = F.dropout(x.values(), self.dropout, self.training)
         matrix = csr(x.crow_indices(), x.col_indices(), values, (x.shape[0], x.shape[1]))
         transposed = csr(crow, columns, values[order], (x.shape[1], x.shape[0]))
-        found = _SparseProduct.apply(self.weight.T, matrix, transposed)
+        with torch.autocast(x.device.type, enabled=False):  # sparse products have no half precision
+            found = _SparseProduct.apply(self.weight.T, matrix, transposed)
         return found if self.bias is None else found + self.bias
 
 
@@ -132,9 +134,7 @@ class NodeMLP(nn.Module):
         torch.Size([4, 3])
     """
 
-    def __init__(
-        self, in_dim: int, num_classes: int, hidden: int = 64, dropout: float = 0.8, num_mlp_layers: int = 2
-    ):
+    def __init__(self, in_dim: int, num_classes: int, hidden: int = 64, dropout: float = 0.8, num_mlp_layers: int = 2):
         super().__init__()
         check_sizes(
             in_dim=(in_dim, 1),
@@ -144,9 +144,7 @@ class NodeMLP(nn.Module):
         )
         widths = [in_dim, *[hidden] * (num_mlp_layers - 1), num_classes]
         self.in_dim, self.num_classes = in_dim, num_classes
-        self.layers = nn.ModuleList(
-            DropoutLinear(wide, out, dropout) for wide, out in zip(widths, widths[1:], strict=False)
-        )
+        self.layers = nn.ModuleList(DropoutLinear(wide, out, dropout) for wide, out in itertools.pairwise(widths))
 
     def forward(
         self,
@@ -197,8 +195,8 @@ class AdaptiveHopGate(nn.Module):
 class DAGNN(nn.Module):
     """Deep adaptive graph network: a perceptron, K hops of its logits, and a learned gate over them for each node.
 
-    Liu, Gao and Ji, "Towards Deeper Graph Neural Networks", KDD 2020, arXiv:2007.09296. The normalised adjacency is kept
-    between calls with the same graph; it is made anew when the tensors of the graph are others or were changed.
+    Liu, Gao and Ji, "Towards Deeper Graph Neural Networks", KDD 2020, arXiv:2007.09296. The normalised adjacency is
+    kept between calls with the same graph; it is made anew when the tensors of the graph are others or were changed.
 
     Args:
         in_dim: Features of a node.

@@ -44,7 +44,8 @@ def propagate(
                 [0.5000, 0.5000]])
     """
     _check(adj, z, K)
-    return _Hops.apply(z, adj, transposed, K)
+    with _own_precision(z):
+        return _Hops.apply(z, adj, transposed, K)
 
 
 def diffuse(
@@ -65,7 +66,8 @@ def diffuse(
     _check(adj, z, K)
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
-    return _Diffusion.apply(z, adj, transposed, K, alpha)
+    with _own_precision(z):
+        return _Diffusion.apply(z, adj, transposed, K, alpha)
 
 
 def gated_propagation(
@@ -93,7 +95,13 @@ def gated_propagation(
     _check(adj, z, K)
     if tuple(weight.shape) != (z.shape[1],):
         raise ValueError(f"weight must have shape ({z.shape[1]},), got {tuple(weight.shape)}")
-    return _Gated.apply(z, weight, bias, adj, transposed, K, torch.is_grad_enabled())
+    with _own_precision(z):
+        return _Gated.apply(z, weight, bias, adj, transposed, K, torch.is_grad_enabled())
+
+
+def _own_precision(z: Tensor) -> torch.autocast:
+    """Autocast would ask for products in half precision, which sparse matrices do not have."""
+    return torch.autocast(z.device.type, enabled=False)
 
 
 def _check(adj: Tensor, z: Tensor, K: int) -> None:
