@@ -138,7 +138,7 @@ def test_components_and_edges():
 TESTS = [507, 504, 506]
 
 
-def write_planetoid(folder, name="made", **change):
+def write_planetoid(folder, name="made", protocol=2, **change):
     random = np.random.default_rng(0)
     allx = sparse.csr_matrix(random.integers(0, 2, (504, 6)).astype(np.float32))
     tx = sparse.csr_matrix(np.array([[7, 0, 0, 0, 0, 0], [4, 0, 0, 0, 0, 0], [6, 0, 0, 0, 0, 1]], np.float32))
@@ -146,14 +146,15 @@ def write_planetoid(folder, name="made", **change):
     graph = defaultdict(list, {0: [1, 507, 0, 1], 507: [0], 504: [506]})
     parts = {"x": allx[:4], "y": ally[:4], "allx": allx, "ally": ally, "tx": tx, "ty": ty, "graph": graph} | change
     for part, value in parts.items():
-        data = value if isinstance(value, bytes) else pickle.dumps(value, protocol=2)
+        data = value if isinstance(value, bytes) else pickle.dumps(value, protocol=protocol)
         (folder / f"ind.{name}.{part}").write_bytes(data.replace(b"scipy.sparse._csr", b"scipy.sparse.csr"))
     (folder / f"ind.{name}.test.index").write_text("".join(f"{node}\n" for node in change.get("tests", TESTS)))
     return allx, ally
 
 
-def test_citation_graphs_are_put_together_from_their_files(tmp_path):
-    allx, ally = write_planetoid(tmp_path)
+@pytest.mark.parametrize("protocol", [0, 2])
+def test_citation_graphs_are_put_together_from_their_files(tmp_path, protocol):
+    allx, ally = write_planetoid(tmp_path, protocol=protocol)
     graph = load_planetoid(tmp_path, "made")
     x = graph.x.to_dense()
     torch.testing.assert_close(x[:504], row_normalise(torch.from_numpy(allx.toarray())))

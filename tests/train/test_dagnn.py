@@ -24,15 +24,20 @@ def network(K=3):
     return DAGNN(64, 10, hidden=16, K=K, dropout=0.2)
 
 
-def test_it_learns_and_goes_back_to_the_epoch_of_the_lowest_validation_loss(digits):
+def test_it_goes_back_to_the_epoch_of_the_lowest_validation_loss(digits):
     model = network()
-    history = fit_node_classifier(model, digits, epochs=40, lr=0.05, weight_decay=0.0, patience=1000)
+    history = fit_node_classifier(model, digits, epochs=15, lr=0.2, weight_decay=0.0, patience=1000)
     losses = history.column("val_loss")
     with torch.no_grad():
         logits = model.eval()(digits.x, digits.edge_index)[digits.val_mask]
     found = float(nn.functional.cross_entropy(logits, digits.y[digits.val_mask]))
     assert found == pytest.approx(min(losses), rel=1e-5)
-    assert min(losses) < losses[-1]  # so that going back means something
+    assert min(losses) < losses[-1]  # the rate is too large, so that going back means something
+
+
+def test_it_learns(digits):
+    model = network()
+    fit_node_classifier(model, digits, epochs=30, lr=0.05, weight_decay=0.0)
     assert node_accuracy(model, digits, digits.test_mask) > 0.85
 
 

@@ -139,7 +139,9 @@ def reproduce(run: Run) -> Evidence:
     if reason is not None and not run.fast:
         note(f"dagnn: only the digits are run, {reason}")
     arms: Arms = {}
-    for graph in ("digits",) if run.fast or reason is not None else GRAPHS:
+    wanted: dict[tuple[int, ...], dict[str, list[Any]]] = {run.seeds: {}, run.seeds[:DEEP_SEEDS]: {}}
+    graphs = ("digits",) if run.fast or reason is not None else GRAPHS
+    for graph in graphs:
         for model, depths in _plan(run.fast).items():
             trials = {
                 f"wd {decay:g} dropout {drop:g}": [graph, model, TUNED_AT[model], decay, drop, budget]
@@ -152,9 +154,11 @@ def reproduce(run: Run) -> Evidence:
             for depth in depths:
                 seeds = run.seeds[:DEEP_SEEDS] if model == "GCN" and depth > 5 else run.seeds
                 name = f"{graph}, {model} {depth}" if depth else f"{graph}, {model}"
-                arms |= run.arms({name: [graph, model, depth, decay, drop, budget]}, _train, seeds=seeds)
-        if not run.fast:
-            arms |= run.arms({f"{graph}, label propagation": [graph]}, _labels)
+                wanted[seeds][name] = [graph, model, depth, decay, drop, budget]
+    for seeds, each in wanted.items():
+        arms |= run.arms(each, _train, seeds=seeds)
+    if not run.fast:
+        arms |= run.arms({f"{graph}, label propagation": [graph] for graph in graphs}, _labels)
     return run.evidence(arms, judge(arms))
 
 
