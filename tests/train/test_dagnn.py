@@ -25,14 +25,16 @@ def network(K=3):
 
 
 def test_it_goes_back_to_the_epoch_of_the_lowest_validation_loss(digits):
+    # With wrong labels there the validation loss rises as the network learns.
+    graph = dataclasses.replace(digits, y=torch.where(digits.val_mask, (digits.y + 1) % 10, digits.y))
     model = network()
-    history = fit_node_classifier(model, digits, epochs=15, lr=0.2, weight_decay=0.0, patience=1000)
+    history = fit_node_classifier(model, graph, epochs=10, lr=0.05, weight_decay=0.0, patience=1000)
     losses = history.column("val_loss")
     with torch.no_grad():
-        logits = model.eval()(digits.x, digits.edge_index)[digits.val_mask]
-    found = float(nn.functional.cross_entropy(logits, digits.y[digits.val_mask]))
+        logits = model.eval()(graph.x, graph.edge_index)[graph.val_mask]
+    found = float(nn.functional.cross_entropy(logits, graph.y[graph.val_mask]))
     assert found == pytest.approx(min(losses), rel=1e-5)
-    assert min(losses) < losses[-1]  # the rate is too large, so that going back means something
+    assert min(losses) < losses[-1]
 
 
 def test_it_learns(digits):
