@@ -73,7 +73,7 @@ class Graph:
 
     def to(self, device: torch.device | str) -> Graph:
         """The graph on a device; the tensors are the same ones where they are there already."""
-        moved = {
+        moved: dict[str, Any] = {
             field.name: value.to(device)
             for field in dataclasses.fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)
@@ -282,7 +282,7 @@ def debian_graph(
     X, vocabulary = debian.bag_of_words(texts, words + len(sections))
     columns = [number for number, word in enumerate(vocabulary) if word not in place][:words]
     X = X[:, columns]
-    x = csr(*map(torch.from_numpy, (X.indptr, X.indices, X.data)), X.shape)
+    x = csr(torch.from_numpy(X.indptr), torch.from_numpy(X.indices), torch.from_numpy(X.data), X.shape)
     facts = {"index date": found.date, "index sha256": found.sha256, "sections": ", ".join(sections)}
     return Graph(
         row_normalise(x), undirected(edges, len(label)), torch.from_numpy(label), classes=tuple(sections), source=facts

@@ -131,10 +131,9 @@ def _assembled(found: dict[str, Any], order: np.ndarray, name: str) -> Graph:
     if edges.size and not 0 <= edges.min() <= edges.max() < n:
         raise ValueError(f"neighbours must lie in 0..{n - 1}, got {edges.min()}..{edges.max()}")
     masks = [torch.zeros(n, dtype=torch.bool) for _ in range(3)]
-    for mask, nodes in zip(
-        masks, (slice(0, trained), slice(trained, trained + N_VAL), torch.from_numpy(order)), strict=True
-    ):
-        mask[nodes] = True
+    masks[0][:trained] = True
+    masks[1][trained : trained + N_VAL] = True
+    masks[2][torch.from_numpy(order)] = True
     x = csr(torch.from_numpy(X.indptr), torch.from_numpy(X.indices), torch.from_numpy(X.data), X.shape)
     graph = Graph(
         row_normalise(x),

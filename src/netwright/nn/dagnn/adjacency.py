@@ -35,6 +35,11 @@ def csr(crow: Tensor, columns: Tensor, values: Tensor, size: tuple[int, int]) ->
         return torch.sparse_csr_tensor(crow, columns, values, size, check_invariants=False)
 
 
+def with_values(matrix: Tensor, values: Tensor) -> Tensor:
+    """A CSR matrix with the same non-zeros and other values."""
+    return csr(matrix.crow_indices(), matrix.col_indices(), values, (matrix.shape[0], matrix.shape[1]))
+
+
 def transposed_order(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Row starts and columns of the transpose of a CSR matrix, and where its values stand in the matrix."""
     crow, columns = matrix.crow_indices().long(), matrix.col_indices().long()

@@ -54,7 +54,7 @@ class GCN(nn.Module):
         # Behind the propagation, and none at first; with torch's own scale a signal would vanish in many layers.
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(out)) for out in widths[1:])
         for layer in self.layers:
-            nn.init.xavier_uniform_(layer.weight)
+            nn.init.xavier_uniform_(layer.get_parameter("weight"))
         self._adjacency = AdjacencyCache()
 
     def forward(

@@ -15,7 +15,14 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from netwright.nn.dagnn.adjacency import AdjacencyCache, csr, identity, same_identity, transposed_order
+from netwright.nn.dagnn.adjacency import (
+    AdjacencyCache,
+    csr,
+    identity,
+    same_identity,
+    transposed_order,
+    with_values,
+)
 from netwright.nn.dagnn.propagation import gated_propagation
 
 
@@ -33,21 +40,25 @@ class _SparseProduct(Function):
         return torch.mm(ctx.transposed, grad.contiguous()), None, None
 
 
-class _Transposed:
-    """Keeps the order of the transpose of the features that were seen last; its copies are empty."""
+class _Structure:
+    """Keeps where the non-zeros of the features are that were seen last, both ways; its copies are empty."""
 
     def __init__(self) -> None:
         self._of: tuple[Any, ...] = ()
         self._found: tuple[Tensor, Tensor, Tensor] | None = None
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self, x: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """``x`` with other values, and its transpose."""
         key = identity(x)
         if self._found is None or not same_identity(self._of, key):
-            self._found, self._of = transposed_order(x), key
-        return self._found
+            crow, columns, order = transposed_order(x)
+            matrix = csr(x.crow_indices(), x.col_indices(), x.values(), (x.shape[0], x.shape[1]))
+            self._found, self._of = (matrix, csr(crow, columns, x.values(), (x.shape[1], x.shape[0])), order), key
+        matrix, transposed, order = self._found
+        return with_values(matrix, values), with_values(transposed, values[order])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Transposed, ()
+        return _Structure, ()
 
 
 class DropoutLinear(nn.Linear):
@@ -76,16 +87,13 @@ class DropoutLinear(nn.Linear):
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
         self.dropout = dropout
-        self._transposed = _Transposed()
+        self._structure = _Structure()
 
     def forward(self, x: Float[Tensor, "nodes features"]) -> Float[Tensor, "nodes out"]:
         """Dense outputs of dense or sparse features."""
         if x.layout is torch.strided:
             return super().forward(F.dropout(x, self.dropout, self.training))
-        crow, columns, order = self._transposed(x)
-        values = F.dropout(x.values(), self.dropout, self.training)
-        matrix = csr(x.crow_indices(), x.col_indices(), values, (x.shape[0], x.shape[1]))
-        transposed = csr(crow, columns, values[order], (x.shape[1], x.shape[0]))
+        matrix, transposed = self._structure(x, F.dropout(x.values(), self.dropout, self.training))
         with torch.autocast(x.device.type, enabled=False):  # sparse products have no half precision
             found = _SparseProduct.apply(self.weight.T, matrix, transposed)
         return found if self.bias is None else found + self.bias
