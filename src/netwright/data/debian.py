@@ -90,7 +90,7 @@ def parse_packages(text: str) -> Iterator[Package]:
     """Packages from the text of an index; entries without name, section or description are passed over.
 
     Example:
-        >>> text = "Package: 0ad\\nSection: games\\nDepends: libc6 (>= 2.34), awk | mawk\\nDescription: Ancient warfare\\n"
+        >>> text = "Package: 0ad\\nSection: games\\nDepends: libc6, awk | mawk\\nDescription: Ancient warfare\\n"
         >>> list(parse_packages(text))
         [Package(name='0ad', section='games', description='Ancient warfare', depends=('libc6', 'awk'))]
     """
