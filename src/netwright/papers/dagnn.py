@@ -148,7 +148,7 @@ def reproduce(run: Run) -> Evidence:
                 for decay in DECAYS
                 for drop in DROPOUTS
             }
-            setting, tried = best(run, f"{graph}, {model},", trials, _train, figure="validation loss", largest=False)
+            setting, tried = best(run, f"{graph}, {model},", trials, _train, figure="validation loss", lowest=True)
             arms |= tried
             _, _, _, decay, drop, _ = trials[setting]
             for depth in depths:

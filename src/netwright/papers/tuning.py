@@ -1,7 +1,8 @@
-"""The choice of a hyper-parameter by a figure of validation data, with a seed of its own."""
+"""The choice of a hyper-parameter by validation accuracy or another figure, with a seed of its own."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -19,7 +20,7 @@ def best(
     function: Callable[..., Any],
     *,
     figure: str = "validation accuracy",
-    largest: bool = True,
+    lowest: bool = False,
 ) -> tuple[Value, Arms]:
     """The value with the highest validation accuracy for a seed that is not among the run's, and the arms of all.
 
@@ -27,9 +28,9 @@ def best(
         run: The reproduction. In a fast one nothing is tried and the value in the middle is taken.
         name: Of what is tuned.
         each: Value to the arguments of its trial.
-        function: Of a trial, as for ``Run.arms``; it returns the figure.
-        figure: What the choice goes by.
-        largest: Whether more of it is better.
+        function: Of a trial, as for ``Run.arms``; it returns ``figure``.
+        figure: By which the value is chosen.
+        lowest: Whether the lowest figure is the best; one that is missing is the worst.
     """
     if run.fast:
         return list(each)[len(each) // 2], {}
@@ -37,7 +38,7 @@ def best(
     tried = run.arms(
         {f"tuning: {name} {label}": each[value] for label, value in labels.items()}, function, seeds=[TUNING_SEED]
     )
-    sign = 1 if largest else -1
-    goodness = {label: sign * tried[f"tuning: {name} {label}"][figure][0] for label in labels}
+    found = {label: tried[f"tuning: {name} {label}"][figure][0] for label in labels}
+    worth = {label: -math.inf if value is None else -value if lowest else value for label, value in found.items()}
     # Of equal ones the last, the largest by custom.
-    return labels[max(reversed(list(labels)), key=goodness.__getitem__)], tried
+    return labels[max(reversed(list(labels)), key=worth.__getitem__)], tried

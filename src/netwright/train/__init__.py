@@ -17,30 +17,43 @@ METHODS = {
     "weight-compander": "netwright.train.callbacks:WeightCompanderCallback",
     "gradient-noise": "netwright.train.callbacks:GradientNoiseCallback",
     "ps-kd": "netwright.train.callbacks:PSKDCallback",
+    "elr": "netwright.train.callbacks:ELRCallback",
+    "elr+": "netwright.train.callbacks:ELRPlusCallback",
 }
 
 _NAMES = {
     "Classifier": "classifier",
     "CosineProgress": "schedules",
     "Deadline": "schedules",
+    "ELRCallback": "callbacks",
+    "ELRLoss": "early_learning",
+    "ELRPlus": "early_learning_plus",
+    "ELRPlusCallback": "callbacks",
     "GradientNoise": "gradient_noise",
     "GradientNoiseCallback": "callbacks",
+    "LabelDoubts": "early_learning",
     "Loader": "fitting",
+    "Memorization": "callbacks.memorization",
+    "MemorizationTracker": "callbacks",
     "NodeClassifier": "dagnn",
     "NoisyOptimizer": "gradient_noise",
     "PSKDCallback": "callbacks",
     "PSKDLoss": "self_distillation",
     "PSKDTargets": "self_distillation",
     "PatchDrawing": "masked_autoencoder",
+    "PredictionMemory": "memory",
     "RMSpropTF": "rmsprop",
+    "SplitSGD": "split_sgd",
     "StepProgress": "schedules",
     "TrActCallback": "callbacks",
     "TrActConv1d": "tract",
     "TrActConv2d": "tract",
     "TrActLinear": "tract",
+    "WeightAverage": "ema",
     "WeightCompander": "weight_compander",
     "WeightCompanderCallback": "callbacks",
     "add_gradient_noise_": "gradient_noise",
+    "agreement_loss": "early_learning",
     "apply_tract": "tract",
     "apply_weight_compander": "weight_compander",
     "channels_last": "classifier",
@@ -53,6 +66,8 @@ _NAMES = {
     "fit_masked_autoencoder": "masked_autoencoder",
     "fit_node_classifier": "dagnn",
     "fit_pskd": "self_distillation",
+    "label_doubts": "early_learning",
+    "memorization": "callbacks.memorization",
     "node_accuracy": "dagnn",
     "noise_variance": "gradient_noise",
     "param_groups": "weight_compander",
@@ -60,6 +75,7 @@ _NAMES = {
     "register_gradient_noise": "gradient_noise",
     "remove_tract": "tract",
     "remove_weight_compander": "weight_compander",
+    "sigmoid_ramp": "early_learning",
     "tract_gradient": "tract",
     "weight_statistics": "weight_compander",
 }
@@ -68,22 +84,39 @@ _MODULES = (
     "classifier",
     "dagnn",
     "distillation",
+    "early_learning",
+    "early_learning_plus",
+    "ema",
     "fitting",
     "gradient_noise",
     "masked_autoencoder",
+    "memory",
     "methods",
     "rmsprop",
     "schedules",
     "self_distillation",
+    "split_sgd",
     "tract",
     "weight_compander",
 )
 
 if TYPE_CHECKING:
-    from netwright.train.callbacks import GradientNoiseCallback, PSKDCallback, TrActCallback, WeightCompanderCallback
+    from netwright.train.callbacks import (
+        ELRCallback,
+        ELRPlusCallback,
+        GradientNoiseCallback,
+        MemorizationTracker,
+        PSKDCallback,
+        TrActCallback,
+        WeightCompanderCallback,
+    )
+    from netwright.train.callbacks.memorization import Memorization, memorization
     from netwright.train.classifier import Classifier, channels_last, evaluate
     from netwright.train.dagnn import NodeClassifier, fit_node_classifier, node_accuracy
     from netwright.train.distillation import distillation_loss
+    from netwright.train.early_learning import ELRLoss, LabelDoubts, agreement_loss, label_doubts, sigmoid_ramp
+    from netwright.train.early_learning_plus import ELRPlus
+    from netwright.train.ema import WeightAverage
     from netwright.train.fitting import Loader, fit
     from netwright.train.gradient_noise import (
         GradientNoise,
@@ -93,9 +126,11 @@ if TYPE_CHECKING:
         register_gradient_noise,
     )
     from netwright.train.masked_autoencoder import PatchDrawing, fit_masked_autoencoder
+    from netwright.train.memory import PredictionMemory
     from netwright.train.rmsprop import RMSpropTF
     from netwright.train.schedules import CosineProgress, Deadline, StepProgress
     from netwright.train.self_distillation import PSKDLoss, PSKDTargets, fit_pskd, pskd_alpha
+    from netwright.train.split_sgd import SplitSGD
     from netwright.train.tract import (
         TrActConv1d,
         TrActConv2d,
@@ -120,24 +155,35 @@ __all__ = [
     "Classifier",
     "CosineProgress",
     "Deadline",
+    "ELRCallback",
+    "ELRLoss",
+    "ELRPlus",
+    "ELRPlusCallback",
     "GradientNoise",
     "GradientNoiseCallback",
+    "LabelDoubts",
     "Loader",
+    "Memorization",
+    "MemorizationTracker",
     "NodeClassifier",
     "NoisyOptimizer",
     "PSKDCallback",
     "PSKDLoss",
     "PSKDTargets",
     "PatchDrawing",
+    "PredictionMemory",
     "RMSpropTF",
+    "SplitSGD",
     "StepProgress",
     "TrActCallback",
     "TrActConv1d",
     "TrActConv2d",
     "TrActLinear",
+    "WeightAverage",
     "WeightCompander",
     "WeightCompanderCallback",
     "add_gradient_noise_",
+    "agreement_loss",
     "apply_tract",
     "apply_weight_compander",
     "channels_last",
@@ -150,6 +196,8 @@ __all__ = [
     "fit_masked_autoencoder",
     "fit_node_classifier",
     "fit_pskd",
+    "label_doubts",
+    "memorization",
     "node_accuracy",
     "noise_variance",
     "param_groups",
@@ -157,6 +205,7 @@ __all__ = [
     "register_gradient_noise",
     "remove_tract",
     "remove_weight_compander",
+    "sigmoid_ramp",
     "tract_gradient",
     "weight_statistics",
 ]
