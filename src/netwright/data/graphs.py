@@ -240,7 +240,7 @@ def largest_component(edges: Int[np.ndarray, "2 edges"], num_nodes: int) -> Bool
     from scipy import sparse
     from scipy.sparse.csgraph import connected_components
 
-    ones = np.ones(edges.shape[1], np.int8)
+    ones = np.ones(edges.shape[1])  # equal edges add up, which a small integer might not survive
     _, member = connected_components(sparse.coo_array((ones, tuple(edges)), (num_nodes,) * 2), directed=False)
     return member == np.bincount(member).argmax()
 
