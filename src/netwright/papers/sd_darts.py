@@ -123,8 +123,8 @@ def _control(arms: Arms) -> Verdict:
 def reproduce(run: Run) -> Evidence:
     """Searches in every way, matches the control, measures sharpness and gaps, and trains what was found."""
     images = [
-        run.size("search training images", full=1536, fast=8, specified=4000),
-        run.size("search validation images", full=1536, fast=8, specified=4000),
+        run.size("search training images", full=1536, fast=16, specified=4000),
+        run.size("search validation images", full=1536, fast=16, specified=4000),
     ]
     batch = run.size("batch size", full=64, fast=8, scaled=False)
     epochs = run.size("search epochs", full=8, fast=2)
