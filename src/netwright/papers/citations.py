@@ -203,7 +203,45 @@ ELASTIC = Reference(
     doi="10.1109/ICDAR.2003.1227801",
 )
 
-# Module, or module and name; the longest match wins, and a card's own method wins over all.
+GCN = Reference(
+    title="Semi-Supervised Classification with Graph Convolutional Networks",
+    authors=("Thomas N. Kipf", "Max Welling"),
+    year=2017,
+    venue="International Conference on Learning Representations",
+    kind="inproceedings",
+    arxiv="1609.02907",
+)
+SGC = Reference(
+    title="Simplifying Graph Convolutional Networks",
+    authors=(
+        "Felix Wu",
+        "Tianyi Zhang",
+        "Amauri Holanda de Souza Jr.",
+        "Christopher Fifty",
+        "Tao Yu",
+        "Kilian Q. Weinberger",
+    ),
+    year=2019,
+    venue="International Conference on Machine Learning",
+    kind="inproceedings",
+    arxiv="1902.07153",
+)
+APPNP = Reference(
+    title="Predict then Propagate: Graph Neural Networks meet Personalized PageRank",
+    authors=("Johannes Gasteiger", "Aleksandar Bojchevski", "Stephan Günnemann"),
+    year=2019,
+    venue="International Conference on Learning Representations",
+    kind="inproceedings",
+    arxiv="1810.05997",
+)
+PLANETOID = Reference(
+    title="Revisiting Semi-Supervised Learning with Graph Embeddings",
+    authors=("Zhilin Yang", "William W. Cohen", "Ruslan Salakhutdinov"),
+    year=2016,
+    venue="International Conference on Machine Learning",
+    kind="inproceedings",
+    arxiv="1603.08861",
+)
 PART_DEPENDENT_NOISE = Reference(
     title="Part-dependent Label Noise: Towards Instance-dependent Label Noise",
     authors=(
@@ -234,6 +272,7 @@ MEAN_TEACHER = Reference(
     arxiv="1703.01780",
 )
 
+# Module, or module and name; the longest match wins, and a card's own method wins over all.
 CITATIONS: dict[str, Reference] = {
     "netwright.compress.callbacks.pruning:GradualPruning": GRADUAL_PRUNING,
     "netwright.compress.exact:lamp_scores": LAMP,
@@ -252,6 +291,10 @@ CITATIONS: dict[str, Reference] = {
     "netwright.nn.activations:class_map": GRAD_CAM_PLUS_PLUS,
     "netwright.nn.batchnorm": BATCH_NORM,
     "netwright.nn.convnet:LeNet": LENET,
+    "netwright.nn.dagnn.baselines:APPNP": APPNP,
+    "netwright.nn.dagnn.baselines:GCN": GCN,
+    "netwright.nn.dagnn.baselines:SGC": SGC,
+    "netwright.data.planetoid": PLANETOID,
     "netwright.nn.lssl.measures": HIPPO,
     "netwright.nn.mbconv": MOBILENET_V2,
     "netwright.nn.resnet": RESNET,

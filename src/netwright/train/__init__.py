@@ -35,6 +35,7 @@ _NAMES = {
     "Loader": "fitting",
     "Memorization": "callbacks.memorization",
     "MemorizationTracker": "callbacks",
+    "NodeClassifier": "dagnn",
     "NoisyOptimizer": "gradient_noise",
     "PSKDCallback": "callbacks",
     "PSKDLoss": "self_distillation",
@@ -63,9 +64,11 @@ _NAMES = {
     "expand_inverse": "weight_compander",
     "fit": "fitting",
     "fit_masked_autoencoder": "masked_autoencoder",
+    "fit_node_classifier": "dagnn",
     "fit_pskd": "self_distillation",
     "label_doubts": "early_learning",
     "memorization": "callbacks.memorization",
+    "node_accuracy": "dagnn",
     "noise_variance": "gradient_noise",
     "param_groups": "weight_compander",
     "pskd_alpha": "self_distillation",
@@ -79,6 +82,7 @@ _NAMES = {
 _MODULES = (
     "callbacks",
     "classifier",
+    "dagnn",
     "distillation",
     "early_learning",
     "early_learning_plus",
@@ -108,6 +112,7 @@ if TYPE_CHECKING:
     )
     from netwright.train.callbacks.memorization import Memorization, memorization
     from netwright.train.classifier import Classifier, channels_last, evaluate
+    from netwright.train.dagnn import NodeClassifier, fit_node_classifier, node_accuracy
     from netwright.train.distillation import distillation_loss
     from netwright.train.early_learning import ELRLoss, LabelDoubts, agreement_loss, label_doubts, sigmoid_ramp
     from netwright.train.early_learning_plus import ELRPlus
@@ -160,6 +165,7 @@ __all__ = [
     "Loader",
     "Memorization",
     "MemorizationTracker",
+    "NodeClassifier",
     "NoisyOptimizer",
     "PSKDCallback",
     "PSKDLoss",
@@ -188,9 +194,11 @@ __all__ = [
     "expand_inverse",
     "fit",
     "fit_masked_autoencoder",
+    "fit_node_classifier",
     "fit_pskd",
     "label_doubts",
     "memorization",
+    "node_accuracy",
     "noise_variance",
     "param_groups",
     "pskd_alpha",
