@@ -25,6 +25,7 @@ _NAMES = {
     "Deadline": "schedules",
     "GradientNoise": "gradient_noise",
     "GradientNoiseCallback": "callbacks",
+    "KeyInitCallback": "kv_bottleneck",
     "Loader": "fitting",
     "NoisyOptimizer": "gradient_noise",
     "PSKDCallback": "callbacks",
@@ -66,6 +67,7 @@ _MODULES = (
     "distillation",
     "fitting",
     "gradient_noise",
+    "kv_bottleneck",
     "masked_autoencoder",
     "methods",
     "rmsprop",
@@ -87,6 +89,7 @@ if TYPE_CHECKING:
         noise_variance,
         register_gradient_noise,
     )
+    from netwright.train.kv_bottleneck import KeyInitCallback
     from netwright.train.masked_autoencoder import PatchDrawing, fit_masked_autoencoder
     from netwright.train.rmsprop import RMSpropTF
     from netwright.train.schedules import CosineProgress, Deadline, StepProgress
@@ -117,6 +120,7 @@ __all__ = [
     "Deadline",
     "GradientNoise",
     "GradientNoiseCallback",
+    "KeyInitCallback",
     "Loader",
     "NoisyOptimizer",
     "PSKDCallback",
