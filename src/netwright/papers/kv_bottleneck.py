@@ -1,0 +1,377 @@
+"""Does a discrete key-value bottleneck learn one class after the other without forgetting, behind a frozen encoder?
+
+Träuble et al., "Discrete Key-Value Bottleneck", ICML 2023, arXiv:2207.11240.
+
+MNIST-5000 as a stream: ten classes of 400 images, one at a time, no replay, batch 32, tested on 1,000 images. Two
+frozen encoders of 64 numbers that saw Fashion-MNIST alone, 10,000 images of it: a small convolutional network trained
+to tell by how many quarter turns an image was rotated, and principal components. Embeddings are standardised by the
+statistics of Fashion-MNIST, to which the keys are fitted too. Every arm sees the same batches, once for 5 passes over
+each class and once for 100, and has five learning rates to choose from, by its accuracy after a stream of another
+order, on 800 of the training images that the other 3,200 were trained without.
+
+Arms: a linear head, a perceptron with 128 hidden units and one with as many trained parameters as the bottleneck, all
+under SGD; the bottleneck with 64 codebooks of 256 pairs and keys of 8 numbers; with keys fitted to unlabelled images of
+the stream; with values trained by Adam; with fewer codebooks and pairs; with long keys; the nearest class mean; and
+heads trained on all classes at once, as ceilings. Seeds change the order of classes, the encoder, keys and heads; the
+test images are always the same. Not tested: CIFAR-10 with large pretrained encoders.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from netwright.papers.evidence import Evidence, Verdict, all_of, compare, decide
+from netwright.papers.index import Claim, Paper
+from netwright.papers.run import Arms, Run
+from netwright.papers.tuning import best
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from netwright.data import TensorImages
+
+CARD = Paper(
+    slug="kv-bottleneck",
+    title="Discrete Key-Value Bottleneck",
+    authors=(
+        "Frederik Träuble",
+        "Anirudh Goyal",
+        "Nasim Rahaman",
+        "Michael Curtis Mozer",
+        "Kenji Kawaguchi",
+        "Yoshua Bengio",
+        "Bernhard Schölkopf",
+    ),
+    year=2023,
+    venue="International Conference on Machine Learning",
+    kind="inproceedings",
+    arxiv="2207.11240",
+    summary=(
+        "The embedding of a frozen encoder is snapped to the nearest of many fixed keys, each with a value of its own. "
+        "Only fetched values are trained, so that new classes change the model where their data lie and nowhere else."
+    ),
+    method="netwright.nn.kv_bottleneck:KeyValueBottleneck",
+    covers=("netwright.train.kv_bottleneck:KeyInitCallback",),
+    claims=(
+        Claim("ahead", "After a stream it is 30 points above a perceptron and 10 above a linear head."),
+        Claim("retained", "After a stream it has at least 0.95 of the accuracy of training on all classes at once."),
+        Claim("forgetting", "It forgets at most a third of what a linear head forgets."),
+        Claim("size", "It is the more accurate the more codebooks and the more pairs it has."),
+        Claim("brief", "After 5 passes over each class, too, it is 30 and 10 points ahead.", gated=False),
+        Claim("wide", "It is ahead of a perceptron with as many trained parameters.", gated=False),
+        Claim("locality", "Adam, which moves values that were not fetched, makes it forget more.", gated=False),
+        Claim("long keys", "Keys of 64 numbers make it less accurate than keys of 8.", gated=False),
+        Claim("means", "It is ahead of the nearest class mean.", gated=False),
+    ),
+    metric="accuracy",
+    seeds=5,
+    fast_seeds=1,
+)
+
+ENCODERS = ("CNN", "PCA")
+MAIN = {"codebooks": 64, "pairs": 256, "key_dim": 8, "keys": "pretraining", "optimizer": "SGD"}
+SMALL = MAIN | {"codebooks": 16, "pairs": 64}
+SIZES = [(c, k) for c in (8, 64) for k in (32, 256)]
+RATES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+SHARES = (1 / 256, 1 / 64, 1 / 16, 1 / 4, 1.0)  # learning rates of values for each codebook
+BATCH = 32
+DIM = {"mnist-5000": 64, "digits": 16}
+ROTATIONS = 4
+
+
+def judge(arms: Arms) -> dict[str, Verdict]:
+    """The verdicts that follow from the figures."""
+    encoders = [e for e in ENCODERS if f"{e}, DKVB, long" in arms]
+
+    def each(rule: Any, *names: str) -> Verdict:
+        whole = [e for e in encoders if all(f"{e}, {name}" in arms for name in names)]
+        if not whole:
+            return decide(None, reason=f"{' or '.join(names)} was not run")
+        return all_of(*(_named(e, rule(*(arms[f"{e}, {name}"] for name in names))) for e in whole))
+
+    def above(margin: float) -> Any:
+        return lambda a, b: compare(a["accuracy"], b["accuracy"], margin=margin)
+
+    def ahead(length: str) -> Verdict:
+        ours = f"DKVB, {length}"
+        return all_of(each(above(0.3), ours, f"MLP, {length}"), each(above(0.1), ours, f"linear, {length}"))
+
+    sizes = [((8, k), (64, k)) for k in (32, 256)] + [((c, 32), (c, 256)) for c in (8, 64)]
+    return {
+        "ahead": ahead("long"),
+        "retained": each(
+            lambda a, b: compare(a["accuracy"], [0.95 * v for v in b["accuracy"]]), "DKVB, long", "DKVB, i.i.d., long"
+        ),
+        "forgetting": each(
+            lambda a, b: compare(a["forgetting"], [v / 3 for v in b["forgetting"]], direction="less"),
+            "DKVB, long",
+            "linear, long",
+        ),
+        "size": all_of(*(each(above(0.0), _sized(*more), _sized(*fewer)) for fewer, more in sizes)),
+        "brief": ahead("brief"),
+        "wide": each(above(0.0), "DKVB, long", "wide MLP, long"),
+        "locality": each(
+            lambda a, b: compare(a["forgetting"], b["forgetting"], direction="less"), "DKVB, long", "DKVB by Adam, long"
+        ),
+        "long keys": each(above(0.0), _sized(64, 256), "DKVB with long keys, brief"),
+        "means": each(above(0.0), "DKVB, long", "nearest class mean"),
+    }
+
+
+def _named(encoder: str, verdict: Verdict) -> Verdict:
+    import dataclasses
+
+    return dataclasses.replace(verdict, reason=f"{encoder}: {verdict.reason}")
+
+
+def _sized(codebooks: int, pairs: int) -> str:
+    return "DKVB, brief" if (codebooks, pairs) == SIZES[-1] else f"DKVB {codebooks} x {pairs}, brief"
+
+
+def reproduce(run: Run) -> Evidence:
+    """Chooses each arm's learning rate on a stream of another order, then runs every arm for every seed."""
+    data = "digits" if run.fast else "mnist-5000"
+    images = [
+        run.size("images for the encoder and the keys", full=10_000, fast=898),
+        run.size("images of the stream", full=4000, fast=700, scaled=False),
+        run.size("test images", full=1000, fast=199, scaled=False),
+    ]
+    run.size("classes at a time", full=1, fast=1, scaled=False)
+    passes = {
+        "brief": run.size("passes over a class, brief", full=5, fast=2),
+        "long": run.size("passes over a class, long", full=100, fast=2),
+    }
+    arms: Arms = {}
+    for encoder in ENCODERS[1 if run.fast else 0 :]:
+        setting = [data, encoder, images]
+        if run.fast:
+            heads = {"linear, long": {}, "MLP, long": {"hidden": 128}, "DKVB, long": SMALL, "DKVB, i.i.d., long": SMALL}
+        else:
+            heads = _heads()
+        chosen: dict[str, list[Any]] = {f"{encoder}, nearest class mean": [*setting, "means", {}, 0.0, 0, False]}
+        rates: dict[str, float] = {}
+        for name, head in heads.items():
+            # Sizes, and keys of another kind, go by the rate of the bottleneck itself.
+            base = name if name not in _followers() else f"DKVB, {name.split(', ')[-1]}"
+            epochs = passes[name.split(", ")[-1]]
+            way = "all at once" if "i.i.d." in name else "stream"
+            if base not in rates:
+                grid = SHARES if head.get("optimizer") == "SGD" else RATES
+                trials = {rate: [*setting, way, head, rate, epochs, True] for rate in grid}
+                rates[base], tried = best(run, f"{encoder}, {base}", trials, _trained)
+                arms |= tried
+            chosen[f"{encoder}, {name}"] = [*setting, way, head, rates[base], epochs, False]
+        arms |= run.arms(chosen, _trained)
+    return run.evidence(arms, judge(arms))
+
+
+def _heads() -> dict[str, dict[str, Any]]:
+    """Every arm but the nearest class mean, by name; what a name ends with is the length of training."""
+    wide = MAIN["codebooks"] * MAIN["pairs"] * 10 // (DIM["mnist-5000"] + 11)  # type: ignore[operator]
+    found: dict[str, dict[str, Any]] = {}
+    for length in ("brief", "long"):
+        found |= {f"linear, {length}": {}, f"MLP, {length}": {"hidden": 128}, f"DKVB, {length}": MAIN}
+    found |= {
+        "wide MLP, long": {"hidden": wide},
+        "DKVB by Adam, long": MAIN | {"optimizer": "Adam"},
+        "linear, i.i.d., long": {},
+        "MLP, i.i.d., long": {"hidden": 128},
+        "DKVB, i.i.d., long": MAIN,
+    }
+    return found | _followers()
+
+
+def _followers() -> dict[str, dict[str, Any]]:
+    sizes = {_sized(c, k): MAIN | {"codebooks": c, "pairs": k} for c, k in SIZES[:-1]}
+    keys = {"DKVB with keys of the stream, long": MAIN | {"keys": "stream"}}
+    return sizes | keys | {"DKVB with long keys, brief": MAIN | {"key_dim": 64}}
+
+
+def _trained(
+    seed: int,
+    data: str,
+    encoder: str,
+    images: Sequence[int],
+    way: str,
+    head: dict[str, Any],
+    rate: float,
+    epochs: int,
+    tuning: bool,
+) -> dict[str, float]:
+    """One head behind one encoder, trained on a stream or on all classes at once; its figures on the held-out part."""
+    import torch
+
+    from netwright.data.streams import class_incremental_stream, continual_metrics
+    from netwright.seeding import seeded, stream
+
+    parts = _parts(data, seed, tuple(images), tuning)
+    z = _embedded(data, encoder, seed, tuple(images), tuning)
+    labels, unseen = parts["stream"].labels, parts["held out"].labels
+    if way == "means":
+        means = torch.stack([z["stream"][labels == c].mean(0) for c in range(10)])
+        answers = torch.cdist(z["held out"], means).argmin(1)
+        return {"accuracy": float((answers == unseen).float().mean())}
+    figures: dict[str, float] = {"learning rate": rate}
+    inputs = z
+    if "codebooks" in head:
+        model, inputs, figures["perplexity"] = _bottleneck(seed, head, z)
+        figures["learning rate"] = rate * head["codebooks"] if head["optimizer"] == "SGD" else rate
+    else:
+        with seeded(seed, "init"):
+            model = _plain(z["stream"].shape[1], head.get("hidden", 0))
+    make = torch.optim.Adam if head.get("optimizer") == "Adam" else torch.optim.SGD
+    optimizer = make(model.parameters(), lr=figures["learning rate"])
+    order = torch.randperm(10, generator=stream(seed, "classes")).tolist()
+    at_once = len(order) if way == "all at once" else 1
+    steps = class_incremental_stream(parts["stream"], order, at_once, epochs, BATCH, generator=stream(seed, "order"))
+    matrix = []
+    for step in steps:
+        _fit(model, optimizer, inputs["stream"], labels, step.index_batches())
+        with torch.no_grad():
+            right = model(inputs["held out"]).argmax(1) == unseen
+        matrix.append([float(right[unseen == c].float().mean()) for c in order])
+    accuracy = float(right.float().mean())
+    if tuning:
+        return {"validation accuracy": accuracy}
+    if at_once == 1:
+        found = continual_metrics(matrix)
+        figures |= {"forgetting": found["forgetting"], "learning accuracy": found["learning_accuracy"]}
+    return {"accuracy": accuracy} | figures
+
+
+def _fit(model: nn.Module, optimizer: Any, inputs: Tensor, labels: Tensor, batches: Iterable[Tensor]) -> None:
+    from torch.nn import functional
+
+    # A loop of its own: a step takes a tenth of a millisecond, a tenth of what the training engine adds to it.
+    for index in batches:
+        optimizer.zero_grad()
+        functional.cross_entropy(model(inputs[index]), labels[index]).backward()
+        optimizer.step()
+
+
+def _plain(dim: int, hidden: int) -> nn.Module:
+    from torch import nn
+
+    return nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, 10)) if hidden else nn.Linear(dim, 10)
+
+
+def _bottleneck(seed: int, head: dict[str, Any], z: dict[str, Tensor]) -> tuple[nn.Module, dict[str, Tensor], float]:
+    """A bottleneck with fitted keys that reads codes, the codes, and its perplexity on the held-out part."""
+    import torch
+    from torch import nn
+
+    from netwright.nn.kv_bottleneck import DKVBClassifier, KeyValueBottleneck, fit_keys
+    from netwright.seeding import stream
+
+    layer = KeyValueBottleneck(
+        z["stream"].shape[1],
+        num_pairs=head["pairs"],
+        num_codebooks=head["codebooks"],
+        key_dim=head["key_dim"],
+        sparse=head["optimizer"] == "SGD",
+        generator=stream(seed, "init"),
+    )
+    generator = stream(seed, "keys")
+    seen = z[head["keys"]]
+    passes = [seen[torch.randperm(len(seen), generator=generator)].split(500)][0]
+    fit_keys(layer, nn.Identity(), passes, generator=generator)
+    layer.freeze_keys()
+    classifier = DKVBClassifier(nn.Identity(), layer)
+    codes = {name: classifier.encode(z[name]) for name in ("stream", "held out")}
+
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.classifier = classifier
+
+        def forward(self, codes: Tensor) -> Tensor:
+            return self.classifier.decode(codes)
+
+    return Reader(), codes, float(layer.perplexity(codes["held out"]).mean())
+
+
+@functools.lru_cache(maxsize=4)
+def _parts(data: str, seed: int, images: tuple[int, ...], tuning: bool) -> dict[str, TensorImages]:
+    """What the encoder and the keys see, the stream, and what is held out of it: test images, or others in tuning."""
+    import torch
+
+    from netwright.data import TensorImages, load, split_train, subset
+
+    before, count, test = images
+    loaded = load(data)
+    whole = [loaded.train, loaded.validation, loaded.test]
+    pool = TensorImages(torch.cat([p.images for p in whole]), torch.cat([p.labels for p in whole]))  # type: ignore[union-attr]
+    if data == "digits":
+        chosen = subset(pool, before, seed=0)
+        pretraining, pool = pool.subset(chosen), pool.subset(_others(chosen, len(pool)))
+    else:
+        fashion = load("fashion-mnist").train
+        pretraining = fashion.subset(subset(fashion, before, seed=seed))  # type: ignore[assignment]
+    held = subset(pool, test, seed=0)
+    rest = pool.subset(_others(held, len(pool)))
+    shown = rest.subset(subset(rest, min(count, len(rest)), seed=0))
+    found = {"pretraining": pretraining, "stream": shown, "held out": pool.subset(held)}
+    if tuning:
+        kept, other = split_train(shown.labels, 0.2, seed=seed)
+        found |= {"stream": shown.subset(kept), "held out": shown.subset(other)}
+    return found
+
+
+def _others(chosen: Tensor, count: int) -> Tensor:
+    import torch
+
+    left = torch.ones(count, dtype=torch.bool)
+    left[chosen] = False
+    return left.nonzero().flatten()
+
+
+@functools.lru_cache(maxsize=8)
+def _encoder(data: str, encoder: str, seed: int, images: tuple[int, ...]) -> nn.Module:
+    """Trained on the images for the encoder alone, without their labels."""
+    import torch
+    from torch import nn
+
+    from netwright.data import Batches, Normalise, TensorImages
+    from netwright.nn.convnet import SmallConvNet
+    from netwright.seeding import seeded
+    from netwright.train import Classifier, fit
+    from netwright.train.schedules import CosineProgress
+
+    unlabelled = _parts(data, seed, images, False)["pretraining"].images
+    if encoder == "PCA":
+        flat = (unlabelled.float() / 255).flatten(1)
+        mean = flat.mean(0)
+        _, _, directions = torch.linalg.svd(flat - mean, full_matrices=False)
+        linear = nn.Linear(flat.shape[1], DIM[data])
+        with torch.no_grad():
+            linear.weight.copy_(directions[: DIM[data]])
+            linear.bias.copy_(-linear.weight @ mean)
+        return nn.Sequential(nn.Flatten(), linear)
+    turned = torch.cat([unlabelled.rot90(turns, (2, 3)) for turns in range(ROTATIONS)])
+    turns = torch.arange(ROTATIONS).repeat_interleave(len(unlabelled))
+    pixels = unlabelled.float() / 255
+    normalise = Normalise((float(pixels.mean()),), (float(pixels.std()),))
+    with seeded(seed, "encoder"):
+        network = SmallConvNet((16, 32), DIM[data], ROTATIONS, 1, grid=4)
+    batches = Batches(TensorImages(turned, turns), 128, seed=seed, normalise=normalise, name="rotations")
+    fit(Classifier(network, lr=0.05), batches, epochs=1, callbacks=[CosineProgress()], seed=seed)
+    return nn.Sequential(normalise, network.features, network.head[:2])
+
+
+@functools.lru_cache(maxsize=4)
+def _embedded(data: str, encoder: str, seed: int, images: tuple[int, ...], tuning: bool) -> dict[str, Tensor]:
+    """Embeddings of every part, standardised by those of the images for the encoder."""
+    import torch
+
+    from netwright.data.tensors import scaled
+    from netwright.nn.kv_bottleneck import embeddings
+
+    network = _encoder(data, encoder, seed, images)
+    z = {
+        name: torch.cat([embeddings(network, scaled(block)) for block in part.images.split(1000)])
+        for name, part in _parts(data, seed, images, tuning).items()
+    }
+    mean, std = z["pretraining"].mean(0), z["pretraining"].std(0).clamp(min=1e-6)
+    return {name: (each - mean) / std for name, each in z.items()}
