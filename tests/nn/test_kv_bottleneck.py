@@ -92,7 +92,7 @@ def test_a_single_cell_learns_the_frequencies(loss):
     z = random(10, 1)
     target = functional.one_hot(labels, 3).float()
     optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
-    for _ in range(300):
+    for _ in range(100):
         optimizer.zero_grad()
         out = layer(z)
         value = (
@@ -114,12 +114,12 @@ def test_the_loss_is_convex_in_the_values():
         layer = bottleneck(pairs=4, codebooks=3, value_init=init)
         codes = layer.encode(z)
         optimizer = torch.optim.SGD(layer.parameters(), lr=3.0)
-        for _ in range(2500):
+        for _ in range(2000):
             optimizer.zero_grad()
             loss = functional.cross_entropy(layer.fetch(codes), labels)
             loss.backward()
             optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
         outputs.append(layer(z).softmax(1).detach())
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
     assert losses[0] < 0.95 * math.log(3)
@@ -258,9 +258,9 @@ def test_dead_keys_move_to_heads_of_the_batch():
     z = torch.tensor([[1.0], [3.0], [5.0]])
     layer.update_keys(z, stream(0, "dead"))
     counts, keys = layer.key_counts.flatten().tolist(), layer.keys.flatten().tolist()
-    assert counts == [2.0, 1.0]
+    assert counts == pytest.approx([2.0, 0.9])
     assert keys[1] in (1.0, 3.0, 5.0)
-    assert layer.key_sums.flatten().tolist() == [4.5, keys[1]]
+    assert layer.key_sums.flatten().tolist() == pytest.approx([4.5, 0.9 * keys[1]])
     assert keys[0] == pytest.approx(2.25, rel=1e-4)
 
 
@@ -277,7 +277,7 @@ def test_keys_start_where_they_are_told():
     sample = bottleneck(frozen=False)
     first = sample.heads(random(60, 12, name="first"))
     for book in range(5):
-        assert torch.cdist(sample.keys[book], first[book]).amin(1).max() < 1e-5
+        assert (sample.keys[book][:, None] == first[book]).all(2).any(1).all()
         assert len(sample.keys[book].unique(dim=0)) == 9
     means = bottleneck(key_init="kmeans", frozen=False)
     error = [torch.cdist(first, layer.keys).amin(2).square().mean() for layer in (sample, means)]
@@ -320,9 +320,9 @@ def test_frozen_keys_stay_whatever_the_mode_and_after_a_state_dict():
             optimizer.step()
         assert all(torch.equal(v, before[k]) for k, v in frozen_state(each).items())
         assert not torch.equal(each.values, values)
-        for change in (lambda: each.update_keys(z), lambda: each.init_keys(z), lambda: each.set_keys(each.keys)):
+        for change, argument in ((each.update_keys, z), (each.init_keys, z), (each.set_keys, each.keys)):
             with pytest.raises(RuntimeError, match="frozen"):
-                change()
+                change(argument)
 
 
 def test_a_lookup_that_was_prepared_is_forgotten_when_keys_are_loaded_or_cast():
@@ -513,15 +513,15 @@ def test_keys_are_fitted_without_labels_to_where_the_data_are():
 
 
 def test_fitting_refuses_and_warns(capsys):
-    layer = KeyValueBottleneck(2, 40, 1, projection="none")
+    layer = KeyValueBottleneck(2, 100, 1, projection="none")
     with pytest.raises(ValueError, match="epochs must be >= 1, got 0"):
         fit_keys(layer, nn.Identity(), [random(9, 2)], 0)
     with pytest.raises(ValueError, match="at least 1 batch, got 0 in pass 1"):
         fit_keys(layer, nn.Identity(), [])
     with pytest.raises(ValueError, match="in pass 2"):
-        fit_keys(layer, nn.Identity(), iter([random(90, 2)] * 4), 2)
+        fit_keys(layer, nn.Identity(), iter([random(400, 2)] * 2), 2)
     fit_keys(layer, nn.Identity(), [torch.ones(100, 2)] * 100, 2)
-    assert "the keys have collapsed: on average 1.0 of 40" in capsys.readouterr().err
+    assert "the keys have collapsed: on average 2." in capsys.readouterr().err
     layer.freeze_keys()
     with pytest.raises(RuntimeError, match="frozen"):
         fit_keys(layer, nn.Identity(), [random(9, 2)])

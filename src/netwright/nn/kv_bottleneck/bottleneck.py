@@ -49,7 +49,8 @@ class KeyValueBottleneck(nn.Module):
             sqrt(2 / (m + key_dim)); ``"split"`` cuts it into C equal parts; ``"none"`` shows all of it to each.
         pool: ``"mean"`` averages the values over the codebooks; None keeps them apart. Positions are always averaged.
         decay: Of the moving averages of the keys, in [0, 1).
-        dead_threshold: Keys whose moving count is below it move to a random head of the batch; 0 moves none. By default
+        dead_threshold: Keys whose moving count is below it move to a random head of the batch, and have this count then;
+            0 moves none. By default
             a tenth of the mean count. The paper's guide is 0.8 times heads a batch / K, which churns rare clusters.
         value_init: ``"zeros"``, which predicts all classes alike, or ``"normal"``, of standard deviation 1.
         sparse: Whether the gradient of the values is sparse, for ``torch.optim.SGD`` and ``SparseAdam``.
@@ -344,7 +345,7 @@ class KeyValueBottleneck(nn.Module):
             return
         chosen = torch.randint(heads.shape[1], self.key_counts.shape, generator=generator).to(heads.device)
         candidates = heads.gather(1, wide(chosen, self.key_dim))
-        counts = torch.where(dead, threshold.clamp(min=1), self.key_counts)
+        counts = torch.where(dead, threshold, self.key_counts)
         self.key_counts.copy_(counts)
         self.keys.copy_(torch.where(dead[..., None], candidates, self.keys))
         self.key_sums.copy_(torch.where(dead[..., None], candidates * counts[..., None], self.key_sums))
