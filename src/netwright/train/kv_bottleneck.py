@@ -20,7 +20,8 @@ class KeyInitCallback(lightning.Callback):
     those of the first one, fitted to its share of the data. The values want SGD without momentum and weight decay.
 
     Args:
-        loader: Unlabelled batches, as for :func:`netwright.nn.kv_bottleneck.fit_keys`; the training data by default.
+        loader: Unlabelled batches, as for :func:`netwright.nn.kv_bottleneck.fit_keys`; the training data by default,
+            in the order of the first epoch.
         epochs: Passes over them, >= 1.
         classifier: Name of the classifier inside the module, where there are several.
         seed: Of all that is random in it.
