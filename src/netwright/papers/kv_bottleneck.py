@@ -357,7 +357,7 @@ def _encoder(data: str, encoder: str, seed: int, images: tuple[int, ...]) -> nn.
         network = SmallConvNet((16, 32), DIM[data], ROTATIONS, 1, grid=4)
     batches = Batches(TensorImages(turned, turns), 128, seed=seed, normalise=normalise, name="rotations")
     fit(Classifier(network, lr=0.05), batches, epochs=1, callbacks=[CosineProgress()], seed=seed)
-    return nn.Sequential(normalise, network.features, network.head[:2])
+    return nn.Sequential(normalise, network.features, network.head[:1])
 
 
 @functools.lru_cache(maxsize=4)
