@@ -23,6 +23,8 @@ def arms(**change):
         "wide MLP, long": (0.3, 0.8),
         "DKVB by Adam, long": (0.6, 0.4),
         "DKVB, i.i.d., long": (0.86, None),
+        "DKVB with keys of the stream, long": (0.88, 0.07),
+        "DKVB with keys of the stream, i.i.d., long": (0.89, None),
         "DKVB 8 x 32, brief": (0.6, 0.2),
         "DKVB 8 x 256, brief": (0.7, 0.2),
         "DKVB 64 x 32, brief": (0.75, 0.1),
@@ -50,6 +52,10 @@ def arms(**change):
         ({}, "size", "supported"),
         ({"CNN, DKVB 8 x 32, brief": (0.9, 0.1)}, "size", "not supported"),
         ({"CNN, DKVB 8 x 32, brief": (0.7, 0.1)}, "size", "inconclusive"),
+        ({}, "own keys", "supported"),
+        ({"CNN, DKVB with keys of the stream, long": (0.88, 0.21)}, "own keys", "not supported"),
+        ({"CNN, DKVB with keys of the stream, i.i.d., long": (0.95, None)}, "own keys", "not supported"),
+        ({"PCA, MLP, long": (0.6, 0.9)}, "own keys", "not supported"),
         ({}, "brief", "supported"),
         ({"CNN, linear, brief": (0.8, 0.1)}, "brief", "not supported"),
         ({}, "wide", "supported"),
@@ -85,6 +91,42 @@ def test_every_claim_has_a_verdict_also_where_arms_are_missing():
 
 def rows(part):
     return {image.numpy().tobytes() for image in part.images}
+
+
+def test_followers_go_by_the_rate_of_the_bottleneck(monkeypatch):
+    """The arms of a full run: each tuned on a stream of its own way and length, or led by the bottleneck that was."""
+    given, tuned = {}, {}
+
+    class Run:
+        fast = False
+        size = staticmethod(lambda name, full, **_: full)
+        evidence = staticmethod(lambda arms, verdicts: set(verdicts))
+
+        @staticmethod
+        def arms(arms, function):
+            given.update(arms)
+            return {}
+
+    def best(run, name, trials, function):
+        tuned[name] = trials
+        return (0.0625 if 0.0625 in trials else 0.01), {}
+
+    monkeypatch.setattr(paper, "best", best)
+    monkeypatch.setattr(paper, "judge", lambda arms: {claim.key: None for claim in paper.CARD.claims})
+    assert paper.reproduce(Run) == {claim.key for claim in paper.CARD.claims}
+    missing = set(arms()) - set(given)
+    assert not missing, "judge asks for arms that are not run"
+    assert len(tuned) == 2 * 11
+    assert all(len(trials) == 5 for trials in tuned.values())
+    assert all(trial[-1] is True for trials in tuned.values() for trial in trials.values())
+    assert not any("keys" in name or " x " in name for name in tuned)
+    for name, (_, encoder, _, way, head, rate, epochs, tuning) in given.items():
+        assert name.startswith(encoder)
+        assert not tuning
+        if way != "means":
+            assert (way == "all at once") == ("i.i.d." in name)
+            assert epochs == (100 if name.endswith("long") else 5)
+            assert rate == (0.0625 if head.get("optimizer") == "SGD" else 0.01)
 
 
 def test_nothing_is_chosen_on_what_is_tested():
