@@ -194,6 +194,14 @@ ELASTIC = Reference(
     kind="inproceedings",
     doi="10.1109/ICDAR.2003.1227801",
 )
+FORGETTING = Reference(
+    title="Riemannian Walk for Incremental Learning: Understanding Forgetting and Intransigence",
+    authors=("Arslan Chaudhry", "Puneet K. Dokania", "Thalaiyasingam Ajanthan", "Philip H. S. Torr"),
+    year=2018,
+    venue="European Conference on Computer Vision",
+    kind="inproceedings",
+    arxiv="1801.10112",
+)
 
 # Module, or module and name; the longest match wins, and a card's own method wins over all.
 CITATIONS: dict[str, Reference] = {
@@ -206,6 +214,7 @@ CITATIONS: dict[str, Reference] = {
     "netwright.data.augment:Cutout": CUTOUT,
     "netwright.data.augment:mixup": MIXUP,
     "netwright.data.elastic": ELASTIC,
+    "netwright.data.streams:continual_metrics": FORGETTING,
     "netwright.explain.gradient": GRAD_CAM,
     "netwright.explain.localization": GRAD_CAM,
     "netwright.explain.localization:pointing_game": POINTING_GAME,
