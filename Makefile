@@ -89,7 +89,9 @@ docs: $(VENV)/.installed-dev
 	$(BIN)/python scripts/method_pages.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-test: $(VENV)/.installed-dev data lint docs
+# Lint and documentation use one core each.
+test: $(VENV)/.installed-dev data
+	@$(MAKE) -j2 lint docs
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 bench: $(VENV)/.installed-dev

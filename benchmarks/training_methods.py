@@ -4,8 +4,10 @@
 
 One thread, alternating rounds, medians and quartiles of the ratio peer / ours. Peers: a Python loop with
 ``torch.randn_like`` for each parameter; ``a * torch.atan(v / b)`` under autograd; the package ``torch-tract`` (left out
-when it is not installed); rows of ``torch.eye`` found through numpy, as the published loop of PS-KD has it. Beside them
-the step of a small convolutional network at batch 64 with each method over that without any.
+when it is not installed); rows of ``torch.eye`` found through numpy, as the published loop of PS-KD has it; plain
+cross-entropy, beside ELR's loss; a Python loop over parameters, beside averaged weights; and where ``cleanlab`` is
+installed, how far ELR's doubted labels and its agree. Beside them the step of a small convolutional network at batch 64
+with each method over that without any.
 """
 
 from __future__ import annotations
@@ -22,8 +24,11 @@ from torch.nn import functional
 
 from netwright.console import table
 from netwright.cost import compare_times
+from netwright.data.augment import mixup
 from netwright.nn.convnet import SmallConvNet
 from netwright.seeding import seeded, stream
+from netwright.train.early_learning import ELRLoss, agreement_loss
+from netwright.train.ema import WeightAverage
 from netwright.train.gradient_noise import GradientNoise, register_gradient_noise
 from netwright.train.self_distillation import PSKDTargets
 from netwright.train.tract import apply_tract, tract
@@ -97,13 +102,50 @@ def targets() -> Calls:
     return {"ours": ours, "peer": published}
 
 
+def early_learning() -> Calls:
+    """Loss and gradient of a batch of 128 examples in 100 classes, beside those of cross-entropy alone."""
+    loss_of = ELRLoss(50_000, 100)
+    logits = torch.randn(128, 100, generator=stream(0, "logits")).requires_grad_()
+    labels = torch.randint(100, (128,), generator=stream(0, "labels"))
+    index = torch.randperm(50_000, generator=stream(0, "ids"))[:128]
+
+    def plain() -> None:
+        torch.autograd.grad(functional.cross_entropy(logits, labels), logits)
+
+    def ours() -> None:
+        torch.autograd.grad(loss_of(logits, labels, index), logits)
+
+    return {"ours": ours, "peer": plain}
+
+
+def averages() -> Calls:
+    """Averaged weights of a perceptron of 120 tensors."""
+    net = nn.Sequential(*(nn.Linear(50, 50) for _ in range(60)))
+    average = WeightAverage(net)
+    kept = [param.detach().clone() for param in net.parameters()]
+
+    @torch.no_grad()
+    def loop() -> None:
+        for mean, param in zip(kept, net.parameters(), strict=True):
+            mean.mul_(0.997).add_(param, alpha=0.003)
+
+    return {"ours": lambda: average.update(net, 0.997), "peer": loop}
+
+
 def steps() -> Calls:
     """Steps of a small convolutional network at batch 64: without any method, and with each."""
     x = torch.randn(64, 1, 28, 28, generator=stream(0, "images"))
     y = torch.randint(10, (64,), generator=stream(0, "labels"))
     ids = torch.arange(64)
 
-    def step(attach: Callable[[nn.Module], Any] | None = None, *, noisy: bool = False, softened: bool = False) -> Any:
+    def step(
+        attach: Callable[[nn.Module], Any] | None = None,
+        *,
+        noisy: bool = False,
+        softened: bool = False,
+        held: bool = False,
+        taught: bool = False,
+    ) -> Any:
         with seeded(0, "init"):
             net = SmallConvNet(in_channels=1, grid=7)
         if attach is not None:
@@ -112,13 +154,25 @@ def steps() -> Calls:
         if noisy:
             register_gradient_noise(optimizer)
         memory = PSKDTargets(64, 10, max_epochs=2)
+        elr, average = ELRLoss(64, 10), WeightAverage(net)
 
         def once() -> None:
-            logits = net(x)
-            target = memory.mixed(ids, y, 0.4) if softened else y
+            inputs, labels, rows = x, y, None
+            if taught:
+                rows = elr.memory.average(ids, average.predict(net, x).softmax(1), 0.7)
+                both = torch.cat([functional.one_hot(y, 10).float(), rows], 1)
+                inputs, both = mixup(x, both, 1.0, stream(0, "mixup"))
+                labels, rows = both.chunk(2, 1)
+            logits = net(inputs)
+            target = memory.mixed(ids, y, 0.4) if softened else labels
             optimizer.zero_grad()
-            functional.cross_entropy(logits, target).backward()
+            loss = elr(logits, target, ids) if held else functional.cross_entropy(logits, target)
+            if rows is not None:
+                loss = loss + 3 * agreement_loss(logits, rows)
+            loss.backward()
             optimizer.step()
+            if taught:
+                average.update(net, 0.997)
             if softened:
                 memory.update(ids, logits.detach())
 
@@ -130,7 +184,40 @@ def steps() -> Calls:
         "Weight Compander": step(apply_weight_compander),
         "gradient noise": step(noisy=True),
         "PS-KD": step(softened=True),
+        "ELR": step(held=True),
+        "ELR+, one of its two networks": step(taught=True),
     }
+
+
+def doubted_by_both() -> str:
+    """Labels of the digits that ELR doubts, and those that cleanlab finds from out-of-fold predictions."""
+    if importlib.util.find_spec("cleanlab") is None:
+        return "cleanlab is not installed: its label issues are not compared"
+    import numpy as np
+    from cleanlab.filter import find_label_issues
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import cross_val_predict
+
+    from netwright.data import Batches, load, with_noisy_labels
+    from netwright.train import fit
+    from netwright.train.callbacks import ELRCallback
+
+    data, changed = with_noisy_labels(load("digits"), "symmetric", 0.3)
+    labels, wrong = data.train.labels, changed["train"].numpy()
+    flat = data.train.images.flatten(1).numpy() / 255
+    probs = cross_val_predict(LogisticRegression(max_iter=500), flat, labels.numpy(), cv=5, method="predict_proba")
+    theirs = find_label_issues(labels.numpy(), probs, n_jobs=1)
+    method = ELRCallback(lam=3.0)
+    with seeded(0, "init"):
+        net = SmallConvNet((16, 32), in_channels=1, grid=2)
+    fit(net, Batches(data.train, 64, normalise=data.normalise(), indexed=True), epochs=15, callbacks=[method])
+    ours = np.zeros(len(labels), bool)
+    ours[list(method.doubts(labels).index)] = True
+    rows = [
+        [name, int(found.sum()), f"{wrong[found].mean():.3f}", f"{found[wrong].mean():.3f}"]
+        for name, found in (("ELR", ours), ("cleanlab", theirs), ("both", ours & theirs))
+    ]
+    return table(rows, ["digits, 30 % wrong labels", "doubted", "of them wrong", "of the wrong doubted"])
 
 
 def main() -> None:
@@ -139,6 +226,7 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     rows: list[list[Any]] = []
     subjects = {"gradient noise": noise, "Weight Compander": compander, "TrAct": first_layer, "PS-KD": targets}
+    subjects |= {"ELR, beside cross-entropy": early_learning, "averaged weights": averages}
     for name, make in subjects.items():
         calls = make()
         if calls is None:
@@ -153,6 +241,8 @@ def main() -> None:
     found = compare_times(steps(), rounds=rounds, threads=1)
     rows = [[t.name, f"{t.median_ms:.2f}", f"{t.ratio:.3f}"] for t in found.timings]
     print(table(rows, ["step of a small network", "ms", "over plain"]))
+    print()
+    print(doubted_by_both())
 
 
 if __name__ == "__main__":

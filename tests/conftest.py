@@ -1,5 +1,6 @@
 """One thread a worker, a cache of its own, no network and no display for every test."""
 
+import functools
 import os
 import shutil
 import socket
@@ -15,6 +16,10 @@ if "NETWRIGHT_TEST_CACHE" not in os.environ:
 os.environ["NETWRIGHT_CACHE"] = os.environ["NETWRIGHT_TEST_CACHE"]
 
 import pytest  # noqa: E402
+import typer.testing  # noqa: E402
+
+# Its runner makes all verbs and their options anew for every command, which takes longer than most commands do.
+typer.testing._get_command = functools.cache(typer.testing._get_command)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -30,6 +30,7 @@ VERBS = (
     "export",
     "latency-table",
     "train",
+    "verify",
     "diagnose",
     "report",
     "doctor",
@@ -171,6 +172,7 @@ class Hostile:
     def train_option(self) -> list[str]:
         dice, word = self.dice, self.word
         methods = ["tract:lambda_=0", "tract:lambda=1", "tract:", "ps-kd:alpha_T", "gradient-noise:eta=-1", "plain:a=1"]
+        methods += ["elr:beta=1", "elr+:networks=3"]
         values: dict[str, Callable[[], str]] = {
             "--method": lambda: dice.choice([*[m for m in methods if m != "tract:"], word()]),
             "--model": lambda: dice.choice(
@@ -178,6 +180,7 @@ class Hostile:
             ),
             "--lr": lambda: dice.choice(["0", "-0.1", "nan", "inf", "fast", ""]),
             "--weight-decay": lambda: dice.choice(["-1", "nan", "inf", "much", ""]),
+            "--label-noise": lambda: dice.choice(["symmetric", "symmetric:2", "sym:0.4", "instance:nan", "", ":"]),
             "--precision": word,
             "--strategy": word,
             "--seed": lambda: dice.choice(["-1", "1.5", "", "abc"]),
@@ -213,6 +216,19 @@ class Hostile:
         }
         name = dice.choice(sorted(values))
         return [name, values[name]()]
+
+    def verify_option(self) -> list[str]:
+        dice, word = self.dice, self.word
+        values: dict[str, Callable[[], str]] = {
+            "--radius": lambda: dice.choice(["0", "-1", "nan", "inf", "1/0", "8/", "", word()]),
+            "--manipulation": lambda: dice.choice(["pixels", "pixels:0", "pixels:65", "patch:0,0,9,9", "", word()]),
+            "--engine": word,
+            "--timeout": lambda: dice.choice(["0", "-1", "nan", "inf", "soon", ""]),
+            "--steps": lambda: dice.choice(["0", "-1", "1.5", "many", ""]),
+            "--out": lambda: str(self.folder / dice.choice(["noise", "text.txt"])),
+        }
+        name = dice.choice(sorted(values))
+        return ["--radius", "0.1", name, values[name]()]
 
     def diagnose_option(self) -> list[str]:
         dice = self.dice
@@ -296,6 +312,16 @@ class Hostile:
             lambda: ["condense", "digits", "--out", word(), "--keep", dice.choice(["0", "2", "nan", "-1", "", word()])],
             lambda: ["condense", "digits", "--out", word(), "--bins", self.whole()],
             lambda: ["condense", "digits", "--out", word(), "--features", dice.choice([word(), f"{word()}.npy"])],
+            lambda: ["verify", self.run, "digits:3", *self.verify_option()],
+            lambda: ["verify", self.run, self.path(self.images), "--radius", "0.1", "--out", word()],
+            lambda: ["verify", self.bad_run(), "digits:3", "--radius", "0.1"],
+            lambda: [
+                "verify",
+                dice.choice([word(), self.run]),
+                f"{word()}:{dice.choice(['x', '1', '-1'])}",
+                "--radius",
+                "1",
+            ],
             lambda: ["diagnose", self.bad_run(), *([word()] if dice.random() < 0.5 else [])],
             lambda: ["diagnose", self.run, dice.choice([word(), self.path(self.data)])],
             lambda: ["diagnose", self.run, *self.diagnose_option()],
@@ -375,6 +401,7 @@ def test_a_thousand_bad_commands(here: Path, tmp_path: Path, run: Path):
         (["diagnose", "resnet18", "digits", "--part", "coherense"], "did you mean coherence?"),
         (["diagnose", "resnt18", "digits"], "did you mean resnet18?"),
         (["export", "resnet18", "--format", "onx", "--out", "x"], "did you mean onnx?"),
+        (["verify", "net.py:net", "x.png", "--radius", "0.1", "--engine", "gird"], "did you mean grid?"),
     ],
 )
 def test_near_names(here: Path, arguments: list[str], cure: str):
@@ -682,57 +709,49 @@ class TestExport:
 
 
 PROBE = """
-import sys
+import json, sys
 from typer.testing import CliRunner
 from netwright import cli
-done = CliRunner().invoke(cli.app, {arguments!r})
-assert done.exit_code == {code}, (done.exit_code, done.output)
-print([name for name in {names!r} if name in sys.modules])
+commands, names, code = json.loads(sys.argv[1])
+for arguments in commands:
+    done = CliRunner().invoke(cli.app, arguments)
+    assert done.exit_code == code, (arguments, done.exit_code, done.output)
+    assert "--help" not in arguments or "Usage" in done.stdout, (arguments, done.output)
+    print(*arguments[:1], *[name for name in names if name in sys.modules])
 """
 
 
-def imported(arguments: list[str], names: tuple[str, ...], code: int = 0) -> str:
+def imported(commands: list[list[str]], names: tuple[str, ...], code: int = 0) -> list[str]:
+    """Of commands that one process runs in turn: the verb, and which modules are there after it."""
     done = subprocess.run(
-        [sys.executable, "-c", PROBE.format(arguments=arguments, names=names, code=code)],
+        [sys.executable, "-c", PROBE, json.dumps([commands, names, code])],
         capture_output=True, text=True, timeout=120, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
-HELP = """
-import sys
-from typer.testing import CliRunner
-from netwright import cli
-for verb in ["", *sys.argv[1:]]:
-    done = CliRunner().invoke(cli.app, [*([verb] if verb else []), "--help"])
-    assert done.exit_code == 0 and "Usage" in done.stdout, (verb, done.output)
-    print(verb, [name for name in {names!r} if name in sys.modules])
-"""
+    return done.stdout.splitlines()
 
 
 def test_help_imports_nothing_heavy():
-    done = subprocess.run(
-        [sys.executable, "-c", HELP.format(names=HEAVY), *VERBS], capture_output=True, text=True, timeout=60, check=True
-    )
-    assert done.stdout.splitlines() == [f"{verb} []" for verb in ["", *VERBS]]
+    commands = [["--help"], *([verb, "--help"] for verb in VERBS)]
+    assert imported(commands, HEAVY) == [arguments[0] for arguments in commands]
 
 
 def test_a_wrong_verb_imports_nothing_heavy():
-    assert imported(["chek"], HEAVY, code=2) == "[]"
+    assert imported([["chek"]], HEAVY, code=2) == ["chek"]
 
 
-@pytest.mark.parametrize("verb", ["predict", "papers", "report", "evaluate", "check", "cite", "diagnose", "doctor"])
-def test_what_only_looks_does_not_import_the_trainer(run: Path, picture: str, verb: str):
-    arguments = {
-        "predict": [str(run), picture],
-        "report": [str(run)],
-        "evaluate": [str(run)],
-        "check": ["digits"],
-        "cite": ["dass"],
-        "diagnose": [str(run), "--examples", "20", "--out", str(run.with_name("diagnosis"))],
-    }
-    assert imported([verb, *arguments.get(verb, [])], TRAINERS) == "[]"
+def test_what_only_looks_does_not_import_the_trainer(run: Path, picture: str):
+    commands = [
+        ["papers"],
+        ["cite", "dass"],
+        ["check", "digits"],
+        ["report", str(run)],
+        ["predict", str(run), picture],
+        ["evaluate", str(run)],
+        ["diagnose", str(run), "--examples", "20", "--out", str(run.with_name("diagnosis"))],
+        ["doctor"],
+    ]
+    assert imported(commands, TRAINERS) == [arguments[0] for arguments in commands]
 
 
 def test_every_verb_has_json_quiet_and_debug():

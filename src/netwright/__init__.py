@@ -33,6 +33,7 @@ _PACKAGES = (
     "seeding",
     "storage",
     "train",
+    "verify",
 )
 
 if TYPE_CHECKING:

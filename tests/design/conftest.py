@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from made_once import made_once
 from tiny_run import TINY
 
 
@@ -12,6 +13,4 @@ from tiny_run import TINY
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from netwright.design.pipeline import design
 
-    folder = tmp_path_factory.mktemp("design") / "run"
-    design("digits", out=str(folder), **TINY)
-    return folder
+    return made_once(tmp_path_factory, "finished-run", lambda folder: design("digits", out=str(folder), **TINY))

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -16,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked import Command
 from tiny_run import ARGUMENTS, TINY
 
 import netwright
@@ -45,6 +44,7 @@ ARTEFACTS = [
     "measurements.json",
     "maps.npz",
     "mistakes.npz",
+    "radii.npz",
     "sample.npz",
     "README.txt",
     "report.html",
@@ -220,16 +220,8 @@ def test_changed_data_are_noticed(tmp_path: Path):
         design(options=options)
 
 
-def start(folder: Path, *more: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "netwright", "design", "digits", *ARGUMENTS, "--out", str(folder), *more],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        # A test run in the background ignores Ctrl-C, and its children would inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+def start(folder: Path) -> Command:
+    return Command("design", "digits", *ARGUMENTS, "--out", str(folder))
 
 
 def same_run(a: Path, b: Path) -> bool:
@@ -241,77 +233,67 @@ def same_run(a: Path, b: Path) -> bool:
 @pytest.mark.slow
 def test_ten_kills_at_random_moments_change_nothing(finished: Path, tmp_path: Path):
     folder, dice, kills = tmp_path / "run", random.Random(7), 0
+    began = time.monotonic()
+    with start(folder) as command:
+        assert command.wait(600) == 0, command.err
+    whole = time.monotonic() - began
+    assert same_run(folder, finished)
+    shutil.rmtree(folder)
     while kills < 10:
-        process = start(folder)
-        # Most of the first seconds are imports; the range reaches from there to the end of the run.
-        deadline = time.monotonic() + dice.uniform(4.0, 16.0)
-        while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
-        if process.poll() is not None:
-            assert process.returncode == 0, process.communicate()[1]
+        with start(folder) as command:
+            # Each goes on from where the last one was killed, so that the moments reach to the end of the run.
+            code = command.wait(dice.uniform(0.0, whole / 2))
+            if code is None:
+                kills += 1
+                continue
+            assert code == 0, command.err
             assert same_run(folder, finished)
             shutil.rmtree(folder)
-            continue
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        kills += 1
-    process = start(folder)
-    _, err = process.communicate(timeout=600)
-    assert process.returncode == 0, err
+    with start(folder) as command:
+        assert command.wait(600) == 0, command.err
     assert same_run(folder, finished)
 
 
 @pytest.mark.slow
 def test_ctrl_c_exits_130_and_leaves_a_partial_report(tmp_path: Path):
     folder = tmp_path / "run"
-    process = start(folder)
-    deadline = time.monotonic() + 120
-    while not (folder / "work").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 130, err
-    assert "the same command goes on" in err
-    assert "Traceback" not in err
+    with start(folder) as command:
+        wait_for(folder / "work", command)
+        command.interrupt()
+        assert command.wait(120) == 130, command.err
+        assert "the same command goes on" in command.err
+        assert "Traceback" not in command.err
     assert (folder / "report.html").is_file()
 
 
 @pytest.mark.slow
 def test_a_second_process_is_refused_with_the_holders_pid(tmp_path: Path):
     folder = tmp_path / "run"
-    process = start(folder)
-    try:
-        deadline = time.monotonic() + 120
-        while not (folder / "run.json").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        with pytest.raises(UserError, match=f"in use by process {process.pid} on "):
+    with start(folder) as command:
+        wait_for(folder / "run.json", command)
+        with pytest.raises(UserError, match=f"in use by process {command.pid} on "):
             design("digits", out=str(folder), **TINY)
-    finally:
-        process.kill()
-        process.communicate()
+
+
+def wait_for(path: Path, command: Command) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists() and command.running and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert path.exists(), command.err
 
 
 @pytest.mark.slow
 def test_replay_gives_the_same_network(finished: Path, tmp_path: Path):
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "netwright", "design", "--json", "--quiet"),
-            *("--config", str(finished / "run.json"), "--out", str(tmp_path / "again")),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["goal_met"] is True
+    replayed = ("--config", str(finished / "run.json"), "--out", str(tmp_path / "again"))
+    with Command("design", "--json", "--quiet", *replayed) as command:
+        assert command.wait(600) == 0, command.err
+        assert json.loads(command.out)["goal_met"] is True
     assert same_weights(tmp_path / "again" / "model.safetensors", finished / "model.safetensors")
 
 
 class TestTrainMethods:
     def test_both_networks_are_trained_with_them_and_end_as_plain_modules(self, tmp_path: Path, finished: Path):
-        methods = ("ps-kd:alpha_T=0.5", "weight-compander", "tract", "gradient-noise:eta=0.1")
+        methods = ("ps-kd:alpha_T=0.5", "weight-compander", "tract", "gradient-noise:eta=0.1", "elr:lam=1")
         result = design("digits", out=str(tmp_path / "run"), train_method=methods, **{**TINY, "search": "random"})
         assert result.sparsity == pytest.approx(0.8, abs=1e-3)
         model = load_run(tmp_path / "run")
@@ -320,6 +302,9 @@ class TestTrainMethods:
         ours = read_tensors(tmp_path / "run/baseline/model-dense.safetensors")
         assert plain.keys() == ours.keys()
         assert not all(torch.equal(plain[name], ours[name]) for name in plain)
+        listed = (tmp_path / "run/doubts.csv").read_text().splitlines()
+        assert len(listed) == 1 + read_json(tmp_path / "run/doubts.json")["doubtful"]
+        assert "training labels are doubted" in (tmp_path / "run/report.md").read_text()
 
     def test_a_wrong_argument_is_told_before_anything_starts(self, tmp_path: Path):
         with pytest.raises(UserError, match="ps-kd has no argument 'alpha'"):

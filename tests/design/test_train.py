@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -181,6 +182,10 @@ def test_the_first_line_names_the_folder(data: str, tmp_path: Path, monkeypatch)
         ({"methods": ("ps-dk",)}, "did you mean ps-kd"),
         ({"model": "net.onnx"}, "an ONNX file cannot be trained"),
         ({"devices": 3}, "multiple of all processes"),
+        ({"label_noise": "symetric:0.4"}, "did you mean symmetric"),
+        ({"label_noise": "symmetric:1.5"}, r"a rate in \[0, 1\], got 'symmetric:1.5'"),
+        ({"label_noise": "instance"}, "a rate in"),
+        ({"methods": ("elr+:mixup",)}, "no value in 'mixup'"),
     ],
 )
 def test_bad_input(settings: dict, message: str):
@@ -192,3 +197,89 @@ def test_unfinished_and_empty(tmp_path: Path):
     with pytest.raises(UserError, match="no training of netwright"):
         page(tmp_path)
     assert curves([]) is None
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two classes that a bright half tells apart, three of each in the other's folder."""
+    from PIL import Image
+
+    draws, root = np.random.default_rng(0), tmp_path_factory.mktemp("pictures")
+    for part, count in (("train", 60), ("test", 20)):
+        for i in range(count):
+            label = i % 2
+            image = draws.integers(0, 120, (8, 8))
+            image[:4] += 120 * label
+            swapped = part == "train" and i < 6
+            folder = root / part / ("dark", "bright")[1 - label if swapped else label]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.astype(np.uint8)).save(folder / f"{'wrong' if swapped else 'right'}, {i}.png")
+    return root
+
+
+def test_labels_that_are_doubted_are_listed_with_their_files(pictures: Path, tmp_path: Path):
+    common = ("--epochs", "12", "--batch-size", "16", "--lr", "0.05", "--no-augment")
+    found = invoke("train", str(pictures), "--method", "elr:lam=4", *common, "--out", str(tmp_path / "run"))
+    assert found.exit_code == 0, found.stderr
+    with (tmp_path / "run/doubts.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = [Path(row["file"]).name for row in rows]
+    assert sum(name.startswith("wrong") for name in names[:6]) >= 4
+    assert all(Path(row["file"]).is_file() for row in rows)
+    for row in rows:
+        assert {row["label"], row["suggested"]} == {"dark", "bright"}
+        assert Path(row["file"]).parent.name == row["label"]
+    scores = [float(row["score"]) for row in rows]
+    assert scores == sorted(scores, reverse=True)
+    assert f"{len(rows)} of 54 training labels are doubted" in found.stdout
+    assert rows[0]["file"] in found.stdout
+    text = (tmp_path / "run/report.html").read_text()
+    assert "Labels to check" in text
+    assert names[0] in text
+    assert text.count("data:image/png;base64") == min(24, len(rows))
+    before = (tmp_path / "run/report.html").read_bytes()
+    page(tmp_path / "run").write(tmp_path / "run")
+    assert (tmp_path / "run/report.html").read_bytes() == before
+    assert storage.read_json(tmp_path / "run/result.json")["doubted"] == len(rows)
+    assert storage.read_json(tmp_path / "run/report.json")["figures"]["doubts"]["doubtful"] == len(rows)
+    assert rows[0]["file"] in invoke("report", str(tmp_path / "run")).stdout
+
+
+def test_labels_made_wrong_on_purpose_are_counted(data: str, tmp_path: Path):
+    options = TrainOptions(
+        data=data, methods=("elr:lam=4",), epochs=8, lr=0.05, batch_size=16, augment=False, label_noise="symmetric:0.2",
+        out=str(tmp_path / "run"),
+    )  # fmt: skip
+    result = train(options)
+    figures = storage.read_json(tmp_path / "run/doubts.json")
+    assert figures["made_wrong"] == 35  # a fifth of 172, rounded up
+    assert figures["made_wrong_found"] > 25
+    assert result.doubted == figures["doubtful"] < 50
+    assert (
+        f"among them {figures['made_wrong_found']} of the 35 that were made wrong"
+        in (tmp_path / "run/report.md").read_text()
+    )
+    header, first, *_ = (tmp_path / "run/doubts.csv").read_text().splitlines()
+    assert header == "rank,file,index,label,suggested,score,support,made_wrong"
+    assert first.startswith("1,,")
+    assert result.accuracy > 0.9  # on right labels
+    assert "label_noise" not in TrainOptions(data=data).identity()
+
+
+def test_elr_plus_leaves_a_pair(data: str, tmp_path: Path):
+    out, methods = tmp_path / "run", ("tract", "weight-compander", "elr+:ema_ramp=0")
+    result = train(TrainOptions(data=data, methods=methods, epochs=4, lr=0.05, out=str(out)))
+    loaded = load_run(out)
+    assert loaded.architecture.members == 2
+    assert result.parameters == sum(p.numel() for p in loaded.network.parameters())
+    assert not any("parametrizations" in name for name in storage.read_tensors(out / "model.safetensors"))
+    first, second = loaded.network.networks
+    x = torch.rand(3, 1, 8, 8)
+    assert not torch.allclose(first(x), second(x), atol=1e-3)
+    assert torch.allclose(loaded.network(x), (first(x) + second(x)) / 2, atol=1e-6)
+    evaluated = json.loads(invoke("evaluate", str(out), "--json").stdout)
+    assert evaluated["accuracy"] == pytest.approx(result.accuracy)
+    exported = invoke("export", str(out), "--format", "onnx", "--out", str(tmp_path / "pair.onnx"))
+    assert exported.exit_code == 0, exported.stderr
+    with pytest.raises(UserError, match="is a pair already"):
+        train(TrainOptions(data=data, model=str(out), methods=("elr+",), epochs=1, out=str(tmp_path / "more")))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import importlib.util
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from types import ModuleType
 
 import pytest
 
+import netwright.data
 from netwright.papers import index
 
 
@@ -18,6 +20,24 @@ def _load(name: str, path: Path) -> ModuleType:
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+_load_data = netwright.data.load
+
+
+@functools.cache
+def _fashion_mnist():
+    return _load_data("fashion-mnist")
+
+
+@pytest.fixture(autouse=True)
+def fashion_mnist_is_read_once(monkeypatch) -> None:
+    """A second each time, and an experiment asks for it several times."""
+
+    def load(name, **options):
+        return _fashion_mnist() if name == "fashion-mnist" and not options else _load_data(name, **options)
+
+    monkeypatch.setattr(netwright.data, "load", load, raising=False)
 
 
 @pytest.fixture

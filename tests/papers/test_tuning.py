@@ -26,3 +26,12 @@ def test_a_fast_run_takes_the_middle(tmp_path):
         raise AssertionError("nothing is tried")
 
     assert best(Run("rarts", fast=True, out=tmp_path), "x", {"a": [1], "b": [2], "c": [3]}, arm) == ("b", {})
+
+
+def test_another_figure_where_the_lowest_is_best_and_a_missing_one_the_worst(tmp_path):
+    def arm(seed, value):
+        return {"loss": None if value > 1 else abs(value - 0.1)}
+
+    grid = {value: [value] for value in (0.0, 0.1, 0.5, 2.0)}
+    found, _ = best(Run("rarts", seeds=2, out=tmp_path), "x", grid, arm, figure="loss", lowest=True)
+    assert found == 0.1

@@ -206,9 +206,10 @@ def test_decisions_come_in_random_order_by_seed_and_cell_types_in_turn():
         made = PerturbationSelector(tune_epochs=0, order=order).discretise(supernet, None, batches(1, 4), seed=seed)
         return [decision.key for decision in made.decisions[:28]]
 
-    assert keys(0) == keys(0) != keys(1)
-    assert sorted(keys(0)) == sorted(supernet.arch)
-    assert [key.split("_")[0] for key in keys(0)] == ["normal", "reduce"] * 14
+    found = keys(0)
+    assert found == keys(0) != keys(1)
+    assert sorted(found) == sorted(supernet.arch)
+    assert [key.split("_")[0] for key in found] == ["normal", "reduce"] * 14
     assert keys(0, "fixed")[::2] == [key for key in supernet.arch if key.startswith("normal")]
 
 

@@ -6,13 +6,11 @@ exactly where kernels may read at most; the process must then run under ``LD_PRE
 
 from __future__ import annotations
 
-import atexit
 import ctypes
 import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -21,6 +19,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
+
+from netwright.storage import digest
 
 LINE = 16  # floats in 64 bytes
 GUARD = 64  # floats on either side of a buffer that must stay as they are
@@ -91,18 +92,25 @@ def compiler() -> str:
 
 
 def compile_text(text: str, flags: Sequence[str]) -> Path:
-    """Compiles C text into a shared object.
+    """Compiles C text into a shared object, which the workers of pytest-xdist share.
 
     Raises:
         AssertionError: With what the compiler said, if it refuses.
     """
-    folder = Path(tempfile.mkdtemp(prefix="netwright-kernels-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    path, made = folder / "kernels.c", folder / "kernels.so"
-    path.write_text(text)
-    command = [compiler(), *flags, "-shared", "-fPIC", "-o", str(made), str(path), "-lm"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    command = [compiler(), *flags, "-shared", "-fPIC"]
+    stat = os.stat(command[0])
+    folder = Path(os.environ["NETWRIGHT_TEST_CACHE"], "kernels")
+    folder.mkdir(exist_ok=True)
+    made = folder / f"{digest(text, command, stat.st_mtime_ns, stat.st_size)}.so"
+    with FileLock(f"{made}.lock"):
+        if not made.exists():
+            path, new = made.with_suffix(".c"), made.with_suffix(".new")
+            path.write_text(text)
+            done = subprocess.run(
+                [*command, "-o", str(new), str(path), "-lm"], capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, done.stderr[-4000:]
+            new.rename(made)
     return made
 
 

@@ -19,6 +19,8 @@ from netwright.data.tensors import Batches, TensorImages
 from netwright.seeding import seeded
 from netwright.train import METHODS, Classifier, fit
 from netwright.train.callbacks import (
+    ELRCallback,
+    ELRPlusCallback,
     GradientNoiseCallback,
     PSKDCallback,
     TrActCallback,
@@ -35,8 +37,17 @@ MAKE = {
     "weight-compander": lambda: [WeightCompanderCallback(learnable=True)],
     "gradient-noise": lambda: [GradientNoiseCallback(eta=0.01, seed=4)],
     "ps-kd": lambda: [PSKDCallback(0.9)],
+    "elr": lambda: [ELRCallback(lam=3.0)],
+    "elr+": lambda: [ELRPlusCallback(lam=3.0, ema_ramp=0)],
 }
-MAKE["all"] = lambda: [callback for name in list(MAKE)[:4] for callback in MAKE[name]()]
+MAKE["all"] = lambda: [callback for name in list(MAKE)[:5] for callback in MAKE[name]()]
+MAKE["all, elr+"] = lambda: [
+    *(callback for name in list(MAKE)[:3] for callback in MAKE[name]()),
+    PSKDCallback(0.9, teacher="snapshot"),
+    *MAKE["elr+"](),
+]
+ALL = ("all", "all, elr+")
+INDEXED = ("ps-kd", "elr", "elr+", *ALL)
 
 
 def network() -> nn.Sequential:
@@ -103,30 +114,47 @@ def train(name: str | None, module=None, compiled=False, **options):
     )  # fmt: skip
     with seeded(3, "dropout"):
         # The whole of what Inductor gets to see for all methods together, what Dynamo makes of it for each alone.
-        backend = "aot_eager" if name == "all" else "eager"
-        trainer.fit(torch.compile(module, backend=backend) if compiled else module, data(name in ("ps-kd", "all")))
+        backend = "aot_eager" if name in ALL else "eager"
+        trainer.fit(torch.compile(module, backend=backend) if compiled else module, data(name in INDEXED))
     return module, {type(callback).__name__: callback for callback in callbacks}
 
 
 def check(name: str, module: nn.Module, callbacks: dict, updates: list[int]) -> None:
     """Each method did what it is there for."""
-    if name in ("tract", "all"):
+    if name in ("tract", *ALL):
         assert traced(module) == ["net.0"]
         assert isinstance(module.net[0], TrActConv2d)
-    if name in ("weight-compander", "all"):
+    if name in ("weight-compander", *ALL):
         assert sorted(companded(module)) == ["net.0", "net.4", "net.6"]
         for (latent, weight), step in zip(latents(module), companded(module).values(), strict=True):
             assert not torch.allclose(latent, weight, atol=1e-3)
             assert float(weight.detach().abs().max()) < step.bound
             assert float(step.alpha.detach()) != 0
-    if name in ("gradient-noise", "all"):
+    if name in ("gradient-noise", *ALL):
         assert [noise.t for noise in callbacks["GradientNoiseCallback"].noises] == updates
     if name in ("ps-kd", "all"):
         memory = callbacks["PSKDCallback"].targets
         assert bool(memory.seen.all())
         assert torch.allclose(memory.predictions.sum(1), torch.ones(EXAMPLES), atol=1e-5)
         assert float(memory.predictions.std()) > 0
+    if name in ("elr", "all"):
+        target = callbacks["ELRCallback"].target
+        assert torch.allclose(target.sum(1), torch.full((EXAMPLES,), 1 - 0.7**EPOCHS), atol=1e-5)
+    if name in ("elr+", "all, elr+"):
+        pair = callbacks["ELRPlusCallback"]
+        rows = [memory.predictions.sum(1) for memory in pair.memories]
+        for found, visits in zip(rows, (2, 1), strict=True):  # of three epochs
+            assert torch.allclose(found, torch.full((EXAMPLES,), 1 - 0.7**visits), atol=1e-5)
+        first, second = pair.pair(module, module.net).networks
+        assert not torch.allclose(output(module), output(Holder(second)), atol=1e-3)
+        assert torch.allclose(output(module), output(Holder(first)))
     assert all(bool(p.isfinite().all()) for p in module.parameters())
+
+
+class Holder(nn.Module):
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
 
 
 def output(module: nn.Module) -> torch.Tensor:
@@ -207,7 +235,7 @@ class Unindexed(lightning.Callback):
         self.name = name
 
     def on_fit_start(self, trainer, pl_module):
-        if self.name not in ("ps-kd", "all"):
+        if self.name not in INDEXED:
             step = pl_module.training_step
             pl_module.training_step = lambda batch, batch_idx: step(batch[:2], batch_idx)
 
@@ -294,10 +322,19 @@ def test_names():
     assert parse("ps-kd:alpha_T=0.5,teacher=snapshot")[1] == {"alpha_T": 0.5, "teacher": "snapshot"}
     assert parse("weight-compander:learnable=true")[1] == {"learnable": True}
     found = by_name([name for name in reversed(METHODS) if name != "plain"])
-    kinds = [TrActCallback, WeightCompanderCallback, GradientNoiseCallback, PSKDCallback]
+    kinds = [
+        TrActCallback,
+        WeightCompanderCallback,
+        GradientNoiseCallback,
+        PSKDCallback,
+        ELRCallback,
+        ELRPlusCallback,
+    ]
     assert [type(callback) for callback in found] == kinds
     assert by_name(["gradient-noise:eta=0.3"])[0].eta == 0.3
     assert by_name(["plain"]) == []
+    assert by_name(["elr:lam=7,beta=0.9"])[0].lam == 7
+    assert by_name(["elr+:relabel=true"])[0].relabel is True
 
 
 @pytest.mark.parametrize(
@@ -310,6 +347,9 @@ def test_names():
         (["tract:lambda_=-1"], "tract: lambda_ must be > 0"),
         (["tract:lambda_=big"], "tract: "),
         (["gradient-noise:eta=0.1,eta=0.2"], "eta comes twice"),
+        (["elr:lamb=3"], "did you mean lam?"),
+        (["elr:beta=1"], "elr: beta must lie in"),
+        (["elr+:networks=0"], r"elr\+: networks must be 1 or 2, got 0"),
         (["weight-compander:effective_decay=-1"], "effective_decay must be >= 0"),
     ],
 )
@@ -329,8 +369,10 @@ for name in shared.MAKE:
     module, callbacks = shared.distributed(name)
     found[name] = dict(module.state_dict())
     for callback in callbacks:
-        if isinstance(callback, shared.PSKDCallback):
+        if isinstance(callback, shared.PSKDCallback) and callback.targets is not None:
             found[name] |= callback.targets.state_dict()
+        if isinstance(callback, (shared.ELRCallback, shared.ELRPlusCallback)):
+            found[name]["target"] = callback.target
         if isinstance(callback, shared.GradientNoiseCallback):
             found[name]["t"] = torch.tensor(callback.noises[0].t)
 torch.save(found, f"{folder}/{torch.distributed.get_rank()}.pt")
@@ -345,6 +387,8 @@ def distributed(name: str, devices: int = 2):
     for callback in callbacks:
         if isinstance(callback, TrActCallback):
             callback.sync_gram = True
+        if isinstance(callback, ELRPlusCallback):
+            callback.mixup_alpha = 0.0  # each process mixes what it has
     module = Classifier(net, lr=0.05)
     options = {"devices": devices, "strategy": "ddp"} if devices > 1 else {}
     fit(module, data(True), epochs=EPOCHS, callbacks=[Unindexed(name), *callbacks], **options)
@@ -364,7 +408,7 @@ def test_two_processes_equal_one(tmp_path: Path):
         }  # fmt: skip
         command = [sys.executable, "-c", SCRIPT, __file__, str(tmp_path)]
         processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    errors = [process.communicate(timeout=180)[1] for process in processes]
+    errors = [process.communicate(timeout=600)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors[0][-2000:]
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for name in MAKE:
@@ -372,6 +416,10 @@ def test_two_processes_equal_one(tmp_path: Path):
         alone, callbacks = distributed(name, 1)
         for key, value in alone.state_dict().items():
             assert torch.allclose(value, found[0][name][key], atol=1e-5), (name, key)
-        if name in ("ps-kd", "all"):
-            assert torch.allclose(callbacks[-1].targets.predictions, found[0][name]["predictions"], atol=1e-5)
-            assert bool(found[0][name]["seen"].all())
+        for callback in callbacks:
+            if isinstance(callback, PSKDCallback) and callback.targets is not None:
+                assert torch.allclose(callback.targets.predictions, found[0][name]["predictions"], atol=1e-5)
+                assert bool(found[0][name]["seen"].all())
+            if isinstance(callback, (ELRCallback, ELRPlusCallback)):
+                assert torch.allclose(callback.target, found[0][name]["target"], atol=1e-5), name
+                assert bool((callback.target.sum(1) > 0).all())

@@ -15,11 +15,11 @@ from netwright.metrics import aurc, eaurc, expected_calibration_error
 from netwright.seeding import seeded
 from netwright.train import Classifier, fit
 from netwright.train.callbacks import PSKDCallback
+from netwright.train.memory import gather_rows
 from netwright.train.self_distillation import (
     PSKDLoss,
     PSKDTargets,
     fit_pskd,
-    gather_rows,
     pskd_alpha,
 )
 

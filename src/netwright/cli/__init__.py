@@ -14,7 +14,16 @@ from typing import Annotated
 import typer
 
 from netwright import __version__
-from netwright.cli import deploying, designing, diagnosing, explaining, reproducing, searching, training
+from netwright.cli import (
+    deploying,
+    designing,
+    diagnosing,
+    explaining,
+    reproducing,
+    searching,
+    training,
+    verifying,
+)
 
 app = typer.Typer(
     name="netwright",
@@ -53,6 +62,7 @@ for verb in (
     deploying.export,
     searching.latency_table,
     training.train,
+    verifying.verify,
     diagnosing.diagnose,
     designing.report,
     designing.doctor,

@@ -102,7 +102,7 @@ def design(
     flops: Flops = None,
     train_method: Annotated[
         list[str] | None,
-        typer.Option(help="tract, weight-compander, gradient-noise or ps-kd, like ps-kd:alpha_T=0.8; may repeat."),
+        typer.Option(help="tract, weight-compander, gradient-noise, ps-kd, elr or elr+, like elr:lam=3; may repeat."),
     ] = None,
     pruning: Annotated[str | None, typer.Option(help="magnitude or hydra.  [magnitude]")] = None,
     baseline: Annotated[str | None, typer.Option(help="Network to compare with.  [mobilenet_v2]")] = None,
@@ -200,10 +200,13 @@ def design(
 
 
 def _told(folder: str | Path, page: Page | None = None) -> str:
+    from netwright.design.label_doubts import lines
     from netwright.design.report import build
+    from netwright.design.run import RunFolder
     from netwright.page import text_of
 
-    return f"{text_of((page or build(folder)).verdict)}\nreport: {Path(folder) / 'report.html'}\nrun folder: {folder}"
+    told = [text_of((page or build(folder)).verdict), *lines(RunFolder(folder))]
+    return "\n".join([*told, f"report: {Path(folder) / 'report.html'}", f"run folder: {folder}"])
 
 
 def evaluate(

@@ -16,7 +16,10 @@ def diagnose(
         str | None, typer.Argument(metavar="[DATA]", help="What it was trained on; a run brings its own.")
     ] = None,
     out: Annotated[Path, typer.Option(help="A new folder.")] = Path("diagnosis"),
-    part: Annotated[list[str] | None, typer.Option(help="Only this diagnosis: coherence; may repeat.  [all]")] = None,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(help="Only coherence, opposing-signals or memorising-neurons; may repeat.  [all that apply]"),
+    ] = None,
     examples: Annotated[int, typer.Option(help="Training examples to look at.")] = 1000,
     size: Annotated[int | None, typer.Option(help="Height and width that images are resized to.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
@@ -27,7 +30,7 @@ def diagnose(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Look into a trained network: whose gradients agree, which classes and examples are learned one by one."""
+    """Look into a trained network: what is learned one by one, what would make training spike, what memorises."""
     with guarded(quiet, debug):
         from netwright.design.diagnosis import diagnose_model
 

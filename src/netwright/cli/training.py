@@ -27,13 +27,21 @@ def train(
     ] = "small_convnet",
     method: Annotated[
         list[str] | None,
-        typer.Option(help="tract, weight-compander, gradient-noise or ps-kd, as NAME or NAME:ARG=VALUE; may repeat."),
+        typer.Option(
+            help="tract, weight-compander, gradient-noise, ps-kd, elr or elr+, as NAME or NAME:ARG=VALUE; may repeat."
+        ),
     ] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the training part.")] = 20,
     batch_size: Annotated[int, typer.Option(help="Examples in a step, over all processes.")] = 64,
     lr: Annotated[float, typer.Option(help="Learning rate at the start.")] = 0.1,
     weight_decay: Annotated[float, typer.Option(help="L2 penalty on weights.")] = 5e-4,
     no_augment: Annotated[bool, typer.Option("--no-augment", help="Train on the images as they are.")] = False,
+    label_noise: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND:RATE", help="Make training labels wrong on purpose: symmetric, asymmetric or instance."
+        ),
+    ] = None,
     precision: Annotated[str, typer.Option(help="32-true, bf16-mixed, 16-mixed or 64-true.")] = "32-true",
     size: Annotated[int | None, typer.Option(help="Height and width that images are resized to.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
@@ -51,6 +59,8 @@ def train(
     """Train a network of your choice on DATA with any of the training methods. The same command goes on."""
     with guarded(quiet, debug):
         from netwright.design.distributed import is_main, launch, needs_launch
+        from netwright.design.label_doubts import lines
+        from netwright.design.run import RunFolder
         from netwright.design.train import TrainOptions
         from netwright.design.train import train as run_training
         from netwright.design.train_page import KIND, verdict
@@ -64,6 +74,7 @@ def train(
             lr=lr,
             weight_decay=weight_decay,
             augment=not no_augment,
+            label_noise=label_noise,
             precision=precision,
             size=size,
             seed=seed,
@@ -86,5 +97,12 @@ def train(
             show(
                 result,
                 as_json,
-                lambda: f"{verdict(result)}\nreport: {result.folder}/report.html\nrun folder: {result.folder}",
+                lambda: "\n".join(
+                    [
+                        verdict(result),
+                        *lines(RunFolder(result.folder, KIND)),
+                        f"report: {result.folder}/report.html",
+                        f"run folder: {result.folder}",
+                    ]
+                ),
             )

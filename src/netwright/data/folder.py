@@ -84,6 +84,17 @@ class FolderImages(Dataset[tuple[Tensor, int]]):
         files = [self.files[i] for i in chosen.tolist()]
         return FolderImages(files, self.labels[chosen], self.shape, self._digests[rows], self._sums[rows])
 
+    def with_labels(self, labels: Tensor) -> FolderImages:
+        """The same images with other labels.
+
+        Raises:
+            ValueError: If there is not one whole number >= 0 an image.
+        """
+        if labels.is_floating_point() or labels.shape != self.labels.shape or (len(labels) and int(labels.min()) < 0):
+            raise ValueError(f"labels must be {len(self)} integers >= 0, got {labels.dtype} of {tuple(labels.shape)}")
+        assert self.files is not None
+        return FolderImages(self.files, labels, self.shape, self._digests, self._sums)
+
     def digests(self) -> np.ndarray:
         """(N, 16) uint8: equal rows mean equal images."""
         return self._digests

@@ -166,6 +166,13 @@ def draw(pictures: list[tuple[str, Tensor]], ax: Axes | None = None, *, columns:
     return ax
 
 
+def channel_statistics(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, 1 for a constant one, of values scaled to [0, 1]."""
+    mean, square = images.moments()
+    deviation = np.sqrt(np.clip(square - mean**2, 0, None))
+    return tuple(mean.tolist()), tuple(np.where(deviation < CONSTANT_BELOW, 1.0, deviation).tolist())
+
+
 def load(
     name_or_path: str | os.PathLike[str],
     *,
@@ -185,10 +192,9 @@ def load(
 
     Args:
         name_or_path: ``digits``, ``mnist-5000``, ``mnist1d``, ``fashion-mnist``, ``cifar10``, ``cifar100``;
-        else a
-            folder of class folders (see :mod:`netwright.data.folder`), a folder of MNIST's idx files or of
-            CIFAR's batches, or a ``.npz`` (see :mod:`netwright.data.arrays`). Write ``./digits`` for a folder
-            called so.
+            ``aeon:NAME`` for time series (see :mod:`netwright.data.sequences`); else a folder of class folders (see
+            :mod:`netwright.data.folder`), a folder of MNIST's idx files or of CIFAR's batches, or a ``.npz`` (see
+            :mod:`netwright.data.arrays`). Write ``./digits`` for a folder called so.
         seed: Seed of the splits.
         download: Allows torchvision to download what is not on this machine.
         skip_broken: Leaves out files that cannot be read.
@@ -233,9 +239,7 @@ def _split(parts: Parts, problems: list[Problem], groups: np.ndarray, seed: int)
         images["train"], images[part] = images["train"].subset(rest), images["train"].subset(held)
         groups = groups[rest.numpy()]
         split_off.append(part)
-    mean, square = images["train"].moments()
-    deviation = np.sqrt(np.clip(square - mean**2, 0, None))
-    std = np.where(deviation < CONSTANT_BELOW, 1.0, deviation)
+    mean, std = channel_statistics(images["train"])
     train, validation, test = (images[part] for part in PARTS)
     return Data(
         name=parts.name,
@@ -244,8 +248,8 @@ def _split(parts: Parts, problems: list[Problem], groups: np.ndarray, seed: int)
         test=test,
         classes=parts.classes,
         shape=train.shape,
-        mean=tuple(mean.tolist()),
-        std=tuple(std.tolist()),
+        mean=mean,
+        std=std,
         problems=tuple(problems),
         source=parts.source,
         split_off=tuple(split_off),

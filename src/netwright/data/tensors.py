@@ -38,6 +38,9 @@ class Images(Protocol):
     def subset(self, indices: Sequence[int] | Tensor) -> Images:
         """The examples at ``indices``, in that order."""
 
+    def with_labels(self, labels: Tensor) -> Images:
+        """The same images with other labels."""
+
     def digests(self) -> np.ndarray:
         """(N, 16) uint8: equal rows mean equal images."""
 
@@ -130,6 +133,14 @@ class TensorImages(Dataset[tuple[Tensor, int]]):
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         files = None if self.files is None else [self.files[i] for i in chosen.tolist()]
         return TensorImages(self.images[chosen], self.labels[chosen], files=files)
+
+    def with_labels(self, labels: Int[Tensor, "examples"]) -> TensorImages:
+        """The same images, not copied, with other labels.
+
+        Raises:
+            ValueError: If there is not one whole number >= 0 an image.
+        """
+        return TensorImages(self.images, labels, files=self.files)
 
     def digests(self) -> np.ndarray:
         """(N, 16) uint8: equal rows mean equal images."""

@@ -1,4 +1,4 @@
-"""Test examples in the report: mistakes, and where the network's features are in images it gets right and wrong."""
+"""Test examples in the report: mistakes, where the network's features are, and how far images may change."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ MISTAKES = ("images", "true", "predicted", "confidence")
 MOST_MISTAKES = 24
 MOST_MAPS = 6  # of right answers, and of wrong ones
 EDGE = 128  # pixels of a picture beside its map
+RADII = 10  # images whose robustness radius is looked for
+RADII_SECONDS = 30.0
 
 
 def mistakes(data: Data, probs: Tensor, limit: int = 24) -> dict[str, np.ndarray]:
@@ -130,6 +132,75 @@ def map_blocks(file: Path, classes: Sequence[str]) -> list[Block]:
         "that the network looks at something else."
     )
     return [Images(items, reading, wide=True)] if items else []
+
+
+def radii(network: nn.Module, data: Data, probs: Tensor, limit: int = RADII) -> dict[str, np.ndarray] | None:
+    """Robustness radii of the first test images that a network gets right, as arrays for ``radii.npz``.
+
+    Args:
+        network: Takes standardised images.
+        data: Whose test part is looked at.
+        probs: Class probabilities of the test part.
+        limit: Images.
+
+    Returns:
+        None where the data are no pictures, or the network gets none right.
+    """
+    import copy
+
+    import torch
+    from torch import nn
+
+    from netwright.data.tensors import scaled
+    from netwright.design.measure import first_images, onnx_input
+    from netwright.verify import Network, robustness_radii
+
+    images, labels = first_images(data, len(data.test))
+    if images.dtype != torch.uint8 or images.shape[1] not in (1, 3):
+        return None
+    confidence, predicted = probs.max(1)
+    with torch.no_grad():
+        seen = Network(nn.Sequential(data.normalise(), copy.deepcopy(network)).eval(), images.shape[1:])
+        right = (predicted == labels).nonzero().flatten()[: 2 * limit]
+        # In float64 a close call may end otherwise.
+        chosen = right[seen.logits(scaled(images[right])).argmax(1) == labels[right]][:limit]
+    if not len(chosen):
+        return None
+    found = robustness_radii(seen, scaled(images[chosen]), labels[chosen], timeout=RADII_SECONDS)
+    return {
+        "images": onnx_input(images[chosen], True),
+        "true": labels[chosen].numpy(),
+        "predicted": predicted[chosen].numpy(),
+        "confidence": confidence[chosen].numpy(),
+        "proved": np.array(found.proved),
+        "broken": np.array([np.nan if each is None else each for each in found.broken]),
+    }
+
+
+def radius_blocks(file: Path, classes: Sequence[str]) -> list[Block]:
+    """The pictures of ``radii.npz`` with their radii; nothing without the file, as in runs of earlier versions.
+
+    Raises:
+        UserError: If the file is damaged.
+    """
+    if not file.exists():
+        return []
+    images, *columns, proved, broken = _arrays(file, (*MISTAKES, "proved", "broken"))
+    items = [
+        Picture(png(image), f"{_caption(classes, *map(float, numbers))}: {_reach(a, b)}")
+        for image, a, b, *numbers in zip(images, proved, broken, *columns, strict=True)
+    ]
+    reading = (
+        "Test images it gets right, and by how many of 255 grey levels every pixel may change at once: up to the first "
+        "number the class is certain, proved by bounds; with a change of the second one it is another, found along "
+        "the gradient. What lies between is open; netwright verify asks an exact solver."
+    )
+    return [Images(items, reading)] if items else []
+
+
+def _reach(proved: float, broken: float) -> str:
+    told = f"certain up to {255 * proved:.3g}" if proved > 0 else "nothing proved"
+    return f"{told}, another class at {255 * broken:.3g}" if np.isfinite(broken) else f"{told}, no other class found"
 
 
 def _arrays(file: Path, keys: Sequence[str]) -> list[np.ndarray]:

@@ -40,6 +40,7 @@ class Architecture(Result):
         channels: Channels of its first cells.
         cells: Its number of cells.
         stem: Its stem, as in ``Space.build``.
+        members: Networks of this kind whose logits are averaged, >= 1.
     """
 
     kind: str
@@ -53,6 +54,7 @@ class Architecture(Result):
     channels: int = 0
     cells: int | None = 0
     stem: Stem = "cifar"
+    members: int = 1
 
     def build(self, *, auxiliary: bool = False) -> nn.Module:
         """The network with fresh weights, drawn from torch's global generator.
@@ -60,6 +62,11 @@ class Architecture(Result):
         Raises:
             ValueError: If the genotype or the name is unknown.
         """
+        if self.members > 1:
+            from netwright.nn.ensemble import LogitMean
+
+            single = dataclasses.replace(self, members=1)
+            return LogitMean(single.build(auxiliary=auxiliary) for _ in range(self.members))
         if self.kind == "named":
             return baseline_network(self.name, self.shape, len(self.classes))
         from netwright.search import spaces

@@ -24,6 +24,7 @@ FILES = {
     "measurements.json": "accuracy, sizes and speed of the network and the baseline, before and after pruning",
     "mistakes.npz": "the most confident mistakes on the test examples",
     "maps.npz": "where the network's features are in test images it gets right and wrong",
+    "radii.npz": "how far ten test images may change with the class certain, and how near counterexamples are",
 }
 
 

@@ -13,9 +13,10 @@ from typing import Any
 
 from netwright import storage
 from netwright.console import UserError, clock
-from netwright.design import charts
-from netwright.design.examples import map_blocks, mistake_blocks
+from netwright.design import charts, label_doubts
+from netwright.design.examples import map_blocks, mistake_blocks, radius_blocks
 from netwright.design.readme import onnx_lines, readme_text
+from netwright.design.run import RunFolder
 from netwright.design.verdict import doubts, file_size, goals, milliseconds, percent, speed, verdict
 from netwright.page import (
     Block,
@@ -34,7 +35,7 @@ from netwright.page import (
 
 __all__ = ["build", "confusion_blocks", "data_blocks", "readme_text", "settings_blocks"]
 
-PARTS = ("run", "data", "plan", "search", "training", "measurements", "classes", "architecture")
+PARTS = ("run", "data", "plan", "search", "training", "measurements", "classes", "architecture", "doubts")
 MOST_CONFUSIONS = 10
 
 
@@ -78,7 +79,9 @@ def build(folder: str | Path) -> Page:
         ("Training curves", lambda: _charts(charts.curves(parts.get("training") or {}))),
         ("Confusion matrix", lambda: confusion_blocks(measurements.get("model"), classes)),
         ("Mistakes", lambda: mistake_blocks(path / "mistakes.npz", classes)),
+        ("Labels to check", lambda: label_doubts.blocks(RunFolder(path))),
         ("Where its features are", lambda: map_blocks(path / "maps.npz", classes)),
+        ("How far an image may change", lambda: radius_blocks(path / "radii.npz", classes)),
         ("Data", lambda: data_blocks(parts.get("data"))),
         ("Plan and time", lambda: _plan(parts.get("plan"), measurements)),
         ("Settings, versions and how to replay", lambda: settings_blocks(parts.get("run"))),

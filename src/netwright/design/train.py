@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from netwright import metrics, storage
 from netwright.compress.prune import sparsity
 from netwright.console import UserError, nearest, note, warn
-from netwright.design import distributed
+from netwright.design import distributed, label_doubts
 from netwright.design.measure import wilson
 from netwright.design.model import Architecture, is_named, load, load_run
 from netwright.design.options import MOVABLE
@@ -29,6 +29,7 @@ from netwright.results import History, Result
 
 if TYPE_CHECKING:
     from netwright.data import Data
+    from netwright.data.label_noise import NoiseKind
 
 NOTABLE_ZEROS = 0.01  # share of a run's weights from which on it counts as pruned
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "64-true")
@@ -54,6 +55,7 @@ class TrainOptions(Result):
     lr: float = 0.1
     weight_decay: float = 5e-4
     augment: bool = True
+    label_noise: str | None = None
     precision: str = "32-true"
     size: int | None = None
     seed: int = 0
@@ -82,6 +84,8 @@ class TrainOptions(Result):
         if self.batch_size % (self.devices * self.nodes):
             processes = self.devices * self.nodes
             raise UserError(f"batch-size must be a multiple of all processes ({processes}), got {self.batch_size}")
+        if self.label_noise is not None:
+            parse_noise(self.label_noise)
         for name, known in (("precision", PRECISIONS), ("strategy", ("auto", "ddp", "fsdp"))):
             if getattr(self, name) not in known:
                 raise UserError(f"unknown --{name} {getattr(self, name)!r}", cure=nearest(getattr(self, name), known))
@@ -90,7 +94,34 @@ class TrainOptions(Result):
 
     def identity(self) -> dict[str, Any]:
         """What decides the outcome: two runs with equal identity are the same run."""
-        return {name: value for name, value in self.to_dict().items() if name not in MOVABLE}
+        found = {name: value for name, value in self.to_dict().items() if name not in MOVABLE}
+        if self.label_noise is None:
+            del found["label_noise"]  # runs of earlier versions did not have it
+        return found
+
+
+def parse_noise(text: str) -> tuple[NoiseKind, float]:
+    """Kind and rate of ``--label-noise KIND:RATE``.
+
+    Raises:
+        UserError: If the kind is unknown or the rate is outside [0, 1].
+
+    Example:
+        >>> parse_noise("symmetric:0.4")
+        ('symmetric', 0.4)
+    """
+    from netwright.data.label_noise import NOISE_KINDS
+
+    name, _, rate = text.partition(":")
+    for kind in NOISE_KINDS:
+        if kind == name:
+            try:
+                if 0 <= float(rate) <= 1:
+                    return kind, float(rate)
+            except ValueError:
+                pass
+            raise UserError(f"label-noise must have a rate in [0, 1], got {text!r}", cure=f"write it like {kind}:0.4")
+    raise UserError(f"unknown --label-noise {name!r}", cure=nearest(name, NOISE_KINDS))
 
 
 def train(options: TrainOptions, *, command: str = "") -> TrainResult:
@@ -125,8 +156,12 @@ def _trained(run: RunFolder, options: TrainOptions, command: str) -> TrainResult
     if distributed.agree(run.has(FINISHED)):
         return kept(run)
     methods = callbacks(options.methods)
-    data = _load(options)
+    data, changed = _load(options)
     network, architecture = _network(options, data)
+    if architecture is not None and architecture.members > 1 and _pairing(methods) is not None:
+        raise UserError(
+            "the run's network is a pair already, and elr+ makes one of a single network", where=options.model
+        )
     if distributed.is_main() and not run.has("run.json"):
         note(data.summary())
         run.describe(options, command)
@@ -136,7 +171,11 @@ def _trained(run: RunFolder, options: TrainOptions, command: str) -> TrainResult
         raise UserError("the data have changed since this run began", where=options.data, cure="choose another --out")
     if options.devices * options.nodes > 1:
         network = synchronise(network)
-    history = _fit(run, options, data, network, methods)
+    history, module = _fit(run, options, data, network, methods)
+    pairing = _pairing(methods)
+    if pairing is not None:
+        network = pairing.pair(module, network)
+        architecture = None if architecture is None else dataclasses.replace(architecture, members=2)
     remove_tract(remove_weight_compander(network))
     if distributed.is_main():
         whole = Batches(data.test, 256, shuffle=False, drop_last=False, normalise=data.normalise())
@@ -145,6 +184,9 @@ def _trained(run: RunFolder, options: TrainOptions, command: str) -> TrainResult
         low, high = wilson(accuracy, len(labels))
         pairs = labels * len(data.classes) + probs.argmax(1)
         counts = pairs.bincount(minlength=len(data.classes) ** 2).view(len(data.classes), -1)
+        doubts = label_doubts.find(methods, data)
+        if doubts is not None:
+            label_doubts.write(run, data, doubts, changed)
         result = TrainResult(
             folder=str(run.path),
             model=options.model,
@@ -160,6 +202,7 @@ def _trained(run: RunFolder, options: TrainOptions, command: str) -> TrainResult
             parameters=sum(p.numel() for p in network.parameters()),
             seconds=round(history.seconds, 1),
             confusion=tuple(map(tuple, counts.tolist())),
+            doubted=None if doubts is None else len(doubts),
         )
         storage.write_tensors(run / "model.safetensors", network.state_dict())
         if architecture is not None:
@@ -172,10 +215,17 @@ def _trained(run: RunFolder, options: TrainOptions, command: str) -> TrainResult
     return kept(run)
 
 
-def _load(options: TrainOptions) -> Data:
-    from netwright.data import load as load_data
+def _pairing(methods: Sequence[Any]) -> Any:
+    """The method that trains two networks, if any does."""
+    return next((method for method in methods if getattr(method, "networks", 1) == 2), None)
 
-    return load_data(
+
+def _load(options: TrainOptions) -> tuple[Data, Tensor | None]:
+    """The data, and which training labels were made wrong on purpose if any were."""
+    from netwright.data import load as load_data
+    from netwright.data import with_noisy_labels
+
+    data = load_data(
         options.data,
         seed=options.seed,
         size=None if options.size is None else (options.size, options.size),
@@ -183,6 +233,11 @@ def _load(options: TrainOptions) -> Data:
         drop_unknown=options.drop_unknown,
         download=options.download,
     )
+    if options.label_noise is None:
+        return data, None
+    kind, rate = parse_noise(options.label_noise)
+    noisy, changed = with_noisy_labels(data, kind, rate, seed=options.seed)
+    return noisy, changed["train"]
 
 
 def _network(options: TrainOptions, data: Data) -> tuple[nn.Module, Architecture | None]:
@@ -248,7 +303,10 @@ def _try(network: nn.Module, data: Data, name: str) -> None:
         )
 
 
-def _fit(run: RunFolder, options: TrainOptions, data: Data, network: nn.Module, methods: Sequence[Any]) -> History:
+def _fit(
+    run: RunFolder, options: TrainOptions, data: Data, network: nn.Module, methods: Sequence[Any]
+) -> tuple[History, Any]:
+    """The history, and the module that was trained."""
     import lightning
 
     from netwright.data.tensors import Batches
@@ -272,7 +330,7 @@ def _fit(run: RunFolder, options: TrainOptions, data: Data, network: nn.Module, 
         normalise=normalise,
         indexed=any(getattr(method, "indexed", False) for method in methods),
     )
-    return fit(
+    history = fit(
         module,
         batches,
         epochs=options.epochs,
@@ -286,3 +344,4 @@ def _fit(run: RunFolder, options: TrainOptions, data: Data, network: nn.Module, 
         precision=options.precision,
         description=f"train: {Path(options.model).name}",
     )
+    return history, module

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from netwright.design import label_doubts
 from netwright.design.report import confusion_blocks, data_blocks, settings_blocks
 from netwright.design.run import RunFolder
 from netwright.design.verdict import percent
@@ -39,6 +40,7 @@ class TrainResult(Result):
         parameters: Of the network.
         seconds: Wall time of the training, over all sittings.
         confusion: Counts; row is the true class, column the answer.
+        doubted: Training examples whose label the network doubts; None where no method tells.
     """
 
     folder: str
@@ -55,6 +57,7 @@ class TrainResult(Result):
     parameters: int
     seconds: float
     confusion: tuple[tuple[int, ...], ...]
+    doubted: int | None = None
 
 
 def kept(run: RunFolder) -> TrainResult:
@@ -80,12 +83,15 @@ def page(folder: str | Path) -> Page:
         Section("", [curve] if (curve := curves(epochs)) is not None else []),
         Section("Figures", [_figures(result)]),
         Section("Methods", [Bullets(result.told)]),
+        Section("Labels to check", label_doubts.blocks(run)),
         Section("What to doubt", [Bullets(_doubts(result, data, described["options"]["seed"]))]),
         Section("Confusion matrix", confusion_blocks(result.to_dict(), data["classes"]), folded=True),
         Section("Data", data_blocks(data), folded=True),
         Section("Settings, versions and how to replay", settings_blocks(described), folded=True),
     ]
     figures = {"run": described, "data": data, "result": result.to_dict(), "training": epochs}
+    if (doubted := label_doubts.read(run)) is not None:
+        figures["doubts"] = doubted
     return Page(f"Training on {data['name']}", verdict(result), [s for s in sections if s.blocks], figures)
 
 

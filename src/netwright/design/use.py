@@ -174,9 +174,7 @@ def predict_files(run: str | Path, files: Sequence[str | Path]) -> Predictions:
     names: list[str] = []
     parts: list[Tensor] = []
     for file in map(Path, files):
-        if not file.is_file():
-            raise UserError("no such file", where=file)
-        images = _arrays(file, model) if file.suffix in (".npy", ".npz") else _picture(file, model)
+        images = images_of(file, model)
         names += [str(file)] if len(images) == 1 else [f"{file}[{i}]" for i in range(len(images))]
         parts += [probabilities(model, part) for part in images.split(CHUNK)]
     best = torch.cat(parts).max(1)
@@ -185,6 +183,17 @@ def predict_files(run: str | Path, files: Sequence[str | Path]) -> Predictions:
         tuple(model.classes[i] for i in best.indices.tolist()),
         tuple(round(p, 6) for p in best.values.tolist()),
     )
+
+
+def images_of(file: Path, model: RunModel) -> Tensor:
+    """The images in a file as a network takes them, (number, channels, height, width): uint8, or floats.
+
+    Raises:
+        UserError: As :func:`predict_files`.
+    """
+    if not file.is_file():
+        raise UserError("no such file", where=file)
+    return _arrays(file, model) if file.suffix in (".npy", ".npz") else _picture(file, model)
 
 
 def _picture(file: Path, model: RunModel) -> Tensor:
@@ -200,7 +209,7 @@ def _picture(file: Path, model: RunModel) -> Tensor:
 
 
 def _arrays(file: Path, model: RunModel) -> Tensor:
-    array = _read(file)
+    array = read_array(file)
     given = array.shape
     channels, height, width = model.architecture.shape
     if array.ndim == 3 and array.shape[1:] == (height, width):
@@ -235,7 +244,12 @@ def _arrays(file: Path, model: RunModel) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array.astype(kind)))
 
 
-def _read(file: Path) -> np.ndarray:
+def read_array(file: Path) -> np.ndarray:
+    """The array of a ``.npy`` file; of a ``.npz``, ``images``, ``x`` or the first.
+
+    Raises:
+        UserError: If the file is damaged, holds none, or would have to be unpickled.
+    """
     try:
         content = np.load(file, allow_pickle=False)
         if not isinstance(content, np.lib.npyio.NpzFile):

@@ -1,4 +1,4 @@
-"""What training does to a network: whose gradients agree, generalisation and memorisation.
+"""What training does to a network: whose gradients agree or oppose each other, generalisation and memorisation.
 
 Names are resolved when they are first used, so that importing this package loads nothing heavy.
 """
@@ -17,25 +17,38 @@ _NAMES = {
     "MedianOfMeans": "suppression",
     "ModularArithmetic": "grokking",
     "ModularConfig": "grokking",
+    "OpposingSignalCallback": "opposing_signals",
+    "OpposingSignalTracker": "opposing_signals",
     "QuadraticMLP": "grokking",
     "RunningCoherence": "running",
     "RunningMedian": "suppression",
+    "SplitSGD": "opposing_signals",
     "SuppressionCallback": "callbacks",
     "WinsorizedGradients": "suppression",
     "classify_phase": "grokking",
+    "clusters": "opposing_signals",
     "coherence_from_gradients": "coherence",
+    "edge_replay": "opposing_signals",
+    "feature_sweep": "opposing_signals",
+    "full_batch_descent": "opposing_signals",
+    "gradient_opposition": "opposing_signals",
     "inverse_participation_ratio": "grokking",
     "m_coherence": "coherence",
     "memorising_neurons": "grokking",
     "neuron_ipr": "grokking",
+    "opposing_toy": "opposing_signals",
+    "oscillation_score": "opposing_signals",
     "per_example_alignment": "coherence",
     "prune_neurons": "grokking",
     "pruning_curve": "grokking",
+    "replay_step": "opposing_signals",
+    "sharpness": "opposing_signals",
     "stability_gap_bound": "coherence",
+    "stability_limit": "opposing_signals",
     "train_modular": "grokking",
     "winsorized_mean": "suppression",
 }
-_MODULES = tuple(sorted({*_NAMES.values(), "layer_rules"}))
+_MODULES = tuple(sorted({*_NAMES.values(), "layer_rules", "losses"}))
 
 if TYPE_CHECKING:
     from netwright.diagnose.callbacks import CoherenceCallback, SuppressionCallback
@@ -60,6 +73,21 @@ if TYPE_CHECKING:
         pruning_curve,
         train_modular,
     )
+    from netwright.diagnose.opposing_signals import (
+        OpposingSignalCallback,
+        OpposingSignalTracker,
+        SplitSGD,
+        clusters,
+        edge_replay,
+        feature_sweep,
+        full_batch_descent,
+        gradient_opposition,
+        opposing_toy,
+        oscillation_score,
+        replay_step,
+        sharpness,
+        stability_limit,
+    )
     from netwright.diagnose.running import RunningCoherence
     from netwright.diagnose.suppression import MedianOfMeans, RunningMedian, WinsorizedGradients, winsorized_mean
 
@@ -71,21 +99,34 @@ __all__ = [
     "MedianOfMeans",
     "ModularArithmetic",
     "ModularConfig",
+    "OpposingSignalCallback",
+    "OpposingSignalTracker",
     "QuadraticMLP",
     "RunningCoherence",
     "RunningMedian",
+    "SplitSGD",
     "SuppressionCallback",
     "WinsorizedGradients",
     "classify_phase",
+    "clusters",
     "coherence_from_gradients",
+    "edge_replay",
+    "feature_sweep",
+    "full_batch_descent",
+    "gradient_opposition",
     "inverse_participation_ratio",
     "m_coherence",
     "memorising_neurons",
     "neuron_ipr",
+    "opposing_toy",
+    "oscillation_score",
     "per_example_alignment",
     "prune_neurons",
     "pruning_curve",
+    "replay_step",
+    "sharpness",
     "stability_gap_bound",
+    "stability_limit",
     "train_modular",
     "winsorized_mean",
 ]

@@ -24,6 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from netwright.console import nearest
 from netwright.diagnose import layer_rules
+from netwright.diagnose.losses import LossFunction, example_losses
 from netwright.nn.modes import in_mode
 
 # Numbers that layers read and give in a chunk of examples: what suits the caches of a processor, unless that is only a
@@ -32,7 +33,6 @@ WANTED, BUDGET = 2**22, 2**25
 FEW_EXAMPLES, MOST_EXAMPLES = 16, 1024
 PROBES, TOLERANCE = 3, 1e-3
 
-LossFunction = Callable[[Any, Any], Tensor]
 Batched = tuple[Tensor, Tensor] | Iterable[Any]
 
 
@@ -185,13 +185,7 @@ class ExampleGradients:
 
     def _losses(self, x: Tensor, y: Any, params: Mapping[str, Tensor] | None = None) -> Tensor:
         output = self.model(x) if params is None else functional_call(self.model, dict(params), (x,))
-        losses = self.loss_fn(output, y)
-        if not losses.ndim or len(losses) != len(x):
-            shape = tuple(losses.shape)
-            raise ValueError(
-                f"loss_fn must give one loss for each of {len(x)} examples, as with reduction='none', got shape {shape}"
-            )
-        return losses.flatten(1).sum(1) if losses.ndim > 1 else losses
+        return example_losses(self.loss_fn, output, y)
 
     def _own(self, layer: str) -> list[str]:
         """The layer's parameters that are looked at."""

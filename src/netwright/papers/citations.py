@@ -12,6 +12,14 @@ HYDRA = Reference(
     kind="inproceedings",
     arxiv="2002.10509",
 )
+HIPPO = Reference(
+    title="HiPPO: Recurrent Memory with Optimal Polynomial Projections",
+    authors=("Albert Gu", "Tri Dao", "Stefano Ermon", "Atri Rudra", "Christopher Ré"),
+    year=2020,
+    venue="Advances in Neural Information Processing Systems",
+    kind="inproceedings",
+    arxiv="2008.07669",
+)
 HIDDEN_NETWORKS = Reference(
     title="What's Hidden in a Randomly Weighted Neural Network?",
     authors=(
@@ -202,6 +210,35 @@ FORGETTING = Reference(
     kind="inproceedings",
     arxiv="1801.10112",
 )
+PART_DEPENDENT_NOISE = Reference(
+    title="Part-dependent Label Noise: Towards Instance-dependent Label Noise",
+    authors=(
+        "Xiaobo Xia",
+        "Tongliang Liu",
+        "Bo Han",
+        "Nannan Wang",
+        "Mingming Gong",
+        "Haifeng Liu",
+        "Gang Niu",
+        "Dacheng Tao",
+        "Masashi Sugiyama",
+    ),
+    year=2020,
+    venue="Advances in Neural Information Processing Systems",
+    kind="inproceedings",
+    arxiv="2006.07836",
+)
+MEAN_TEACHER = Reference(
+    title=(
+        "Mean teachers are better role models: Weight-averaged consistency targets improve semi-supervised deep "
+        "learning results"
+    ),
+    authors=("Antti Tarvainen", "Harri Valpola"),
+    year=2017,
+    venue="Advances in Neural Information Processing Systems",
+    kind="inproceedings",
+    arxiv="1703.01780",
+)
 
 # Module, or module and name; the longest match wins, and a card's own method wins over all.
 CITATIONS: dict[str, Reference] = {
@@ -214,6 +251,7 @@ CITATIONS: dict[str, Reference] = {
     "netwright.data.augment:Cutout": CUTOUT,
     "netwright.data.augment:mixup": MIXUP,
     "netwright.data.elastic": ELASTIC,
+    "netwright.data.label_noise:instance_noise": PART_DEPENDENT_NOISE,
     "netwright.data.streams:continual_metrics": FORGETTING,
     "netwright.explain.gradient": GRAD_CAM,
     "netwright.explain.localization": GRAD_CAM,
@@ -222,6 +260,7 @@ CITATIONS: dict[str, Reference] = {
     "netwright.nn.activations:class_map": GRAD_CAM_PLUS_PLUS,
     "netwright.nn.batchnorm": BATCH_NORM,
     "netwright.nn.convnet:LeNet": LENET,
+    "netwright.nn.lssl.measures": HIPPO,
     "netwright.nn.mbconv": MOBILENET_V2,
     "netwright.nn.resnet": RESNET,
     "netwright.nn.sparse": HIDDEN_NETWORKS,
@@ -233,5 +272,6 @@ CITATIONS: dict[str, Reference] = {
     "netwright.search.selection": DARTS,
     "netwright.search.spaces": DARTS,
     "netwright.search.supernet": DARTS,
+    "netwright.train.ema": MEAN_TEACHER,
     "netwright.train.schedules:CosineProgress": COSINE,
 }

@@ -32,7 +32,7 @@ def parts(name: str, seed: int, train: int, held_out: int, test: int) -> tuple[d
     """Stratified training, validation and test parts, and the layer that standardises them.
 
     Args:
-        name: ``"fashion-mnist"``, ``"digits"``, ``"mnist-5000"``.
+        name: ``"fashion-mnist"``, ``"digits"``, ``"mnist-5000"``, ``"mnist1d"``.
         seed: Of the choice of training and validation images, and of the test images where there is no official part.
         train: Training images.
         held_out: Validation images; with 0 there is no such part.
@@ -41,6 +41,7 @@ def parts(name: str, seed: int, train: int, held_out: int, test: int) -> tuple[d
     import torch
 
     from netwright.data import Normalise, split_train, subset
+    from netwright.data.tensors import scaled
 
     pool, official = _whole(name)
     used = subset(pool, train + held_out, seed=seed)
@@ -55,7 +56,7 @@ def parts(name: str, seed: int, train: int, held_out: int, test: int) -> tuple[d
     else:
         seed_of_test = 0
     found["test"] = official.subset(subset(official, min(test, len(official)), seed=seed_of_test))
-    pixels = found["train"].images.float() / 255
+    pixels = scaled(found["train"].images)
     return found, Normalise((float(pixels.mean()),), (float(pixels.std()),))
 
 

@@ -108,8 +108,8 @@ def _pooled(edges: dict[str, list[Any]], name: str) -> list[float]:
 def reproduce(run: Run) -> Evidence:
     """Searches, selects in every way, and trains what was selected."""
     images = [
-        run.size("search training images", full=2000, fast=32, specified=4000),
-        run.size("search validation images", full=2000, fast=32, specified=4000),
+        run.size("search training images", full=2000, fast=16, specified=4000),
+        run.size("search validation images", full=2000, fast=16, specified=4000),
     ]
     batch = run.size("batch size", full=64, fast=16, scaled=False)
     epochs = run.size("search epochs", full=6, fast=1)

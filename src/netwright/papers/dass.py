@@ -127,8 +127,8 @@ def _accuracy(arms: Arms, name: str, density: float) -> list[float]:
 def reproduce(run: Run) -> Evidence:
     """Searches, chooses learning rates, trains, prunes and fine-tunes every arm, and measures the speed."""
     images = [
-        run.size("training images", full=1600, fast=128, specified=8000),
-        run.size("search validation images", full=800, fast=64, specified=4000),
+        run.size("training images", full=1600, fast=32, specified=8000),
+        run.size("search validation images", full=800, fast=32, specified=4000),
     ]
     test = run.size("test images", full=10_000, fast=250, scaled=False)
     search = [run.size(f"search {name} epochs", full=2, fast=1) for name in ("pretrain", "prune", "finetune")]

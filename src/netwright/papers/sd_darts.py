@@ -123,15 +123,15 @@ def _control(arms: Arms) -> Verdict:
 def reproduce(run: Run) -> Evidence:
     """Searches in every way, matches the control, measures sharpness and gaps, and trains what was found."""
     images = [
-        run.size("search training images", full=1536, fast=16, specified=4000),
-        run.size("search validation images", full=1536, fast=16, specified=4000),
+        run.size("search training images", full=1536, fast=8, specified=4000),
+        run.size("search validation images", full=1536, fast=8, specified=4000),
     ]
     batch = run.size("batch size", full=64, fast=8, scaled=False)
     epochs = run.size("search epochs", full=8, fast=2)
     measured = run.size("images for sharpness and gaps", full=512, fast=8, specified=1024)
-    again = run.size("batches for running statistics", full=10, fast=2, scaled=False)
-    products = run.size("products with the Hessian, at most", full=30, fast=4, scaled=False)
-    rounds = run.size("timed steps", full=30, fast=2, scaled=False)
+    again = run.size("batches for running statistics", full=10, fast=1, scaled=False)
+    products = run.size("products with the Hessian, at most", full=30, fast=2, scaled=False)
+    rounds = run.size("timed steps", full=30, fast=1, scaled=False)
     sizes = [batch, epochs, measured, again, products]
 
     def searched(kind: str, lr: float = LR) -> list[Any]:

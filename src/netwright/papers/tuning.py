@@ -1,7 +1,8 @@
-"""The choice of a hyper-parameter by validation accuracy, with a seed of its own."""
+"""The choice of a hyper-parameter by validation accuracy or another figure, with a seed of its own."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -12,14 +13,24 @@ TUNING_SEED = 1000
 Value = TypeVar("Value", float, str)
 
 
-def best(run: Run, name: str, each: Mapping[Value, Sequence[Any]], function: Callable[..., Any]) -> tuple[Value, Arms]:
+def best(
+    run: Run,
+    name: str,
+    each: Mapping[Value, Sequence[Any]],
+    function: Callable[..., Any],
+    *,
+    figure: str = "validation accuracy",
+    lowest: bool = False,
+) -> tuple[Value, Arms]:
     """The value with the highest validation accuracy for a seed that is not among the run's, and the arms of all.
 
     Args:
         run: The reproduction. In a fast one nothing is tried and the value in the middle is taken.
         name: Of what is tuned.
         each: Value to the arguments of its trial.
-        function: Of a trial, as for ``Run.arms``; it returns ``"validation accuracy"``.
+        function: Of a trial, as for ``Run.arms``; it returns ``figure``.
+        figure: By which the value is chosen.
+        lowest: Whether the lowest figure is the best; one that is missing is the worst.
     """
     if run.fast:
         return list(each)[len(each) // 2], {}
@@ -27,6 +38,7 @@ def best(run: Run, name: str, each: Mapping[Value, Sequence[Any]], function: Cal
     tried = run.arms(
         {f"tuning: {name} {label}": each[value] for label, value in labels.items()}, function, seeds=[TUNING_SEED]
     )
-    accuracies = {label: tried[f"tuning: {name} {label}"]["validation accuracy"][0] for label in labels}
+    found = {label: tried[f"tuning: {name} {label}"][figure][0] for label in labels}
+    worth = {label: -math.inf if value is None else -value if lowest else value for label, value in found.items()}
     # Of equal ones the last, the largest by custom.
-    return labels[max(reversed(list(labels)), key=accuracies.__getitem__)], tried
+    return labels[max(reversed(list(labels)), key=worth.__getitem__)], tried

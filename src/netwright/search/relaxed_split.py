@@ -74,8 +74,8 @@ class RelaxedSplit:
         >>> def objective(net, batch, part):
         ...     return net.a * net.w - 2 * net.a + 1 if part == "alpha" else (net.w - net.a) ** 2
         >>> net, step = Scalars(), RelaxedSplit(lam=10.0, beta=10.0, fused=False)
-        >>> w_opt, a_opt = torch.optim.SGD([net.w], lr=0.01), torch.optim.SGD([net.a], lr=0.01)
-        >>> for _ in range(3000):
+        >>> w_opt, a_opt = torch.optim.SGD([net.w], lr=0.04), torch.optim.SGD([net.a], lr=0.04)
+        >>> for _ in range(400):
         ...     figures = step.step(net, objective, w_opt, a_opt, None, None, clip=None)
         >>> round(net.a.item(), 6), round(net.w.item(), 6), round(step.second["w"].item(), 6)
         (1.081081, 1.027027, 0.918919)

@@ -1,10 +1,11 @@
-"""Inputs that a network gets wrong, found by its gradient: FGSM and PGD.
+"""Inputs that a network gets wrong, found by its gradient: FGSM, PGD and the saliency map attack.
 
     x' = x + eps sign(grad_x L(x, y))                                                   FGSM
     x <- P(x + alpha sign(grad_x L(x, y))),  P onto the box around the first x           PGD
 
 Goodfellow, Shlens and Szegedy, "Explaining and Harnessing Adversarial Examples", ICLR 2015, arXiv:1412.6572; Madry et
-al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018, arXiv:1706.06083.
+al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018, arXiv:1706.06083; Papernot et al., "The
+Limitations of Deep Learning in Adversarial Settings", EuroS&P 2016, arXiv:1511.07528.
 """
 
 from __future__ import annotations
@@ -119,6 +120,72 @@ def pgd(
         if bool(done.all()):
             break
     return x.detach()
+
+
+def jsma(
+    model: nn.Module,
+    image: Float[Tensor, " *shape"],
+    label: int,
+    theta: float,
+    *,
+    bounds: Bounds = (0.0, 1.0),
+    pixels: int | None = None,
+) -> Float[Tensor, " *shape"]:
+    """The saliency map attack on one image: pairs of numbers are changed by ``theta`` until the class is another.
+
+    In each step the pair (p, q) is taken whose gradients have the largest a |b| with a > 0 > b, where a is that of the
+    target's logit and b that of all others together, summed over p and q; with a negative ``theta`` the signs are
+    turned. The target is the most probable other class. A number at its bound is not changed further.
+
+    Args:
+        model: Gives logits.
+        image: Within ``bounds``, without a batch.
+        label: Its class.
+        theta: Change of a number in one step, not 0.
+        bounds: What numbers are cut off to.
+        pixels: Most numbers that may change; all by default.
+
+    Raises:
+        ValueError: If ``theta`` is 0 or not finite.
+
+    Example:
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+        >>> jsma(net, torch.rand(1, 4, 4), 0, 0.1).shape
+        torch.Size([1, 4, 4])
+    """
+    if theta == 0 or not math.isfinite(theta):
+        raise ValueError(f"theta must be finite and not 0, got {theta}")
+    x = image.detach().clone()
+    most = x.numel() if pixels is None else pixels
+    touched = torch.zeros(x.numel(), dtype=torch.bool)
+    target: int | None = None
+    with in_mode(model, training=False), frozen_statistics(model), torch.enable_grad():
+        while True:
+            one = x[None].requires_grad_()
+            logits = model(one)[0]
+            if int(logits.argmax()) != label:
+                return x.detach()
+            if target is None:
+                target = int(logits.detach().index_fill(0, torch.tensor([label]), -math.inf).argmax())
+            towards = torch.autograd.grad(logits[target], one, retain_graph=True)[0].flatten()
+            away = torch.autograd.grad(logits.sum(), one)[0].flatten() - towards
+            flat = x.flatten()
+            free = flat < bounds[1] if theta > 0 else flat > bounds[0]
+            if int(touched.sum()) + 2 > most:
+                free &= touched
+            places = free.nonzero().flatten()
+            if len(places) < 2:
+                return x.detach()
+            sign = 1 if theta > 0 else -1
+            a = sign * (towards[places, None] + towards[places])
+            b = sign * (away[places, None] + away[places])
+            score = torch.where((a > 0) & (b < 0), -a * b, -math.inf).fill_diagonal_(-math.inf)
+            if not bool((score > 0).any()):
+                return x.detach()
+            pair = places[torch.tensor(divmod(int(score.argmax()), len(places)))]
+            flat[pair] = (flat[pair] + theta).clamp(*bounds)
+            touched[pair] = True
+            x = flat.view_as(image).detach()
 
 
 def _check(name: str, value: float) -> None:

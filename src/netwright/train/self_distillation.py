@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
 from netwright.data.indexed import IndexedDataset
 from netwright.metrics import aurc, eaurc, expected_calibration_error, nll
+from netwright.train.memory import PredictionMemory, one_hot
 
 if TYPE_CHECKING:
     from netwright.results import History
@@ -65,7 +66,7 @@ def pskd_alpha(epoch: int, max_epochs: int, alpha_T: float = 0.8) -> float:
     return alpha_T * (epoch + 1) / max_epochs
 
 
-class PSKDTargets(nn.Module):
+class PSKDTargets(PredictionMemory):
     """The memory of predictions, and the softened targets made from it.
 
     A row that was never written counts as the example's own label, so that a target always sums to 1.
@@ -75,9 +76,8 @@ class PSKDTargets(nn.Module):
         num_classes: At least 2.
         alpha_T: Weight of the prediction in the last epoch, in [0, 1].
         max_epochs: Epochs of the whole run.
-        dtype: Of the memory; float16 halves it, at an error below 5e-4 in a target.
-        topk: Keep only this many largest probabilities of each row, and spread the rest evenly over the others; None
-            keeps all. For many classes: a row then takes ``topk * (2 + itemsize)`` bytes.
+        dtype: Of the memory, as for :class:`netwright.train.memory.PredictionMemory`.
+        topk: Likewise.
 
     Raises:
         ValueError: If a number is out of its range.
@@ -90,9 +90,6 @@ class PSKDTargets(nn.Module):
                 [0.0000, 1.0000]])
     """
 
-    predictions: Tensor
-    seen: Tensor
-
     def __init__(
         self,
         num_examples: int,
@@ -103,56 +100,15 @@ class PSKDTargets(nn.Module):
         *,
         topk: int | None = None,
     ):
-        super().__init__()
         pskd_alpha(0, max_epochs, alpha_T)
-        if num_examples < 1 or num_classes < 2:
-            raise ValueError(f"num_examples must be >= 1 and num_classes >= 2, got {num_examples} and {num_classes}")
-        if topk is not None and not 1 <= topk < num_classes < 2**15:
-            raise ValueError(f"topk must lie in 1..num_classes - 1 (of at most 32767), got {topk} of {num_classes}")
-        self.num_examples, self.num_classes = num_examples, num_classes
-        self.alpha_T, self.max_epochs, self.topk = alpha_T, max_epochs, topk
-        width = num_classes if topk is None else topk
-        self.register_buffer("predictions", torch.zeros(num_examples, width, dtype=dtype))
-        self.register_buffer("seen", torch.zeros(num_examples, dtype=torch.bool))
+        super().__init__(num_examples, num_classes, dtype, topk=topk)
+        self.alpha_T, self.max_epochs = alpha_T, max_epochs
         self._complete = False  # whether every row was seen, once that is known
         self.register_load_state_dict_post_hook(lambda module, keys: setattr(module, "_complete", False))
-        if topk is not None:
-            self.register_buffer("classes", torch.zeros(num_examples, width, dtype=torch.int16))
 
     def alpha(self, epoch: int) -> float:
         """The weight of the remembered predictions in ``epoch``, counted from 0."""
         return pskd_alpha(epoch, self.max_epochs, self.alpha_T)
-
-    def _ids(self, ids: Tensor) -> Tensor:
-        if ids.ndim != 1 or ids.is_floating_point():
-            raise ValueError(f"ids must be whole numbers of shape (batch,), got {ids.dtype} of {tuple(ids.shape)}")
-        ids = ids.to(self.seen.device)
-        # On a processor the kernel that reads or writes the rows finds what is out of range, at no cost.
-        if ids.is_cuda:
-            self._check_range(ids)
-        return ids
-
-    def _check_range(self, ids: Tensor) -> None:
-        if len(ids) and not (int(ids.min()) >= 0 and int(ids.max()) < self.num_examples):
-            raise ValueError(f"ids must lie in 0..{self.num_examples - 1}, got {int(ids.min())}..{int(ids.max())}")
-
-    def _rows(self, ids: Tensor) -> Tensor:
-        """A copy of the remembered rows, float32."""
-        try:
-            rows = self.predictions.index_select(0, ids).float()
-        except (IndexError, RuntimeError):
-            self._check_range(ids)
-            raise
-        if self.topk is None:
-            return rows
-        rest = (1 - rows.sum(1, keepdim=True)).clamp_min(0) / (self.num_classes - self.topk)
-        chosen = self.get_buffer("classes").index_select(0, ids).long()
-        return rest.expand(-1, self.num_classes).scatter(1, chosen, rows)
-
-    def recall(self, ids: Int[Tensor, "batch"]) -> tuple[Float[Tensor, "batch classes"], Bool[Tensor, "batch"]]:
-        """What was last predicted for these examples in float32, and for which of them anything was."""
-        ids = self._ids(ids)
-        return self._rows(ids), self.seen.index_select(0, ids)
 
     def soften(self, ids: Int[Tensor, "batch"], labels: Tensor, epoch: int) -> Float[Tensor, "batch classes"]:
         """The targets of a batch; in epoch 0 the labels themselves.
@@ -206,41 +162,6 @@ class PSKDTargets(nn.Module):
         if not bool(logits.isfinite().all()):
             raise ValueError("logits must be finite, got NaN or infinity: the memory would be poisoned")
         self.remember(ids, logits.detach().float().softmax(1))
-
-    @torch.no_grad()
-    def remember(self, ids: Int[Tensor, "batch"], probs: Float[Tensor, "batch classes"]) -> None:
-        """Writes rows of probabilities."""
-        ids, probs = self._ids(ids), probs.to(self.predictions.device)
-        self._check_range(ids)
-        if len(ids.unique()) < len(ids):
-            raise ValueError("ids must be different within a batch, got one twice")
-        if self.topk is not None:
-            probs, chosen = probs.topk(self.topk)
-            self.get_buffer("classes").index_copy_(0, ids, chosen.to(torch.int16))
-        self.predictions.index_copy_(0, ids, probs.to(self.predictions.dtype))
-        self.seen.index_fill_(0, ids, True)
-
-
-def one_hot(labels: Tensor, num_classes: int) -> Float[Tensor, "batch classes"]:
-    """Classes (batch,) as rows of probabilities; rows of probabilities stay as they are.
-
-    Raises:
-        ValueError: If a label is outside 0..num_classes - 1, or the rows have another width.
-
-    Example:
-        >>> one_hot(torch.tensor([1]), 3)
-        tensor([[0., 1., 0.]])
-    """
-    if labels.is_floating_point():
-        if labels.ndim != 2 or labels.shape[1] != num_classes:
-            raise ValueError(f"labels must be rows of {num_classes} probabilities, got {tuple(labels.shape)}")
-        return labels.detach()
-    if labels.ndim != 1:
-        raise ValueError(f"labels must have shape (batch,), got {tuple(labels.shape)}")
-    if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < num_classes):
-        raise ValueError(f"labels must lie in 0..{num_classes - 1}, got {int(labels.min())}..{int(labels.max())}")
-    rows = torch.zeros(len(labels), num_classes, device=labels.device)
-    return rows.scatter_(1, labels[:, None].long(), 1.0)
 
 
 class PSKDLoss(nn.Module):
@@ -331,27 +252,3 @@ def fit_pskd(
         seed=seed,
         checkpoint=checkpoint,
     )
-
-
-def gather_rows(ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows of all processes by index, the same on each and each index once; those given in a single process.
-
-    Ranks may have different numbers of rows. An index that a sampler has handed out twice keeps its first row.
-    """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return ids, rows
-    world = torch.distributed.get_world_size()
-    count = torch.tensor([len(ids)], device=rows.device)
-    counts = [torch.zeros_like(count) for _ in range(world)]
-    torch.distributed.all_gather(counts, count)
-    most = int(max(counts))
-    padded = [torch.cat([value, value.new_zeros(most - len(value), *value.shape[1:])]) for value in (ids, rows)]
-    found = []
-    for value in padded:
-        pieces = [torch.empty_like(value) for _ in range(world)]
-        torch.distributed.all_gather(pieces, value.contiguous())
-        found.append(torch.cat([piece[: int(n)] for piece, n in zip(pieces, counts, strict=True)]))
-    order = torch.argsort(found[0], stable=True)
-    new = torch.ones(len(order), dtype=torch.bool, device=order.device)
-    new[1:] = found[0][order][1:] != found[0][order][:-1]
-    return found[0][order][new], found[1][order][new]

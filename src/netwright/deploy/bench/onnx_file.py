@@ -10,7 +10,7 @@ import numpy as np
 from netwright.console import UserError
 from netwright.deploy.bench.subject import first
 from netwright.deploy.exporters import first_line, root_cause, silence
-from netwright.deploy.onnx import OPSET
+from netwright.deploy.onnx_graph import OPSET
 from netwright.storage import atomic_path
 
 if TYPE_CHECKING:

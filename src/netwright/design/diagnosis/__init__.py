@@ -1,7 +1,8 @@
-"""``netwright diagnose``: what goes on in a trained network, from its gradients on training examples.
+"""``netwright diagnose``: what goes on in a trained network, on training examples and in its weights.
 
 A diagnosis is a function of a :class:`~netwright.design.diagnosis.findings.Sample` that returns a
-:class:`~netwright.design.diagnosis.findings.Finding`; ``DIAGNOSES`` names them all, in the order of the page.
+:class:`~netwright.design.diagnosis.findings.Finding`, or raises
+:class:`~netwright.design.diagnosis.findings.NotApplicable`; ``DIAGNOSES`` names them all, in the order of the page.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ if TYPE_CHECKING:
     from netwright.design.subject import Subject
 
 # Name to "module:function".
-DIAGNOSES = {"coherence": "netwright.design.diagnosis.coherence:diagnose"}
+DIAGNOSES = {
+    "coherence": "netwright.design.diagnosis.coherence:diagnose",
+    "opposing-signals": "netwright.design.diagnosis.opposing:diagnose",
+    "memorising-neurons": "netwright.design.diagnosis.neurons:diagnose",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +39,7 @@ class Diagnosed(Result):
         examples: How many training examples were looked at.
         verdicts: A sentence of each diagnosis.
         findings: Figures of each diagnosis, by its name.
+        left_out: Why a diagnosis says nothing here, by its name.
         page: The page about it.
     """
 
@@ -42,6 +48,7 @@ class Diagnosed(Result):
     examples: int
     verdicts: tuple[str, ...]
     findings: dict[str, dict[str, Any]]
+    left_out: dict[str, str]
     page: str
 
     def __str__(self) -> str:
@@ -67,7 +74,7 @@ def diagnose_model(
         model: A run; a name of ``netwright.nn.pretrained``, which comes with trained weights; or ``FILE.py:FUNCTION``.
         data: What it was trained on, as for :func:`netwright.data.load`; a run brings its own.
         out: A folder that does not exist or is empty.
-        parts: Of ``DIAGNOSES``; all when empty.
+        parts: Of ``DIAGNOSES``; all that apply when empty.
         examples: How many training examples to look at, stratified; all when there are fewer.
         size: Height and width that images of a folder are resized to.
         seed: Of the splits of the data and of the choice of examples.
@@ -76,7 +83,8 @@ def diagnose_model(
         download: Allow the network, for data and trained weights.
 
     Raises:
-        UserError: If something is missing, does not fit, or is there already.
+        UserError: If something is missing, does not fit, or is there already; if a diagnosis that was asked for does
+            not apply.
     """
     from netwright.design.subject import Reading, open_subject
     from netwright.page import Page
@@ -95,7 +103,14 @@ def diagnose_model(
     assert subject.data is not None  # a run brings its own
     sample = _sample(subject, examples, seed)
     names = [name for name in DIAGNOSES if not parts or name in parts]
-    findings = {name: _find(name, sample, model) for name in names}
+    findings: dict[str, Finding] = {}
+    left_out: dict[str, str] = {}
+    for name in names:
+        found = _find(name, sample, model, asked=bool(parts))
+        if isinstance(found, str):
+            left_out[name] = found
+        else:
+            findings[name] = found
     sections = [section for finding in findings.values() for section in finding.sections()]
     verdicts = tuple(finding.verdict for finding in findings.values())
     result = Diagnosed(
@@ -104,6 +119,7 @@ def diagnose_model(
         len(sample),
         verdicts,
         {name: dict(finding.figures) for name, finding in findings.items()},
+        left_out,
         str(target / "diagnosis.html"),
     )
     title = f"Diagnosis of {Path(model).name} on {subject.data.name}"
@@ -134,11 +150,18 @@ def _sample(subject: Subject, examples: int, seed: int) -> Sample:
     return Sample(subject.network.eval(), images, train.labels, subject.classes, normalise, picture)
 
 
-def _find(name: str, sample: Sample, model: str) -> Finding:
+def _find(name: str, sample: Sample, model: str, *, asked: bool) -> Finding | str:
+    """What a diagnosis finds; unless it was asked for, also why it says nothing."""
+    from netwright.design.diagnosis.findings import NotApplicable
+
     module, _, function = DIAGNOSES[name].partition(":")
     try:
         return getattr(importlib.import_module(module), function)(sample)
     except UserError:
         raise
-    except ValueError as error:
+    except NotApplicable as error:
+        if asked:
+            raise UserError(str(error), where=model, cure=f"leave out --part {name}") from error
+        return str(error)
+    except (ValueError, FloatingPointError) as error:
         raise UserError(str(error), where=model) from error

@@ -20,6 +20,10 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return functional.cross_entropy(logits, labels, reduction="none")
 
 
+class NotApplicable(ValueError):
+    """A diagnosis has nothing to say of this network or these data."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """A trained network and examples that it was trained on.

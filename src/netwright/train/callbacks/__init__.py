@@ -6,13 +6,27 @@ Each attaches where an ordinary module leaves room for it, so that module, optim
   optimisers are made and the module is wrapped for several processes. TrAct comes first in the list.
 - ``GradientNoiseCallback`` acts at each optimiser's step, after gradients were reduced, unscaled and clipped.
 - ``PSKDCallback`` stands around ``training_step``: it changes the labels that the step sees and keeps the logits.
+- ``ELRCallback`` and ``ELRPlusCallback`` stand around it too, and add a term of the logits to its loss; ELR+ also mixes
+  the examples, and lets two networks take turns in the module.
+- ``MemorizationTracker`` only looks.
 
 What a method must remember is in the checkpoint. In a loop of one's own the functions of each method's module do the
 same.
 """
 
+from netwright.train.callbacks.early_learning import ELRCallback
+from netwright.train.callbacks.early_learning_plus import ELRPlusCallback
 from netwright.train.callbacks.layers import TrActCallback, WeightCompanderCallback
+from netwright.train.callbacks.memorization import MemorizationTracker
 from netwright.train.callbacks.noise import GradientNoiseCallback
 from netwright.train.callbacks.targets import PSKDCallback
 
-__all__ = ["GradientNoiseCallback", "PSKDCallback", "TrActCallback", "WeightCompanderCallback"]
+__all__ = [
+    "ELRCallback",
+    "ELRPlusCallback",
+    "GradientNoiseCallback",
+    "MemorizationTracker",
+    "PSKDCallback",
+    "TrActCallback",
+    "WeightCompanderCallback",
+]

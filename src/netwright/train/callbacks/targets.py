@@ -2,44 +2,20 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any, Literal
 
 import lightning
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
-from torch.utils.hooks import RemovableHandle
 
 from netwright.nn.modes import in_mode
-from netwright.train.self_distillation import PSKDTargets, gather_rows, one_hot, pskd_alpha
+from netwright.train.callbacks.examples import ExampleCallback
+from netwright.train.memory import gather_rows, one_hot
+from netwright.train.self_distillation import PSKDTargets, pskd_alpha
 
 
-class Around:
-    """A function in place of a method of one object, until it is undone.
-
-    Args:
-        owner: The object.
-        name: The method.
-        make: Given the method, returns what is called instead.
-    """
-
-    def __init__(self, owner: Any, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]):
-        self.owner, self.name = owner, name
-        self._own = owner.__dict__.get(name)  # torch.compile under Lightning puts one there too
-        method = getattr(owner, name)
-        setattr(owner, name, functools.wraps(method)(make(method)))
-
-    def undo(self) -> None:
-        """Puts back what was there."""
-        if self._own is None:
-            delattr(self.owner, self.name)
-        else:
-            setattr(self.owner, self.name, self._own)
-
-
-class PSKDCallback(lightning.Callback):
+class PSKDCallback(ExampleCallback):
     """Softens the labels that ``training_step`` sees by what the network predicted an epoch ago.
 
     Batches must be (x, labels, indices), as those of ``Batches(..., indexed=True)`` and
@@ -71,6 +47,8 @@ class PSKDCallback(lightning.Callback):
         ... )
     """
 
+    method = "PS-KD"
+
     def __init__(
         self,
         alpha_T: float = 0.8,
@@ -80,63 +58,31 @@ class PSKDCallback(lightning.Callback):
         dtype: torch.dtype = torch.float32,
         device: str | None = None,
     ):
+        super().__init__(logits, num_examples, device)
         pskd_alpha(0, 1, alpha_T)
         if teacher not in ("memory", "snapshot"):
             raise ValueError(f"teacher must be 'memory' or 'snapshot', got {teacher!r}")
-        if num_examples is not None and num_examples < 1:
-            raise ValueError(f"num_examples must be >= 1, got {num_examples}")
-        self.alpha_T, self.teacher, self.logits = alpha_T, teacher, logits
-        self.num_examples, self.dtype, self.device = num_examples, dtype, device
+        self.alpha_T, self.teacher, self.dtype = alpha_T, teacher, dtype
         self.targets: PSKDTargets | None = None
         self.snapshot: dict[str, Tensor] = {}
         self.indexed = teacher == "memory"
         self._alpha = 0.0
-        self._ids: Tensor | None = None
-        self._seen: Tensor | None = None
-        self._watching = False
-        self._around: Around | None = None
-        self._hook: RemovableHandle | None = None
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Stands around the training step, and watches the logits."""
         if int(trainer.max_epochs or 0) < 1:
             raise ValueError(f"the Trainer's max_epochs must be set for PS-KD, got {trainer.max_epochs}")
-        source = self._source(pl_module)
-        self._hook = source.register_forward_hook(self._see)
-        self._around = Around(pl_module, "training_step", lambda step: self._softened(step, pl_module))
+        super().on_fit_start(trainer, pl_module)
         if self.targets is not None:
             self.targets.to(self.device or pl_module.device)
-
-    def _source(self, module: nn.Module) -> nn.Module:
-        return module if self.logits is None else module.get_submodule(self.logits)
-
-    def _see(self, module: nn.Module, args: Any, output: Any) -> None:
-        # With several processes the module's own call passes through here too, with the loss as its output.
-        if self._watching and self._seen is None and isinstance(output, Tensor) and output.ndim == 2:
-            self._seen = output.detach()
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """The weight of this epoch."""
         total = int(trainer.max_epochs or 1)
         self._alpha = pskd_alpha(trainer.current_epoch, total, self.alpha_T) if trainer.current_epoch else 0.0
 
-    def _softened(self, step: Callable[..., Any], pl_module: lightning.LightningModule) -> Callable[..., Any]:
-        def training_step(batch: Any, *rest: Any) -> Any:
-            if not isinstance(batch, (tuple, list)) or len(batch) < 2 + self.indexed:
-                raise ValueError(
-                    "PS-KD needs batches (x, labels, indices): wrap the data set in netwright.data.indexed."
-                    "IndexedDataset, or make Batches(..., indexed=True)"
-                )
-            x, labels = batch[:2]
-            self._ids, self._seen = (batch[2] if self.indexed else None), None
-            targets = self._target(pl_module, x, labels) if self._alpha else labels
-            self._watching = True
-            try:
-                return step((x, targets), *rest)
-            finally:
-                self._watching = False
-
-        return training_step
+    def _before(self, pl_module: lightning.LightningModule, x: Any, labels: Tensor) -> tuple[Any, Tensor]:
+        return x, self._target(pl_module, x, labels) if self._alpha else labels
 
     def _target(self, pl_module: lightning.LightningModule, x: Any, labels: Tensor) -> Tensor:
         if self.teacher == "snapshot":
@@ -161,14 +107,10 @@ class PSKDCallback(lightning.Callback):
         """Remembers what was predicted before the step."""
         if self.teacher == "snapshot":
             return
-        if self._seen is None or self._ids is None:
-            raise RuntimeError(
-                "PS-KD saw no logits: training_step must call self(x), or the argument logits must name the submodule "
-                "that gives them"
-            )
-        ids, logits = gather_rows(self._ids.to(self._seen.device), self._seen.float())
+        ids, seen = self._looked()
+        ids, logits = gather_rows(ids, seen.detach().float())
         if self.targets is None:
-            rows = self.num_examples or _examples(trainer)
+            rows = self._examples(trainer)
             self.targets = PSKDTargets(rows, logits.shape[1], self.alpha_T, dtype=self.dtype)
             self.targets.to(self.device or pl_module.device)
         self.targets.update(ids, logits)
@@ -179,20 +121,6 @@ class PSKDCallback(lightning.Callback):
         if self.teacher == "snapshot":
             state = self._source(pl_module).state_dict()
             self.snapshot = {name: value.detach().clone() for name, value in state.items() if isinstance(value, Tensor)}
-
-    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Leaves the module as it was."""
-        if self._around is not None:
-            self._around.undo()
-        if self._hook is not None:
-            self._hook.remove()
-        self._around = self._hook = None
-
-    def on_exception(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
-    ) -> None:
-        """Leaves the module as it was; after an exception the Trainer calls no ``teardown``."""
-        self.teardown(trainer, pl_module, "fit")
 
     def state_dict(self) -> dict[str, Any]:
         """The predictions, or the snapshot."""
@@ -207,10 +135,3 @@ class PSKDCallback(lightning.Callback):
             rows, classes = memory["predictions"].shape
             self.targets = PSKDTargets(rows, classes, self.alpha_T, dtype=self.dtype)
             self.targets.load_state_dict(memory)
-
-
-def _examples(trainer: lightning.Trainer) -> int:
-    dataset = getattr(trainer.train_dataloader, "dataset", None)
-    if dataset is None:
-        raise ValueError("num_examples must be given: the training data loader does not tell its data set")
-    return len(dataset)

@@ -1,0 +1,147 @@
+"""The convolution of a linear state-space layer beside the recurrences and peers that do the same.
+
+    python benchmarks/lssl.py [NAME ...] [--rounds 5] [--quick]
+
+`kernel`: K = C A^i B by two factors of sqrt(L) blocks, by the whole Krylov matrix, and step by step, three sizes.
+`layer`: a step of training on 64 sequences of 784 with 64 features: LSSL and LSSL-f as convolutions, the same LSSL as
+a recurrence, torch.nn.GRU. `forward`: one system on one sequence of 784, beside scipy.signal.dlsim. `diagonal`: a step
+of training beside a diagonal state-space layer in the manner of S4 (S4D, arXiv:2206.11893), which is written here by
+its formula: the packages of PyPI do not run (s4-torch 0.0.1 is unfinished, mamba-ssm needs CUDA). `lengths`: a step of
+training for lengths from 1,000 to 16,000, and the memory of the process.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import scipy.signal
+import torch
+from torch import Tensor, nn
+
+from netwright.console import table
+from netwright.cost import compare_times
+from netwright.nn.lssl import LSSL, causal_conv, discretize_gbt, hippo, ssm_kernel
+from netwright.seeding import seeded, stream
+from support.subjects import run
+
+
+def kernel(rounds: int, quick: bool) -> None:
+    for H, N, L in [(8, 16, 100)] if quick else [(64, 64, 784), (128, 64, 1024), (64, 128, 4096)]:
+        A_bar, B_bar = discretize_gbt(*hippo("legs", N, torch.float32), torch.logspace(-3, -1, H))
+        C = torch.randn(H, 1, N, generator=stream(0, "C"))
+        found = [ssm_kernel(A_bar, B_bar, C, L, method) for method in ("split", "doubling")]
+        assert torch.allclose(*found, atol=1e-4 * float(found[0].abs().max()))
+        print(f"H = {H}, N = {N}, L = {L}")
+        ways = ("split", "doubling", *(("sequential",) if L < 2000 else ()))
+        print(compare_times({m: partial(ssm_kernel, A_bar, B_bar, C, L, m) for m in ways}, rounds=rounds))
+
+
+def training(module: nn.Module, u: Tensor, **options: Any) -> Callable[[], None]:
+    def step() -> None:
+        module.zero_grad()
+        out = module(u, **options)
+        (out[0] if isinstance(out, tuple) else out).square().mean().backward()
+
+    return step
+
+
+def made(H: int, N: int, **options: Any) -> LSSL:
+    with seeded(0, "init"):
+        return LSSL(H, N, **options)
+
+
+def layer(rounds: int, quick: bool) -> None:
+    batch, L, H, N = (4, 50, 8, 8) if quick else (64, 784, 64, 64)
+    u = torch.randn(batch, L, H, generator=stream(0, "u"))
+    net = made(H, N)
+    with torch.no_grad():
+        assert torch.allclose(net(u[:2]), net(u[:2], mode="recurrence"), atol=1e-4), "the two views differ"
+    with seeded(0, "init"):
+        gru = nn.GRU(H, H, batch_first=True)
+    calls = {
+        "LSSL, convolution": training(net, u),
+        "LSSL-f, convolution": training(made(H, N, learn=0), u),
+        "torch.nn.GRU": training(gru, u),
+    }
+    print(compare_times(calls, rounds=rounds))
+    # Its graph keeps every state, so it has a tenth of the batch; the ratio is in favour of the recurrence.
+    few = u[: max(1, batch // 10)]
+    calls = {
+        f"LSSL, convolution, batch {len(few)}": training(net, few),
+        f"LSSL, recurrence, batch {len(few)}": training(net, few, mode="recurrence"),
+    }
+    print(compare_times(calls, rounds=rounds))
+
+
+def forward(rounds: int, quick: bool) -> None:
+    L, N = (100, 8) if quick else (784, 64)
+    A_bar, B_bar = discretize_gbt(*hippo("legs", N), torch.tensor([0.01], dtype=torch.float64))
+    C, u = torch.randn(1, 1, N, dtype=torch.float64), torch.randn(1, L, 1, dtype=torch.float64)
+    A, B, c = A_bar[0].numpy(), B_bar[0].numpy()[:, None], C[0].numpy()
+
+    def ours() -> Tensor:
+        return causal_conv(u, ssm_kernel(A_bar, B_bar, C, L))[0, :, 0]
+
+    def theirs() -> Tensor:
+        return torch.from_numpy(scipy.signal.dlsim((A, B, c @ A, c @ B, 1.0), u[0].numpy())[1])
+
+    assert torch.allclose(ours(), theirs(), atol=1e-8)
+    print(compare_times({"netwright, kernel and FFT": ours, "scipy.signal.dlsim": theirs}, rounds=rounds))
+
+
+class Diagonal(nn.Module):
+    """A = -1/2 + i pi n, zero-order hold, N / 2 conjugate pairs: the kernel is a Vandermonde product."""
+
+    def __init__(self, H: int, N: int):
+        super().__init__()
+        self.log_dt = nn.Parameter(torch.rand(H) * math.log(100) + math.log(1e-3))
+        self.C = nn.Parameter(torch.randn(H, N // 2, 2) / math.sqrt(2))
+        self.log_real = nn.Parameter(torch.full((H, N // 2), math.log(0.5)))
+        self.imaginary = nn.Parameter(math.pi * torch.arange(N // 2).repeat(H, 1))
+        self.D, self.mix = nn.Parameter(torch.randn(H, 1)), nn.Linear(H, H)
+
+    def forward(self, u: Tensor) -> Tensor:
+        dt = self.log_dt.exp()[:, None]
+        A = torch.complex(-self.log_real.exp(), self.imaginary)
+        C = torch.view_as_complex(self.C) * ((A * dt).exp() - 1) / A
+        powers = ((A * dt)[..., None] * torch.arange(u.shape[1])).exp()
+        K = 2 * torch.einsum("hn,hnl->hl", C, powers).real
+        y = causal_conv(u, K[:, None]) + u[..., None] * self.D
+        return self.mix(nn.functional.gelu(y.flatten(2)))
+
+
+def diagonal(rounds: int, quick: bool) -> None:
+    for batch, L in [(4, 50)] if quick else [(64, 784), (8, 4096)]:
+        H, N = (8, 8) if quick else (64, 64)
+        u = torch.randn(batch, L, H, generator=stream(0, "u"))
+        with seeded(0, "init"):
+            peer = Diagonal(H, N)
+        calls = {"LSSL": training(made(H, N), u), "LSSL-f": training(made(H, N, learn=0), u)}
+        print(f"batch {batch}, L = {L}")
+        print(compare_times(calls | {"diagonal, as S4D": training(peer, u)}, rounds=rounds))
+
+
+def lengths(rounds: int, quick: bool) -> None:
+    rows, H, N, batch = [], 64, 64, 4
+    net = made(H, N)
+    for L in [100] if quick else [1000, 4000, 16_000]:
+        u = torch.randn(batch, L, H, generator=stream(0, "u"))
+        found = compare_times({"step": training(net, u)}, rounds=rounds)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        with torch.no_grad():
+            gap = float((net(u[:1]) - net(u[:1], mode="recurrence")).abs().max())
+        rows.append([L, f"{found['step'].median_ms:.0f}", f"{peak:.0f}", f"{gap:.1e}"])
+    print(f"{H} features, states of {N}, batch {batch}; {found.cpu}, threads {found.threads}")
+    print(table(rows, ["length", "step of training, ms", "peak of the process, MiB", "largest gap to the recurrence"]))
+
+
+if __name__ == "__main__":
+    run(
+        __doc__ or "",
+        {"kernel": kernel, "layer": layer, "forward": forward, "diagonal": diagonal, "lengths": lengths},
+        rounds=5,
+    )

@@ -1,0 +1,75 @@
+"""What a network certainly does around an input: bounds, exhaustive grids, an exact engine, counterexamples.
+
+Names are resolved when they are first used, so that importing this package loads nothing heavy.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from netwright.lazy import exports
+
+_NAMES = {
+    "BackMapped": "back",
+    "DLV": "layer_search",
+    "Decision": "exact",
+    "GridResult": "grid",
+    "Network": "network",
+    "Radii": "radius",
+    "Region": "region",
+    "RobustnessReport": "report",
+    "VerificationResult": "result",
+    "back_map": "back",
+    "condense": "layerwise",
+    "grid_search": "grid",
+    "interval_bounds": "bounds",
+    "ladder_search": "ladder",
+    "map_region": "layerwise",
+    "robustness_radii": "radius",
+    "robustness_report": "report",
+    "smt_verify": "exact",
+    "stretch": "layerwise",
+    "verify_point": "safety",
+}
+_MODULES = (*sorted(set(_NAMES.values())), "basis", "encoding", "forms", "point")
+
+if TYPE_CHECKING:
+    from netwright.verify.back import BackMapped, back_map
+    from netwright.verify.bounds import interval_bounds
+    from netwright.verify.exact import Decision, smt_verify
+    from netwright.verify.grid import GridResult, grid_search
+    from netwright.verify.ladder import ladder_search
+    from netwright.verify.layer_search import DLV
+    from netwright.verify.layerwise import condense, map_region, stretch
+    from netwright.verify.network import Network
+    from netwright.verify.radius import Radii, robustness_radii
+    from netwright.verify.region import Region
+    from netwright.verify.report import RobustnessReport, robustness_report
+    from netwright.verify.result import VerificationResult
+    from netwright.verify.safety import verify_point
+
+__all__ = [
+    "DLV",
+    "BackMapped",
+    "Decision",
+    "GridResult",
+    "Network",
+    "Radii",
+    "Region",
+    "RobustnessReport",
+    "VerificationResult",
+    "back_map",
+    "condense",
+    "grid_search",
+    "interval_bounds",
+    "ladder_search",
+    "map_region",
+    "robustness_radii",
+    "robustness_report",
+    "smt_verify",
+    "stretch",
+    "verify_point",
+]
+
+
+__getattr__, __dir__ = exports(__name__, _NAMES, __all__, _MODULES)

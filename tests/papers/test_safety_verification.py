@@ -1,0 +1,119 @@
+"""The experiment of safety verification: verdicts from made-up figures, and what an arm computes."""
+
+from __future__ import annotations
+
+import pytest
+
+from netwright.papers import safety_verification as paper
+from netwright.papers import verified
+
+
+def arms(more=0.1, chosen=0.3, far=0.0, layer=0.8, gaps=2, faults=0, faster=0.1, validated=1.0):
+    """Success of more numbers over fewer, of the tool's over random ones, and so on."""
+    jitter = (0.0, 0.01, -0.01)
+    found = {
+        "guarantee": {
+            "regions": [120] * 3, "disagreements": [faults, 0, 0], "contradictions": [0] * 3, "gaps": [gaps, 0, 0],
+        }
+    }  # fmt: skip
+    for model, dims in (("MLP", (3, 5, 7)), ("CNN", (3, 5))):
+        for i, n in enumerate(dims):
+            ours = [0.4 + more * i + j for j in jitter]
+            found[f"{model}, tool's {n}"] = {"success": ours, "validated": [validated] * 3}
+            found[f"{model}, random {n}"] = {"success": [v - chosen for v in ours], "validated": [1.0, None, 1.0]}
+            found[f"{model}, gradient's {n}"] = {"success": [v + 0.1 for v in ours], "validated": [1.0] * 3}
+        found[f"{model}, FGSM 0.4"] = {"success": [0.9] * 3, "common L1": [0.1, 0.1, 0.1], "validated": [1.0] * 3}
+        found[f"{model}, tool's 5"]["common L1"] = [0.05 + far, 0.06 + far, 0.05 + far]
+    found["layer, from 0"] = {"success": [0.8] * 3, "validated": [1.0] * 3}
+    found["layer, from 1"] = {"success": [0.8 * layer, 0.82 * layer, 0.8 * layer], "validated": [1.0] * 3}
+    found["solver, dense"] = {"solver seconds": [2.0, 2.2, 2.1]}
+    found["solver, 95 %"] = {"solver seconds": [2.0 * faster] * 3}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "verdict"),
+    [
+        ({}, "guarantee", "supported"),
+        ({"faults": 1}, "guarantee", "not supported"),
+        ({}, "dims", "supported"),
+        ({"more": -0.1}, "dims", "not supported"),
+        ({}, "chosen", "supported"),
+        ({"chosen": 0.05}, "chosen", "not supported"),
+        ({}, "distance", "supported"),
+        ({"far": 0.2}, "distance", "not supported"),
+        ({}, "validated", "supported"),
+        ({"validated": 0.9}, "validated", "not supported"),
+        ({}, "layer", "supported"),
+        ({"layer": 0.2}, "layer", "not supported"),
+        ({}, "gradient", "supported"),
+        ({}, "gap", "supported"),
+        ({"gaps": 0}, "gap", "not supported"),
+        ({}, "sparsity", "supported"),
+        ({"faster": 0.9}, "sparsity", "not supported"),
+    ],
+)
+def test_verdicts(change, key, verdict):
+    assert paper.judge(arms(**change))[key].verdict == verdict
+
+
+def test_every_claim_has_a_verdict():
+    assert set(paper.judge(arms())) == {claim.key for claim in paper.CARD.claims}
+    none = arms()
+    for model in ("MLP", "CNN"):
+        none[f"{model}, FGSM 0.4"]["common L1"][0] = None
+    none["layer, from 0"]["success"][1] = 0.0
+    del none["solver, 95 %"]
+    found = paper.judge(none)
+    assert {found[key].verdict for key in ("distance", "layer", "sparsity")} == {"inconclusive"}
+
+
+def test_distances_are_compared_where_both_succeed():
+    made = {
+        "MLP, tool's 5": {"each L1": [[0.1, None, 0.3], [None, 0.2, None]]},
+        "MLP, FGSM 0.4": {"each L1": [[0.2, 0.5, 0.6], [0.1, None, 0.3]]},
+    }
+    found = paper._with_common("MLP", made)
+    assert found["MLP, tool's 5"] == {"common L1": [pytest.approx(0.2), None]}
+    assert found["MLP, FGSM 0.4"] == {"common L1": [pytest.approx(0.4), None]}
+
+
+IMAGES = (300, 0, 200)
+
+
+def test_the_guarantee_counts_every_region():
+    found = verified.agree(0, 1, 0.3, 25, IMAGES)
+    assert found["regions"] == len(verified.SPANS)
+    assert found["disagreements"] == found["contradictions"] == 0
+    assert 0.5 < found["accuracy"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "strength"), [("tool's", 3), ("random", 3), ("gradient's", 3), ("FGSM", 0.3), ("JSMA", 0.4)]
+)
+def test_ways_of_looking_for_counterexamples(kind, strength):
+    found = verified.falsify(0, "guarantee", kind, strength, 5, 25, IMAGES)
+    assert 0 <= found["success"] <= 1
+    assert len(found["each L1"]) == 5
+    assert found["success"] == sum(each is not None for each in found["each L1"]) / 5
+    if found["success"]:
+        assert found["validated"] == 1.0
+        if isinstance(strength, int):
+            assert found["numbers changed"] <= strength
+
+
+def test_networks_with_zeros_are_trained_as_long(monkeypatch):
+    from netwright.papers import classification
+
+    asked = []
+    train = classification.train
+    monkeypatch.setattr(
+        classification, "train", lambda *a, epochs, **k: asked.append(epochs) or train(*a, epochs=1, **k)
+    )
+    for sparsity in (0.0, 0.9):
+        asked.clear()
+        network, _ = verified._trained.__wrapped__("solver", 0, 7, IMAGES, sparsity)
+        assert asked == [3, 4]
+        weights = [p for name, p in network.double.named_parameters() if name.endswith("weight")]
+        zeros = sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
+        assert zeros == pytest.approx(sparsity, abs=1e-3)

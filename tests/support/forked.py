@@ -1,0 +1,94 @@
+"""The command line in processes of their own that need not import anything: forks of one that has done so."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from types import TracebackType
+
+IMPORTED = [
+    "netwright.cli",
+    "netwright.design.pipeline",
+    "netwright.design.plan",
+    "netwright.design.search_stage",
+    "netwright.design.training_stage",
+    "netwright.design.measure",
+    "netwright.design.examples",
+    "netwright.design.report",
+    "netwright.deploy.model",
+    "netwright.deploy.onnx",
+    "lightning",
+    "matplotlib.figure",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "sklearn.datasets",
+    "torch.export",
+    "torch.onnx",
+]
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(IMPORTED)
+
+
+class Command:
+    """``netwright ARGUMENTS`` on the way; killed where the block that it is used in is left before it has ended."""
+
+    def __init__(self, *arguments: str):
+        self._streams = tempfile.TemporaryDirectory(prefix="netwright-command-")
+        self._files = [str(Path(self._streams.name, name)) for name in ("out", "err")]
+        self._process = _FORKS.Process(target=_run, args=(arguments, *self._files))
+        self._process.start()
+
+    def __enter__(self) -> Command:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+        self._streams.cleanup()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process.is_alive()
+
+    def wait(self, seconds: float) -> int | None:
+        """The exit code, or None while it still runs after so many seconds."""
+        self._process.join(seconds)
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+    def interrupt(self) -> None:
+        """Ctrl-C."""
+        os.kill(self.pid, signal.SIGINT)
+
+    @property
+    def out(self) -> str:
+        return Path(self._files[0]).read_text()
+
+    @property
+    def err(self) -> str:
+        return Path(self._files[1]).read_text()
+
+
+def _run(arguments: tuple[str, ...], *files: str) -> None:
+    from netwright.cli import main
+
+    for handle, file in enumerate(files, start=1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), handle)
+    # A test run in the background ignores Ctrl-C, and its children would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv = ["netwright", *arguments]
+    main()

@@ -1,0 +1,204 @@
+"""Regions mapped from layer to layer, activations taken back, and the search of the paper."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from verified import captured, inputs_of, network, points_of
+
+from netwright.verify import DLV, Network, Region, back_map, condense, map_region, stretch, verify_point
+from netwright.verify.grid import other_class
+from netwright.verify.layerwise import ranking
+
+
+def test_spans_and_steps_behind_an_affine_layer():
+    weight = torch.tensor([[2.0, -1.0]])
+    assert [part.tolist() for part in condense(weight, (1, 1), (1, 1))] == [[1.0], [3.0]]
+    assert stretch(weight, (1, 1), (1, 1), torch.tensor([1.0])).tolist() == [3.0]
+    assert stretch(weight, (0.5, 1), (2, 3), torch.tensor([2.0])).tolist() == [3.0]  # (2 + 3) / 2
+    still = condense(torch.zeros(1, 2), (1, 1), (1, 1))
+    assert [part.tolist() for part in still] == [[0.0], [0.0]]
+    with pytest.raises(ValueError, match="at most 12 columns, got 13"):
+        condense(torch.zeros(1, 13), (1,) * 13, (1,) * 13)
+
+
+def test_stretch_covers_exactly_what_is_reached():
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    span, steps = (0.1, 0.3, 0.2), (2, 1, 3)
+    new, most = condense(weight, span, steps)
+    reach = torch.tensor([s * m for s, m in zip(span, steps, strict=True)], dtype=torch.float64)
+    corners = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * 3) * reach
+    furthest = (corners @ weight.T).abs().amax(0)
+    assert bool((new * most >= furthest - 1e-9).all())
+    assert bool((new * (most - 1) < furthest).all())
+
+
+@pytest.mark.parametrize("name", ["perceptron", "convolutional"])
+@pytest.mark.parametrize("selector", ["activation", "gradient", "random"])
+def test_a_mapped_region_covers_what_it_says(name, selector):
+    made = network(name)
+    x = torch.full(made.shape, 0.5, dtype=torch.float64).flatten()
+    region = Region(dims=(0, 2, 3), span=0.2, steps=2)
+    everything = map_region(made, x, region, 10_000, selector, 0, max_steps=3)
+    assert everything.region.layer == 1
+    low, high = everything.region.box(made.activation(x, 1))
+    seen = made.forward(points_of(*region.box(x), 2000), 0, 1)
+    steps = region.grid()
+    grid = made.forward(region.points(steps, x), 0, 1)
+    assert bool(((grid >= low - 1e-6) & (grid <= high + 1e-6)).all())
+    if everything.covers:
+        assert bool(((seen >= low - 1e-6) & (seen <= high + 1e-6)).all())
+    few = map_region(made, x, region, 2, selector, 0)
+    assert len(few.region.dims) == 2
+    assert not few.covers
+    assert max(few.region.steps) <= 2
+
+
+def test_a_span_is_the_smallest_change_of_a_move():
+    model = nn.Sequential(nn.Linear(2, 1), nn.ReLU(), nn.Linear(1, 2))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[2.0, -1.0]]))
+        model[0].bias.fill_(10.0)
+    made = Network(model, (2,))
+    found = map_region(made, torch.zeros(2), Region((0, 1), 1.0), 1, "activation", 0, max_steps=5)
+    assert (found.region.span, found.region.steps, found.covers) == ((1.0,), (3,), True)
+    coarse = map_region(made, torch.zeros(2), Region((0, 1), 1.0), 1, "activation", 0, max_steps=2)
+    assert (coarse.region.span, coarse.region.steps) == ((1.5,), (2,))
+
+
+def test_which_numbers_come_first():
+    model = nn.Linear(4, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[0.0, 3.0, 0.0, -1.0], [0.0, 0.0, 2.0, 0.0]]))
+        model.bias.zero_()
+    made = Network(model, (4,))
+    alpha = torch.tensor([0.1, 0.9, 0.2, 0.0], dtype=torch.float64)
+    assert ranking(made, alpha, 0, "gradient", 0)[:3] == [1, 2, 3]
+    assert ranking(made, alpha, 0, "activation", 0)[0] == 1
+    assert sorted(ranking(made, alpha, 0, "random", 0)) == [0, 1, 2, 3]
+    assert ranking(made, alpha, 0, "random", 0, 1) == ranking(made, alpha, 0, "random", 0, 1)
+    with pytest.raises(ValueError, match="did you mean gradient"):
+        ranking(made, alpha, 0, "gradent", 0)
+
+
+@pytest.mark.parametrize(("name", "layer"), [("perceptron", 1), ("perceptron", 2), ("convolutional", 2), ("leaky", 1)])
+def test_an_activation_is_taken_back(name, layer):
+    made = network(name)
+    shape = made.shape
+    x = torch.full(shape, 0.5, dtype=torch.float64)
+    region = Region(tuple(range(x.numel())), span=0.3)
+    for seed in range(2):
+        y = points_of(*(bound.reshape(shape) for bound in region.box(x)), 2, seed)[1]
+        target = made.activation(y, layer)
+        found = back_map(made, layer, target, x, region, tol=1e-4, timeout=20.0)
+        assert found.status == "found"
+        reached = made.activation(found.point.reshape(shape), layer)
+        assert float((reached - target).abs().max()) <= 1e-4 * 1.001
+        assert float((found.point - x.flatten()).abs().max()) <= 0.3 + 1e-9
+        assert found.distance == pytest.approx(float((found.point - x.flatten()).abs().sum()))
+        if name != "convolutional":  # where max pooling makes many pieces, another one may be nearer
+            assert found.distance <= float((y - x).abs().sum()) * 1.01
+
+
+def test_what_no_input_leads_to():
+    made = network("perceptron")
+    x = torch.full(made.shape, 0.5, dtype=torch.float64)
+    region = Region(tuple(range(6)), span=0.1)
+    target = made.activation(x, 1) - 1.0  # no ReLU is below 0
+    assert back_map(made, 1, target, x, region).status == "unreachable"
+    with pytest.raises(ValueError, match=r"layer must lie in 1\.\.3, got 0"):
+        back_map(made, 0, target, x, region)
+    with pytest.raises(ValueError, match="tol must be > 0"):
+        back_map(made, 1, target, x, region, tol=0.0)
+
+
+def test_the_search_at_the_input_is_the_grid():
+    made = captured(1, 6, 12, 8, 3)
+    seen = set()
+    for x, span in zip(inputs_of(made, 10), 5 * (0.3, 0.01), strict=True):
+        dims = tuple(ranking(made, x.double(), 0, "gradient", int(made.logits(x[None]).argmax()))[:3])
+        grid = verify_point(made, x, Region(dims, span, 2, bounds=(0.0, 1.0)))
+        found = DLV(made, n_dims=3, selector="gradient", span=span, steps=2).verify(x)
+        assert found.status == grid.status
+        assert found.covers_input
+        seen.add(found.status)
+    assert seen == {"safe", "unsafe"}
+
+
+def test_the_search_goes_deeper():
+    """Counterexamples of deeper layers count only with an input that the network itself gets wrong."""
+    made = captured(3, 6, 12, 8, 3)
+    seen = set()
+    for x in inputs_of(made, 4):
+        label = int(made.logits(x[None]).argmax())
+        for start, end in ((0, 2), (1, 1), (1, 2)):
+            found = DLV(made, start, end, n_dims=3, span=0.1 if start == 0 else None, timeout=1.0).verify(x)
+            lines = found.stats["layers"]
+            assert [line["layer"] for line in lines] == list(range(start, start + len(lines)))
+            if found.status == "unsafe":
+                assert bool(other_class(made.logits(found.witness[None]), label)[0])
+                assert bool(((found.witness >= 0) & (found.witness <= 1)).all())
+            elif found.status == "safe":
+                assert (found.layer, found.covers_input) == (start, start == 0)
+            seen.add((start, found.status))
+    assert {(0, "safe"), (1, "unsafe")} <= seen
+
+
+def test_the_greedy_search_never_says_safe():
+    model = captured(1, 6, 12, 8, 3)
+    x = torch.full((6,), 0.5)
+    label = int(model.logits(x[None]).argmax())
+    small = DLV(model, n_dims=2, span=1e-4, mode="features").verify(x)
+    assert (small.status, small.reason) == ("unknown", "no counterexample in 3 features, which is no proof")
+    for start in (0, 1):
+        large = DLV(model, start, n_dims=2, mode="features", span=1.0 if start == 0 else 4.0, timeout=1.0).verify(x)
+        if large.status == "unsafe":
+            assert int(model.logits(large.witness[None]).argmax()) != label
+    assert verify_point(model, x, Region(tuple(range(6)), 1e-4), "layerwise").status == "unknown"
+    found = verify_point(model, x, Region(tuple(range(6)), 0.5, bounds=(0.0, 1.0)), "layerwise")
+    exact = verify_point(model, x, Region(tuple(range(6)), 0.5, bounds=(0.0, 1.0)), "smt")
+    assert found.status in ("unsafe", "unknown")
+    assert found.status != "unsafe" or exact.status == "unsafe"
+
+
+def test_the_input_itself_may_be_wrong():
+    model = captured(0, 3, 4, 2)
+    x = torch.full((3,), 0.5)
+    wrong = 1 - int(model.logits(x[None]).argmax())
+    for found in (DLV(model, n_dims=2).verify(x, wrong), verify_point(model, x, Region((0,), 0.1), label=wrong)):
+        assert (found.status, found.distance) == ("unsafe", 0.0)
+        assert found.reason == "the input itself has another class"
+
+
+def test_hidden_regions_say_that_they_are_hidden():
+    model = captured(2, 6, 12, 8, 3)
+    x = torch.full((6,), 0.5)
+    for engine in ("grid", "smt"):
+        small = verify_point(model, x, Region((0, 1), 1e-6, layer=1), engine)
+        assert (small.status, small.layer, small.covers_input) == ("safe", 1, False)
+        assert str(small).endswith("(layer 1, not the input)")
+        large = verify_point(model, x, Region(tuple(range(6)), 3.0, layer=1, steps=1), engine, timeout=2.0)
+        if large.status == "unsafe":
+            assert int(model.logits(large.witness[None]).argmax()) != large.label
+        else:
+            assert large.status == "unknown"
+            assert "no input was found" in large.reason
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"n_dims": 0}, "n_dims must be >= 1, got 0"),
+        ({"start_layer": -1}, "start_layer must be >= 0, got -1"),
+        ({"start_layer": 2, "end_layer": 1}, "end_layer must be >= 2, got 1"),
+        ({"refine": -1}, "refine must be >= 0"),
+        ({"mode": "greedy"}, 'mode must be "exhaustive" or "features"'),
+        ({"span": 0.0}, "span must be > 0"),
+        ({"end_layer": 9}, r"layer must lie in 0\.\.1, got 9"),
+    ],
+)
+def test_bad_settings(change, told):
+    with pytest.raises(ValueError, match=told):
+        DLV(captured(0, 2, 2), **change).verify(torch.full((2,), 0.5))

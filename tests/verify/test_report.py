@@ -1,0 +1,89 @@
+"""Verdicts over a data set."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from verified import captured, drawn, inputs_of, network, perceptron
+
+from netwright.verify import Network, Region, robustness_radii, robustness_report, smt_verify, verify_point
+
+
+def test_counts_and_distances():
+    model = captured(1, 4, 12, 3)
+    x = torch.rand(20, 4, generator=torch.Generator().manual_seed(0))
+    labels = model.logits(x).argmax(1)
+    labels[:3] = (labels[:3] + 1) % 3
+
+    def region(x, label):
+        return Region((0, 1, 2, 3), 0.03, 2)
+
+    found = robustness_report(model, (x, labels), region)
+    assert (found.inputs, found.wrong) == (20, 3)
+    assert found.safe + found.unsafe + found.unknown == 17
+    assert found.safe > 0 < found.unsafe
+    for i, result in found.results.items():
+        assert result.status == verify_point(model, x[i], region(x[i], 0)).status
+    assert found.distances == sorted(found.distances)
+    assert len(found.distances) == found.unsafe
+    assert "unsafe" in str(found)
+    line = found.plot().lines[0]
+    assert line.get_ydata()[-1] == pytest.approx(found.unsafe / 17)
+    with pytest.raises(ValueError, match="as many classes, at least 1, got 2 and 1"):
+        robustness_report(model, (x[:2], labels[:1]), region)
+
+
+def test_results_are_data_and_text():
+    found = verify_point(captured(0, 2, 2), torch.tensor([0.5, 0.5]), Region((0,), 5.0, 3))
+    told = found.to_dict()
+    assert told["status"] in ("safe", "unsafe")
+    assert told["witness"] is None or len(told["witness"]) == 2
+
+
+def test_radii_of_a_linear_network_by_hand():
+    """The margin of class 0 is 2 x - 1 + 3 (y - 0.5): the nearest boundary lies at |margin| / 5."""
+    model = nn.Linear(2, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[2.0, 3.0], [0.0, 0.0]]))
+        model.bias.copy_(torch.tensor([-2.5, 0.0]))
+    x = torch.tensor([[0.7, 0.6], [0.5, 0.55], [0.2, 0.2]])
+    margins = (2 * x[:, 0] + 3 * x[:, 1] - 2.5).abs() / 5
+    found = robustness_radii(model, x, model(x).argmax(1))
+    for proved, broken, true in zip(found.proved, found.broken, margins.tolist(), strict=True):
+        assert true / 2**0.25 - 1e-6 <= proved <= true <= broken + 1e-6
+        assert broken <= true * 2**0.25 + 1e-6
+    assert "counterexample at" in str(found)
+
+
+@pytest.mark.parametrize("name", ["perceptron", "branches"])
+def test_radii_agree_with_the_exact_engine(name):
+    made = network(name)
+    x = torch.stack(inputs_of(made, 6)[1::2])
+    labels = made.logits(x).argmax(1)
+    found = robustness_radii(made, x, labels, largest=1.0, bounds=None)
+    for one, label, proved, broken in zip(x, labels.tolist(), found.proved, found.broken, strict=True):
+        assert 0 < proved < (broken or math.inf)
+        assert smt_verify(made, one - proved, one + proved, label, 30.0).status == "safe"
+        if broken is not None:
+            assert smt_verify(made, one - broken - 1e-9, one + broken + 1e-9, label, 30.0).status == "unsafe"
+    assert any(found.broken)
+
+
+def test_radii_without_bounds_or_time():
+    x = torch.rand(3, 4, generator=torch.Generator().manual_seed(0))
+    odd = drawn(0, lambda: nn.Sequential(nn.Linear(4, 5), nn.Softplus(), nn.Linear(5, 2)))
+    assert robustness_radii(odd, x, odd(x).argmax(1)).proved == (0.0, 0.0, 0.0)
+    made = Network(drawn(0, lambda: perceptron(4, 6, 2)), (4,))
+    labels = made.logits(x).argmax(1)
+    assert robustness_radii(made, x, labels, timeout=1e-9).proved == (0.0, 0.0, 0.0)
+    for change, told in (
+        ({"labels": 1 - labels}, "one that it does not: 0"),
+        ({"labels": labels[:2]}, "as many, at least 1, got 3 and 2"),
+        ({"largest": 0.0}, "largest must be > 0 and finite, got 0.0"),
+        ({"timeout": math.inf}, "timeout must be > 0 and finite, got inf"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            robustness_radii(**{"model": made, "inputs": x, "labels": labels, **change})
