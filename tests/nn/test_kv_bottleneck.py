@@ -351,13 +351,19 @@ def test_codes_are_kept_small_and_give_the_same():
     assert KeyValueBottleneck(2, 40_000, 1, key_dim=1).code_dtype == torch.int32
 
 
-def test_codes_do_not_depend_on_autocast():
-    layer = bottleneck(in_dim=64, pairs=200, codebooks=4)
+def test_nothing_of_the_keys_depends_on_autocast():
+    def moved():
+        layer = bottleneck(in_dim=64, pairs=200, codebooks=4, frozen=False)
+        layer.update_keys(z, stream(0, "dead"))
+        return layer.encode(z), layer.keys
+
     z = random(200, 64, name="z")
+    expected = moved()
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(layer.encode(z), layer.encode(z.float()))
-        found = layer.encode(z)
-    assert torch.equal(found, layer.encode(z))
+        found = moved()
+        assert (z @ z.T).dtype == torch.bfloat16
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
 
 
 def test_an_independent_implementation_gives_the_same():

@@ -201,7 +201,8 @@ class KeyValueBottleneck(nn.Module):
         if self.projection == "none":
             return flat.expand(self.num_codebooks, -1, -1)
         if self.projections is not None:
-            flat = flat @ self.projections.flatten(0, 1).T
+            with torch.autocast(z.device.type, enabled=False):
+                flat = flat @ self.projections.flatten(0, 1).T
         return flat.unflatten(1, (self.num_codebooks, self.key_dim)).transpose(0, 1)
 
     def _ready(self) -> None:
@@ -229,8 +230,7 @@ class KeyValueBottleneck(nn.Module):
             ValueError: As for :meth:`heads`.
         """
         self._ready()
-        with torch.autocast(z.device.type, enabled=False):
-            return self._nearest(self.heads(z)).T.unflatten(0, z.shape[:-1])
+        return self._nearest(self.heads(z)).T.unflatten(0, z.shape[:-1])
 
     def fetch(self, codes: Int[Tensor, "batch *positions codebooks"]) -> Float[Tensor, "batch *codebooks value_dim"]:
         """The values of codes from :meth:`encode`, kept in any type of integers: training needs nothing else.
@@ -242,8 +242,9 @@ class KeyValueBottleneck(nn.Module):
             raise ValueError(
                 f"codes must have shape (batch, [positions,] {self.num_codebooks}), got {tuple(codes.shape)}"
             )
-        start = torch.arange(0, len(self.values), self.num_pairs, device=codes.device, dtype=torch.int32)
-        rows = codes.to(torch.int32) + start if len(self.values) < 2**31 else codes.long() + start.long()
+        dtype = torch.int32 if len(self.values) < 2**31 else torch.int64
+        start = torch.arange(0, len(self.values), self.num_pairs, device=codes.device, dtype=dtype)
+        rows = codes.to(dtype) + start
         if self.pool is not None:
             return functional.embedding_bag(rows.flatten(1), self.values, mode="mean", sparse=self.sparse)
         rows = rows[:, None] if rows.ndim == 2 else rows

@@ -32,7 +32,8 @@ def nearest_keys(
 ) -> Int[Tensor, "codebooks heads"]:
     """The index of the nearest key of its codebook for every head; of equally near ones the smallest.
 
-    Scores are made and searched block by block, so that memory does not grow with the number of codebooks or heads.
+    Scores are made and searched block by block, so that memory does not grow with the number of codebooks or heads, and
+    always in the precision of the heads.
 
     Args:
         heads: Projected embeddings.
@@ -57,7 +58,8 @@ def nearest_keys(
         part = slice(first, first + books)
         blocks = []
         for z in heads[part].split(count if compiling else rows, dim=1):
-            scores = torch.baddbmm(half_norms[part], z - centre[part], columns[part])
+            with torch.autocast(heads.device.type, enabled=False):
+                scores = torch.baddbmm(half_norms[part], z - centre[part], columns[part])
             blocks.append(torch.from_numpy(scores.numpy().argmax(-1)) if by_numpy else scores.argmax(-1))
         found.append(torch.cat(blocks, 1))
     return torch.cat(found)
