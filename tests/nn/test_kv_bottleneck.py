@@ -16,8 +16,10 @@ from sklearn.cluster import KMeans
 from sklearn.neighbors import NearestNeighbors
 from torch import nn
 from torch.nn import functional
+from torchvision.models import VisionTransformer
 
 from netwright.nn.kv_bottleneck import DKVBClassifier, KeyValueBottleneck, embeddings, fit_keys, lookup, nearest_keys
+from netwright.nn.resnet import resnet18_cifar
 from netwright.seeding import stream
 
 
@@ -455,6 +457,26 @@ def test_maps_become_positions_and_layers_are_named():
         embeddings(net, x, "nine")
     with pytest.raises(ValueError, match="encoder must give"):
         embeddings(nn.Identity(), x[0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("make", "layer", "shape"),
+    [
+        (lambda: resnet18_cifar(num_classes=10), "layer3", (2, 16, 256)),
+        (lambda: resnet18_cifar(num_classes=10), "avgpool", (2, 1, 512)),
+        (lambda: resnet18_cifar(num_classes=10), None, (2, 10)),
+        (lambda: VisionTransformer(16, 8, 1, 2, 16, 16), "encoder", (2, 5, 16)),
+    ],
+)
+def test_convolutional_networks_and_transformers_are_encoders(make, layer, shape):
+    net, x = make().train(), random(2, 3, 16, 16, name="x")
+    z = embeddings(net, x, layer)
+    assert z.shape == shape
+    assert net.training
+    assert not z.requires_grad
+    model = DKVBClassifier(net, bottleneck(in_dim=shape[-1]), layer=layer)
+    assert torch.equal(model(x), model.bottleneck(z))
+    assert torch.equal(model(x[1:])[0], model(x)[1]), "evaluation mode: examples do not see each other"
 
 
 def test_kept_codes_train_as_the_inputs_do():

@@ -1,5 +1,7 @@
 """Keys fitted by the callback before training, and left alone by it afterwards."""
 
+from types import SimpleNamespace
+
 import lightning
 import pytest
 import torch
@@ -60,6 +62,17 @@ def test_a_resumed_run_keeps_its_keys(tmp_path):
     assert callback.history.epochs == ()
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_of_several_processes_the_first_decides():
+    network, first = model(), model()
+    fit_keys(first.bottleneck, first.encoder, [torch.rand(40, 16)], 1)
+    sent = iter([first.bottleneck.keys, first.bottleneck.key_counts, first.bottleneck.key_sums])
+    trainer = SimpleNamespace(world_size=2, strategy=SimpleNamespace(broadcast=lambda own: next(sent)))
+    KeyInitCallback(Batches(images(), 32), epochs=1).on_train_start(trainer, network)
+    for name in ("keys", "key_counts", "key_sums"):
+        assert torch.equal(getattr(network.bottleneck, name), getattr(first.bottleneck, name))
+    assert network.bottleneck.keys_frozen
 
 
 class Pair(lightning.LightningModule):

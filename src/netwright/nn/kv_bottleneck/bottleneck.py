@@ -28,7 +28,7 @@ Projection = Literal["random", "split", "none"]
 ValueInit = Literal["zeros", "normal"]
 
 EMPTY, FITTING, FROZEN = 0, 1, 2  # stages of the keys
-KEY_DIM = 8  # of random projections, as in the paper
+KEY_DIM = 8  # of random projections
 DEAD_SHARE = 0.1  # of the mean count
 
 
@@ -49,9 +49,9 @@ class KeyValueBottleneck(nn.Module):
             sqrt(2 / (m + key_dim)); ``"split"`` cuts it into C equal parts; ``"none"`` shows all of it to each.
         pool: ``"mean"`` averages the values over the codebooks; None keeps them apart. Positions are always averaged.
         decay: Of the moving averages of the keys, in [0, 1).
-        dead_threshold: Keys whose moving count is below it move to a random head and have it for their count;
-            0 moves none. By default a tenth of the mean count. The paper's guide is 0.8 times heads a batch / K, which
-            churns rare clusters.
+        dead_threshold: Keys whose moving count is below it move to a random head and have it for their count; 0 moves
+            none. By default a tenth of the mean count; near the mean, 0.8 times heads a batch / K say, rare clusters
+            are never left in peace.
         value_init: ``"zeros"``, which predicts all classes alike, or ``"normal"``, of standard deviation 1.
         sparse: Whether the gradient of the values is sparse, for ``torch.optim.SGD`` and ``SparseAdam``.
         key_init: Where :meth:`init_keys` puts keys: ``"sample"`` on random heads of the batch, ``"kmeans"`` in the
