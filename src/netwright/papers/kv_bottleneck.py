@@ -229,8 +229,11 @@ def _trained(
     figures: dict[str, float] = {"learning rate": rate}
     inputs = z
     if "codebooks" in head:
-        model, inputs, figures["perplexity"] = _bottleneck(seed, head, z)
-        figures["learning rate"] = rate * head["codebooks"] if head["optimizer"] == "SGD" else rate
+        plain = head["optimizer"] == "SGD"
+        sizes = (head["codebooks"], head["pairs"], head["key_dim"])
+        inputs, figures["perplexity"] = _codes(data, encoder, seed, tuple(images), tuning, sizes, head["keys"])
+        model = _values(head["codebooks"], head["pairs"], sparse=plain)
+        figures["learning rate"] = rate * head["codebooks"] if plain else rate
     else:
         with seeded(seed, "init"):
             model = _plain(z["stream"].shape[1], head.get("hidden", 0))
@@ -270,41 +273,45 @@ def _plain(dim: int, hidden: int) -> nn.Module:
     return nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Linear(hidden, 10)) if hidden else nn.Linear(dim, 10)
 
 
-def _bottleneck(seed: int, head: dict[str, Any], z: dict[str, Tensor]) -> tuple[nn.Module, dict[str, Tensor], float]:
-    """A bottleneck with fitted keys that reads codes, the codes, and its perplexity on the held-out part."""
+def _values(codebooks: int, pairs: int, *, sparse: bool) -> nn.Module:
+    """The trained part of a bottleneck, which reads codes."""
+    from torch import nn
+
+    from netwright.nn.kv_bottleneck import KeyValueBottleneck
+
+    class Values(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bottleneck = KeyValueBottleneck(1, pairs, codebooks, projection="none", sparse=sparse)
+
+        def forward(self, codes: Tensor) -> Tensor:
+            return self.bottleneck.fetch(codes)
+
+    return Values()
+
+
+@functools.lru_cache(maxsize=32)
+def _codes(
+    data: str, encoder: str, seed: int, images: tuple[int, ...], tuning: bool, sizes: tuple[int, int, int], keys: str
+) -> tuple[dict[str, Tensor], float]:
+    """Codes of the stream and of what is held out, by keys fitted to the part ``keys``; perplexity on the latter."""
     import torch
     from torch import nn
 
     from netwright.nn.kv_bottleneck import KeyValueBottleneck, fit_keys
     from netwright.seeding import stream
 
-    layer = KeyValueBottleneck(
-        z["stream"].shape[1],
-        num_pairs=head["pairs"],
-        num_codebooks=head["codebooks"],
-        key_dim=head["key_dim"],
-        sparse=head["optimizer"] == "SGD",
-        generator=stream(seed, "init"),
-    )
-    generator = stream(seed, "keys")
-    seen = z[head["keys"]]
+    z = _embedded(data, encoder, seed, images, tuning)
+    (codebooks, pairs, key_dim), seen, generator = sizes, z[keys], stream(seed, "keys")
+    layer = KeyValueBottleneck(seen.shape[1], pairs, codebooks, key_dim, generator=stream(seed, "init"))
     batches = seen[torch.randperm(len(seen), generator=generator)].split(500)
     fit_keys(layer, nn.Identity(), batches, generator=generator)
     layer.freeze_keys()
     codes = {name: layer.encode(z[name]).to(layer.code_dtype) for name in ("stream", "held out")}
-
-    class Reader(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = layer
-
-        def forward(self, codes: Tensor) -> Tensor:
-            return self.layer.fetch(codes)
-
-    return Reader(), codes, float(layer.perplexity(codes["held out"]).mean())
+    return codes, float(layer.perplexity(codes["held out"]).mean())
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=12)
 def _parts(data: str, seed: int, images: tuple[int, ...], tuning: bool) -> dict[str, TensorImages]:
     """What the encoder and the keys see, the stream, and what is held out of it: test images, or others in tuning."""
     import torch
@@ -339,7 +346,7 @@ def _others(chosen: Tensor, count: int) -> Tensor:
     return left.nonzero().flatten()
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=12)
 def _encoder(data: str, encoder: str, seed: int, images: tuple[int, ...]) -> nn.Module:
     """Trained on the images for the encoder alone, without their labels."""
     import torch
@@ -372,7 +379,7 @@ def _encoder(data: str, encoder: str, seed: int, images: tuple[int, ...]) -> nn.
     return nn.Sequential(normalise, network.features, network.head[:1])
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=24)
 def _embedded(data: str, encoder: str, seed: int, images: tuple[int, ...], tuning: bool) -> dict[str, Tensor]:
     """Embeddings of every part, standardised by those of the images for the encoder."""
     import torch
