@@ -31,6 +31,7 @@ _NAMES = {
     "ELRPlusCallback": "callbacks",
     "GradientNoise": "gradient_noise",
     "GradientNoiseCallback": "callbacks",
+    "KeyInitCallback": "kv_bottleneck",
     "LabelDoubts": "early_learning",
     "Loader": "fitting",
     "Memorization": "callbacks.memorization",
@@ -89,6 +90,7 @@ _MODULES = (
     "ema",
     "fitting",
     "gradient_noise",
+    "kv_bottleneck",
     "masked_autoencoder",
     "memory",
     "methods",
@@ -125,6 +127,7 @@ if TYPE_CHECKING:
         noise_variance,
         register_gradient_noise,
     )
+    from netwright.train.kv_bottleneck import KeyInitCallback
     from netwright.train.masked_autoencoder import PatchDrawing, fit_masked_autoencoder
     from netwright.train.memory import PredictionMemory
     from netwright.train.rmsprop import RMSpropTF
@@ -161,6 +164,7 @@ __all__ = [
     "ELRPlusCallback",
     "GradientNoise",
     "GradientNoiseCallback",
+    "KeyInitCallback",
     "LabelDoubts",
     "Loader",
     "Memorization",
