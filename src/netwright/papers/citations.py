@@ -202,8 +202,53 @@ ELASTIC = Reference(
     kind="inproceedings",
     doi="10.1109/ICDAR.2003.1227801",
 )
-
-# Module, or module and name; the longest match wins, and a card's own method wins over all.
+GCN = Reference(
+    title="Semi-Supervised Classification with Graph Convolutional Networks",
+    authors=("Thomas N. Kipf", "Max Welling"),
+    year=2017,
+    venue="International Conference on Learning Representations",
+    kind="inproceedings",
+    arxiv="1609.02907",
+)
+SGC = Reference(
+    title="Simplifying Graph Convolutional Networks",
+    authors=(
+        "Felix Wu",
+        "Tianyi Zhang",
+        "Amauri Holanda de Souza Jr.",
+        "Christopher Fifty",
+        "Tao Yu",
+        "Kilian Q. Weinberger",
+    ),
+    year=2019,
+    venue="International Conference on Machine Learning",
+    kind="inproceedings",
+    arxiv="1902.07153",
+)
+APPNP = Reference(
+    title="Predict then Propagate: Graph Neural Networks meet Personalized PageRank",
+    authors=("Johannes Gasteiger", "Aleksandar Bojchevski", "Stephan Günnemann"),
+    year=2019,
+    venue="International Conference on Learning Representations",
+    kind="inproceedings",
+    arxiv="1810.05997",
+)
+PLANETOID = Reference(
+    title="Revisiting Semi-Supervised Learning with Graph Embeddings",
+    authors=("Zhilin Yang", "William W. Cohen", "Ruslan Salakhutdinov"),
+    year=2016,
+    venue="International Conference on Machine Learning",
+    kind="inproceedings",
+    arxiv="1603.08861",
+)
+FORGETTING = Reference(
+    title="Riemannian Walk for Incremental Learning: Understanding Forgetting and Intransigence",
+    authors=("Arslan Chaudhry", "Puneet K. Dokania", "Thalaiyasingam Ajanthan", "Philip H. S. Torr"),
+    year=2018,
+    venue="European Conference on Computer Vision",
+    kind="inproceedings",
+    arxiv="1801.10112",
+)
 PART_DEPENDENT_NOISE = Reference(
     title="Part-dependent Label Noise: Towards Instance-dependent Label Noise",
     authors=(
@@ -300,6 +345,7 @@ INSTANCE_DISCRIMINATION = Reference(
     arxiv="1805.01978",
 )
 
+# Module, or module and name; the longest match wins, and a card's own method wins over all.
 CITATIONS: dict[str, Reference] = {
     "netwright.compress.callbacks.pruning:GradualPruning": GRADUAL_PRUNING,
     "netwright.compress.exact:lamp_scores": LAMP,
@@ -312,6 +358,7 @@ CITATIONS: dict[str, Reference] = {
     "netwright.data.crops:CenterCrop2": CONTRASTIVE_CROP,
     "netwright.data.elastic": ELASTIC,
     "netwright.data.label_noise:instance_noise": PART_DEPENDENT_NOISE,
+    "netwright.data.streams:continual_metrics": FORGETTING,
     "netwright.explain.gradient": GRAD_CAM,
     "netwright.explain.localization": GRAD_CAM,
     "netwright.explain.localization:pointing_game": POINTING_GAME,
@@ -319,6 +366,10 @@ CITATIONS: dict[str, Reference] = {
     "netwright.nn.activations:class_map": GRAD_CAM_PLUS_PLUS,
     "netwright.nn.batchnorm": BATCH_NORM,
     "netwright.nn.convnet:LeNet": LENET,
+    "netwright.nn.dagnn.baselines:APPNP": APPNP,
+    "netwright.nn.dagnn.baselines:GCN": GCN,
+    "netwright.nn.dagnn.baselines:SGC": SGC,
+    "netwright.data.planetoid": PLANETOID,
     "netwright.nn.lssl.measures": HIPPO,
     "netwright.nn.mbconv": MOBILENET_V2,
     "netwright.nn.resnet": RESNET,

@@ -39,11 +39,13 @@ _NAMES = {
     "GradientNoise": "gradient_noise",
     "GradientNoiseCallback": "callbacks",
     "Hallucinator": "hallucinator",
+    "KeyInitCallback": "kv_bottleneck",
     "LabelDoubts": "early_learning",
     "Loader": "fitting",
     "Memorization": "callbacks.memorization",
-    "MoCo": "contrastive",
     "MemorizationTracker": "callbacks",
+    "MoCo": "contrastive",
+    "NodeClassifier": "dagnn",
     "NoisyOptimizer": "gradient_noise",
     "PSKDCallback": "callbacks",
     "PSKDLoss": "self_distillation",
@@ -75,9 +77,11 @@ _NAMES = {
     "fit": "fitting",
     "fit_contrastive": "contrastive",
     "fit_masked_autoencoder": "masked_autoencoder",
+    "fit_node_classifier": "dagnn",
     "fit_pskd": "self_distillation",
     "label_doubts": "early_learning",
     "memorization": "callbacks.memorization",
+    "node_accuracy": "dagnn",
     "noise_variance": "gradient_noise",
     "param_groups": "weight_compander",
     "pskd_alpha": "self_distillation",
@@ -92,6 +96,7 @@ _MODULES = (
     "callbacks",
     "classifier",
     "contrastive",
+    "dagnn",
     "distillation",
     "early_learning",
     "early_learning_plus",
@@ -99,6 +104,7 @@ _MODULES = (
     "fitting",
     "gradient_noise",
     "hallucinator",
+    "kv_bottleneck",
     "masked_autoencoder",
     "memory",
     "methods",
@@ -123,6 +129,7 @@ if TYPE_CHECKING:
     from netwright.train.callbacks.memorization import Memorization, memorization
     from netwright.train.classifier import Classifier, channels_last, evaluate
     from netwright.train.contrastive import ContrastiveModule, MoCo, SimCLR, SimSiam, fit_contrastive
+    from netwright.train.dagnn import NodeClassifier, fit_node_classifier, node_accuracy
     from netwright.train.distillation import distillation_loss
     from netwright.train.early_learning import ELRLoss, LabelDoubts, agreement_loss, label_doubts, sigmoid_ramp
     from netwright.train.early_learning_plus import ELRPlus
@@ -136,6 +143,7 @@ if TYPE_CHECKING:
         register_gradient_noise,
     )
     from netwright.train.hallucinator import Hallucinator
+    from netwright.train.kv_bottleneck import KeyInitCallback
     from netwright.train.masked_autoencoder import PatchDrawing, fit_masked_autoencoder
     from netwright.train.memory import PredictionMemory
     from netwright.train.rmsprop import RMSpropTF
@@ -175,11 +183,13 @@ __all__ = [
     "GradientNoise",
     "GradientNoiseCallback",
     "Hallucinator",
+    "KeyInitCallback",
     "LabelDoubts",
     "Loader",
     "Memorization",
     "MemorizationTracker",
     "MoCo",
+    "NodeClassifier",
     "NoisyOptimizer",
     "PSKDCallback",
     "PSKDLoss",
@@ -211,9 +221,11 @@ __all__ = [
     "fit",
     "fit_contrastive",
     "fit_masked_autoencoder",
+    "fit_node_classifier",
     "fit_pskd",
     "label_doubts",
     "memorization",
+    "node_accuracy",
     "noise_variance",
     "param_groups",
     "pskd_alpha",

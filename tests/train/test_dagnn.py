@@ -1,0 +1,144 @@
+"""Training on a whole graph: which epoch is kept, when it stops, what is learned from."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from netwright.data.graphs import Graph, digits_graph, per_class_split
+from netwright.nn.dagnn import DAGNN
+from netwright.train.dagnn import NodeClassifier, fit_node_classifier, node_accuracy
+
+
+@pytest.fixture(scope="module")
+def digits() -> Graph:
+    graph = digits_graph()
+    return graph.split(per_class_split(graph.y, generator=torch.Generator().manual_seed(0)))
+
+
+def network(K=3):
+    torch.manual_seed(0)
+    return DAGNN(64, 10, hidden=16, K=K, dropout=0.2)
+
+
+def test_it_goes_back_to_the_epoch_of_the_lowest_validation_loss(digits):
+    # With wrong labels there the validation loss rises as the network learns.
+    graph = dataclasses.replace(digits, y=torch.where(digits.val_mask, (digits.y + 1) % 10, digits.y))
+    model = network()
+    history = fit_node_classifier(model, graph, epochs=10, lr=0.05, weight_decay=0.0, patience=1000)
+    losses = history.column("val_loss")
+    with torch.no_grad():
+        logits = model.eval()(graph.x, graph.edge_index)[graph.val_mask]
+    found = float(nn.functional.cross_entropy(logits, graph.y[graph.val_mask]))
+    assert found == pytest.approx(min(losses), rel=1e-5)
+    assert min(losses) < losses[-1]
+
+
+def test_it_learns(digits):
+    model = network()
+    fit_node_classifier(model, digits, epochs=30, lr=0.05, weight_decay=0.0)
+    assert node_accuracy(model, digits, digits.test_mask) > 0.85
+
+
+def test_test_labels_and_validation_labels_are_not_trained_on(digits):
+    def trained(graph):
+        model = network()
+        fit_node_classifier(model, graph, epochs=3, patience=1000)
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    wrong = torch.where(digits.test_mask, (digits.y + 1) % 10, digits.y)
+    assert torch.equal(trained(digits), trained(dataclasses.replace(digits, y=wrong)))
+
+
+class Module(NodeClassifier):
+    """With given validation losses in place of measured ones."""
+
+    def __init__(self, losses, epochs, patience):
+        super().__init__(nn.Linear(1, 1), patience=patience)
+
+        class Trainer:
+            max_epochs = epochs
+            should_stop = False
+
+        self._given, self._fake = losses, Trainer()
+
+    @property
+    def trainer(self):
+        return self._fake
+
+    def run(self):
+        for epoch, loss in enumerate(self._given):
+            self.note_epoch(loss, 0.0)
+            if self.trainer.should_stop:
+                return epoch + 1
+        return None
+
+
+@pytest.mark.parametrize(
+    ("losses", "patience", "stopped"),
+    [
+        ([1, 2, 3, 4, 5, 6], 2, 4),  # it would have stopped at once, but for the first half
+        ([6, 5, 4, 3, 2, 1], 2, None),
+        ([6, 5, 4, 3, 3.2, 3.4], 2, 6),  # 3.2 is below the mean of 4 and 3, 3.4 above that of 3 and 3.2
+        ([6, 5, 4, 3, 3.2, 3.4], 5, None),
+        ([3, 3, 3, 3, 3, 3], 2, None),  # it must exceed
+    ],
+)
+def test_when_training_stops(losses, patience, stopped):
+    module = Module(losses, 6, patience)
+    assert module.run() == stopped
+    assert module.best["val_loss"] == min(losses[: stopped or 6])
+
+
+def test_the_penalty_is_coupled_and_on_every_parameter(digits):
+    model = network(K=1)
+    (group,) = NodeClassifier(model, weight_decay=0.3).configure_optimizers().param_groups
+    assert len(group["params"]) == len(list(model.parameters()))
+    assert (group["weight_decay"], group["lr"]) == (0.3, 0.01)
+
+
+def test_a_stopped_training_goes_on_from_its_checkpoint(digits, tmp_path):
+    whole, halves = network(), network()
+    fit_node_classifier(whole, digits, epochs=6, patience=1000)
+    file = tmp_path / "last.ckpt"
+    fit_node_classifier(halves, digits, epochs=3, patience=1000, checkpoint=file)
+    halves = network()
+    fit_node_classifier(halves, digits, epochs=6, patience=1000, checkpoint=file)
+    for a, b in zip(whole.parameters(), halves.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_graph_of_torch_geometric_will_do(digits):
+    data = pytest.importorskip("torch_geometric.data")
+    names = ("x", "edge_index", "y", "train_mask", "val_mask", "test_mask")
+    theirs = data.Data(**{name: getattr(digits, name) for name in names})
+    ours, other = network(), network()
+    fit_node_classifier(ours, digits, epochs=2)
+    fit_node_classifier(other, theirs, epochs=2)
+    assert node_accuracy(ours, digits, digits.test_mask) == node_accuracy(other, theirs, theirs.test_mask)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": 0.0}, "lr must be > 0"),
+        ({"weight_decay": -1.0}, "weight_decay must be >= 0, got -1.0"),
+        ({"patience": 0}, "patience must be >= 1, got 0"),
+        ({"epochs": 0}, "epochs must be >= 1, got 0"),
+    ],
+)
+def test_refusals(digits, options, message):
+    with pytest.raises(ValueError, match=message):
+        fit_node_classifier(network(), digits, **options)
+
+
+def test_a_graph_without_a_split_is_refused(digits):
+    with pytest.raises(ValueError, match="graph must have nodes in train_mask, got no such mask"):
+        fit_node_classifier(network(), digits_graph())
+    with pytest.raises(ValueError, match="graph must have nodes in val_mask, got none"):
+        fit_node_classifier(network(), dataclasses.replace(digits, val_mask=torch.zeros(1797, dtype=torch.bool)))
+    with pytest.raises(ValueError, match="mask must have at least 1 node"):
+        node_accuracy(network(), digits, torch.zeros(1797, dtype=torch.bool))
