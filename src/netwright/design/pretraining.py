@@ -122,7 +122,9 @@ def pretrain(
     """
     from netwright.data.tensors import Batches
     from netwright.nn.batchnorm import synchronise
-    from netwright.train.contrastive import extract, fit_contrastive, fit_probe, knn_accuracy
+    from netwright.nn.modes import in_mode
+    from netwright.train import fit
+    from netwright.train.contrastive import ContrastiveModule, extract, fit_probe, knn_accuracy
 
     normalise, main = data.normalise(), distributed.is_main()
     classes = len(data.classes)
@@ -138,20 +140,19 @@ def pretrain(
         before = accuracy(fit_probe(*features(data.train), classes, seed=options.seed), *features(data.test))
     if options.devices * options.nodes > 1:
         synchronise(prepared.host)
-    history = fit_contrastive(
-        prepared.host,
-        Batches(data.train, options.batch_size, seed=options.seed, augment=prepared.views, normalise=normalise),
-        epochs=options.epochs,
-        lr=options.lr,
-        weight_decay=options.weight_decay,
-        seed=options.seed,
-        checkpoint=run / "work/train.ckpt",
-        devices=options.devices,
-        nodes=options.nodes,
-        strategy=options.strategy,
-        precision=options.precision,
-        description=f"pre-train: {options.methods[0].partition(':')[0]}",
-    )
+    with in_mode(prepared.host, training=True):
+        history = fit(
+            ContrastiveModule(prepared.host, lr=options.lr, weight_decay=options.weight_decay),
+            Batches(data.train, options.batch_size, seed=options.seed, augment=prepared.views, normalise=normalise),
+            epochs=options.epochs,
+            seed=options.seed,
+            checkpoint=run / "work/train.ckpt",
+            devices=options.devices,
+            nodes=options.nodes,
+            strategy=options.strategy,
+            precision=options.precision,
+            description=f"pre-train: {options.methods[0].partition(':')[0]}",
+        )
     if not main:
         return history, None
     network.to("cpu", torch.float32)

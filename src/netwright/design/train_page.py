@@ -116,9 +116,12 @@ def _figures(result: TrainResult) -> Table:
         "accuracy of the linear probe before pre-training": result.before,
         "accuracy of the vote of the nearest training examples": result.neighbours,
     }
+    told: list[Sequence[Cell]] = [
+        [name, Value(share, percent(share, 2))] for name, share in probes.items() if share is not None
+    ]
     rows: list[Sequence[Cell]] = [
         ["test accuracy", Value(result.accuracy, percent(result.accuracy, 2))],
-        *([name, Value(share, percent(share, 2))] for name, share in probes.items() if share is not None),
+        *told,
         ["negative log-likelihood, nats", Value(result.nll, f"{result.nll:.4f}")],
         ["expected calibration error", Value(result.ece, f"{result.ece:.2f} %")],
         ["area under the risk-coverage curve, times 1000", Value(result.aurc, f"{result.aurc:.2f}")],

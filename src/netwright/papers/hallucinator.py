@@ -226,7 +226,7 @@ def _resnet() -> nn.Module:
     from netwright.nn.resnet import resnet18_cifar
 
     network = resnet18_cifar()
-    network.fc = nn.Identity()  # type: ignore[assignment]
+    network.fc = nn.Identity()
     return network
 
 

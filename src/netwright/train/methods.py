@@ -90,7 +90,7 @@ def pretraining(texts: Sequence[str]) -> str | None:
     return found[0] if found else None
 
 
-def host(text: str, backbone: Any, *, features: int, hallucinate: bool = False, **usual: Any) -> Host:
+def host(text: str, backbone: Any, *, features: int, hallucinate: bool = False, queue_size: int | None = None) -> Host:
     """A contrastive host by name, around a backbone that is there.
 
     Args:
@@ -98,7 +98,7 @@ def host(text: str, backbone: Any, *, features: int, hallucinate: bool = False, 
         backbone: Gives features.
         features: Their width.
         hallucinate: Whether a :class:`netwright.train.Hallucinator` goes into it.
-        usual: Arguments that take the place of the host's own defaults, where it has them.
+        queue_size: Of MoCo, where the text does not tell it; MoCo's own if None.
 
     Raises:
         UserError: If the host does not take such an argument or value.
@@ -113,7 +113,9 @@ def host(text: str, backbone: Any, *, features: int, hallucinate: bool = False, 
     name, arguments = parse(text)
     make = _class(name)
     kinds = inspect.signature(make).parameters
-    settings = {**{key: value for key, value in usual.items() if key in kinds}, **arguments}
+    settings = dict(arguments)
+    if queue_size is not None and "queue_size" in kinds:
+        settings.setdefault("queue_size", queue_size)
     given: dict[str, Any] = {"backbone_fn": lambda: backbone, "features": features}
     if hallucinate:
         width = settings.get("dim", kinds["dim"].default)

@@ -116,6 +116,20 @@ def test_nothing_breaks_at_zero_embeddings():
         assert gradient.isfinite().all()
 
 
+def test_mixed_precision_does_not_round_cosines():
+    z1, z2 = drawn(8, 4).bfloat16(), drawn(8, 4, seed=1).bfloat16()
+    queue, labels = functional.normalize(drawn(4, 5, seed=2, dtype=torch.float32), dim=0), torch.arange(8) % 3
+    for loss in (
+        lambda a, b: nt_xent(a, b, 0.05),
+        lambda a, b: info_nce(a, b, queue, 0.05),
+        lambda a, b: supcon(a, labels, 0.05),
+    ):
+        exact = loss(z1.float(), z2.float())
+        assert torch.equal(loss(z1, z2), exact)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(loss(z1.float(), z2.float()), exact)
+
+
 def test_small_temperature_does_not_overflow():
     z1, z2 = drawn(8, 4, dtype=torch.float32), drawn(8, 4, seed=1, dtype=torch.float32)
     exact = nt_xent(z1.double(), z2.double(), 1e-3).item()

@@ -257,7 +257,7 @@ class MoCo(Host):
     @torch.no_grad()
     def follow(self) -> None:
         """Moves the key's network towards the query's, in one call for all weights."""
-        own = [*self.key_backbone.parameters(), *self.key_head.parameters()]
+        own: list[Tensor] = [*self.key_backbone.parameters(), *self.key_head.parameters()]
         torch._foreach_lerp_(own, [*self.backbone.parameters(), *self.head.parameters()], 1 - self.momentum)
 
     @torch.no_grad()

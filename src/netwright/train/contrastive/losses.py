@@ -130,10 +130,11 @@ def info_nce(
     check_temperature(temperature)
     if queue.ndim != 2 or len(queue) != q.shape[1] or not queue.shape[1]:
         raise ValueError(f"queue must have shape ({q.shape[1]}, keys) with keys >= 1, got {tuple(queue.shape)}")
-    q, k = functional.normalize(q), functional.normalize(k)
-    positive = (q * k).sum(1) / temperature
-    negatives = (q / temperature) @ queue.detach()
-    return -functional.logsigmoid(positive - negatives.logsumexp(1)).mean()
+    with torch.autocast(q.device.type, enabled=False):
+        q, k = _unit(q), _unit(k)
+        positive = (q * k).sum(1) / temperature
+        negatives = (q / temperature) @ queue.detach().to(q.dtype)
+        return -functional.logsigmoid(positive - negatives.logsumexp(1)).mean()
 
 
 def negative_cosine(p: Float[Tensor, "batch dim"], z: Float[Tensor, "batch dim"]) -> Float[Tensor, ""]:
@@ -190,10 +191,16 @@ def uniformity(x: Float[Tensor, "batch dim"], t: float = 2) -> Float[Tensor, ""]
 
 def _similarities(z: Tensor, temperature: float, mask: Tensor | None = None) -> Tensor:
     """Cosines of all pairs over the temperature; -inf for a row with itself and where the mask is True."""
-    unit = functional.normalize(z)
-    found = (unit / temperature) @ unit.T
+    with torch.autocast(z.device.type, enabled=False):
+        unit = _unit(z)
+        found = (unit / temperature) @ unit.T
     found.fill_diagonal_(-math.inf)
     return found if mask is None else found.masked_fill(mask, -math.inf)
+
+
+def _unit(z: Tensor) -> Tensor:
+    """Unit rows, in single precision at least: over a small temperature half a digit of a cosine is a large error."""
+    return functional.normalize(z.float() if z.dtype in (torch.float16, torch.bfloat16) else z)
 
 
 def _check_pair(first: str, x: Tensor, second: str, y: Tensor) -> None:

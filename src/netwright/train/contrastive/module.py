@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +109,9 @@ def fit_contrastive(
     momentum: float = 0.9,
     weight_decay: float = 1e-4,
     warmup: float = 0.0,
+    callbacks: Sequence[lightning.Callback] = (),
     seed: int = 0,
     checkpoint: str | Path | None = None,
-    **trainer: Any,
 ) -> History:
     """Trains a host in place.
 
@@ -122,9 +123,9 @@ def fit_contrastive(
         momentum: Likewise.
         weight_decay: Likewise.
         warmup: Likewise.
+        callbacks: As for :func:`netwright.train.fit`; the schedule is there already.
         seed: Of everything random.
         checkpoint: As for :func:`netwright.train.fit`.
-        trainer: Further arguments of :func:`netwright.train.fit`.
 
     Returns:
         What each epoch recorded.
@@ -144,6 +145,6 @@ def fit_contrastive(
     module = ContrastiveModule(host, lr=lr, momentum=momentum, weight_decay=weight_decay, warmup=warmup)
     with in_mode(host, training=True):
         return fit(
-            module, data, epochs=epochs, seed=seed, checkpoint=checkpoint,
-            **{"description": "contrastive pre-training", **trainer},
+            module, data, epochs=epochs, callbacks=callbacks, seed=seed, checkpoint=checkpoint,
+            description="contrastive pre-training",
         )  # fmt: skip

@@ -19,7 +19,7 @@ from netwright.seeding import stream
 from netwright.train.classifier import channels_last
 
 LR, MILESTONES, GAMMA = 10.0, (0.6, 0.8), 0.1
-CHUNK = 1024
+CHUNK = 512
 
 
 @torch.no_grad()
@@ -110,8 +110,8 @@ def fit_probe(
             functional.cross_entropy(probe(x[chosen]), labels[chosen]).backward()
             optimizer.step()
     with torch.no_grad():
-        probe.weight /= scale
-        probe.bias -= probe.weight @ mean
+        probe.weight.div_(scale)
+        probe.bias.sub_(probe.weight @ mean)
     return probe.requires_grad_(False)
 
 
