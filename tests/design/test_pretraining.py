@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -18,8 +19,9 @@ from netwright.data import load
 from netwright.design.model import Architecture, load_run
 from netwright.design.options import Options
 from netwright.design.pretraining import prepare
+from netwright.design.run import RunFolder
 from netwright.design.train import TrainOptions, train
-from netwright.design.train_page import page
+from netwright.design.train_page import _doubts, kept, page, verdict
 from netwright.train import PRETRAINING
 from netwright.train.methods import callbacks, host, pretraining
 
@@ -99,9 +101,19 @@ def test_the_page(finished: Path):
     assert "86 keys in the queue" in text
     assert "anywhere in the image, then colour jitter." in text
     assert "A loss that still falls" in text
+    result = storage.read_json(finished / "result.json")
+    assert ("was as good before pre-training" in text) == (result["accuracy"] <= result["before"])
     before = (finished / "report.html").read_bytes()
     page(finished).write(finished)
     assert (finished / "report.html").read_bytes() == before
+
+
+def test_pre_training_in_vain_is_said(finished: Path):
+    run = RunFolder(finished, "training")
+    result = dataclasses.replace(kept(run), accuracy=0.8, before=0.9)
+    assert "was as good before" in str(_doubts(result, run.read("data.json"), 0)[0])
+    assert "was as good before" not in str(_doubts(dataclasses.replace(result, before=None), run.read("data.json"), 0))
+    assert verdict(result).endswith("; 90.0 % before).")
 
 
 def test_the_other_verbs_take_it(finished: Path, data: str, tmp_path: Path):

@@ -134,7 +134,11 @@ def _figures(result: TrainResult) -> Table:
 def _doubts(result: TrainResult, data: Mapping[str, Any], seed: int) -> list[Text]:
     counts = data["counts"]["train"]
     smallest = min(counts, key=counts.get)
+    vain = [
+        "The linear probe was as good before pre-training: give it more epochs or images, or another learning rate."
+    ]
     return [
+        *(vain if result.before is not None and result.accuracy <= result.before else []),
         f"One run with seed {seed}: other seeds differ, mostly within the interval.",
         f"The smallest class in training is {smallest} with {counts[smallest]} examples.",
         "Whether a method helps here is told by the same command without it.",
