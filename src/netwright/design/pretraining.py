@@ -173,7 +173,7 @@ def told(options: TrainOptions, prepared: Pretraining) -> tuple[str, ...]:
         lines.insert(0, "Hallucinator: adds a positive for each image, extrapolated in feature space.")
     queue = getattr(prepared.host, "queue", None)
     if queue is not None:
-        lines.append(f"{queue.shape[1]} keys in the queue.")
+        lines.append(f"{queue.shape[1]} keys in the queue; the loss rises while it fills.")
     lines.append("Linear probe: one linear layer, trained on the labels of the training part with the rest frozen.")
     return tuple(lines)
 
