@@ -123,10 +123,15 @@ class Options(Result):
                 raise UserError(f"unknown --{name} {value!r}", cure=nearest(value, known))
         if self.select is not None:
             self._check_selector(self.select)
-        from netwright.train.methods import parse
+        from netwright.train.methods import parse, prepares
 
         for text in self.train_method:
             parse(text)
+        if self.time_budget is not None and (found := prepares(self.train_method)):
+            raise UserError(
+                f"{found[0]} learns something of the data first, for as long as it takes: no time budget holds with it",
+                cure="leave out one of the two",
+            )
 
     def _check_selector(self, name: str) -> None:
         if self.search == "random":

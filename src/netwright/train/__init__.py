@@ -19,9 +19,13 @@ METHODS = {
     "ps-kd": "netwright.train.callbacks:PSKDCallback",
     "elr": "netwright.train.callbacks:ELRCallback",
     "elr+": "netwright.train.callbacks:ELRPlusCallback",
+    "cdvg": "netwright.train.callbacks:CDvGCallback",
 }
 
 _NAMES = {
+    "BiasTranslator": "debias",
+    "CDvG": "debias",
+    "CDvGCallback": "callbacks",
     "Classifier": "classifier",
     "CosineProgress": "schedules",
     "Deadline": "schedules",
@@ -31,6 +35,7 @@ _NAMES = {
     "ELRPlusCallback": "callbacks",
     "GradientNoise": "gradient_noise",
     "GradientNoiseCallback": "callbacks",
+    "LfF": "debias",
     "LabelDoubts": "early_learning",
     "Loader": "fitting",
     "Memorization": "callbacks.memorization",
@@ -49,6 +54,7 @@ _NAMES = {
     "TrActConv1d": "tract",
     "TrActConv2d": "tract",
     "TrActLinear": "tract",
+    "ViewCache": "debias",
     "WeightAverage": "ema",
     "WeightCompander": "weight_compander",
     "WeightCompanderCallback": "callbacks",
@@ -56,6 +62,7 @@ _NAMES = {
     "agreement_loss": "early_learning",
     "apply_tract": "tract",
     "apply_weight_compander": "weight_compander",
+    "bias_metrics": "debias",
     "channels_last": "classifier",
     "compand": "weight_compander",
     "crossover": "weight_compander",
@@ -83,6 +90,7 @@ _MODULES = (
     "callbacks",
     "classifier",
     "dagnn",
+    "debias",
     "distillation",
     "early_learning",
     "early_learning_plus",
@@ -102,6 +110,7 @@ _MODULES = (
 
 if TYPE_CHECKING:
     from netwright.train.callbacks import (
+        CDvGCallback,
         ELRCallback,
         ELRPlusCallback,
         GradientNoiseCallback,
@@ -113,6 +122,7 @@ if TYPE_CHECKING:
     from netwright.train.callbacks.memorization import Memorization, memorization
     from netwright.train.classifier import Classifier, channels_last, evaluate
     from netwright.train.dagnn import NodeClassifier, fit_node_classifier, node_accuracy
+    from netwright.train.debias import BiasTranslator, CDvG, LfF, ViewCache, bias_metrics
     from netwright.train.distillation import distillation_loss
     from netwright.train.early_learning import ELRLoss, LabelDoubts, agreement_loss, label_doubts, sigmoid_ramp
     from netwright.train.early_learning_plus import ELRPlus
@@ -152,6 +162,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "METHODS",
+    "BiasTranslator",
+    "CDvG",
+    "CDvGCallback",
     "Classifier",
     "CosineProgress",
     "Deadline",
@@ -162,6 +175,7 @@ __all__ = [
     "GradientNoise",
     "GradientNoiseCallback",
     "LabelDoubts",
+    "LfF",
     "Loader",
     "Memorization",
     "MemorizationTracker",
@@ -179,6 +193,7 @@ __all__ = [
     "TrActConv1d",
     "TrActConv2d",
     "TrActLinear",
+    "ViewCache",
     "WeightAverage",
     "WeightCompander",
     "WeightCompanderCallback",
@@ -186,6 +201,7 @@ __all__ = [
     "agreement_loss",
     "apply_tract",
     "apply_weight_compander",
+    "bias_metrics",
     "channels_last",
     "compand",
     "crossover",

@@ -210,16 +210,28 @@ class TwoViews:
         Raises:
             ValueError: If there is a cache and no indices.
         """
-        original = self.kind != "transformed"
-        views = [
-            x if original and not number else self._translated(x, index, targets)
-            for number, targets in enumerate(self.draw_targets(len(x), generator))
-        ]
+        targets = self.draw_targets(len(x), generator)
+        first = x if self.original else self._translated(x, index, targets[0])
+        second = self._translated(x, index, targets[1])
+        return self._finished(first, generator), self._finished(second, generator)
+
+    @property
+    def original(self) -> bool:
+        """Whether the first view is the image itself."""
+        return self.kind == "original+transformed"
+
+    def kept(self, index: Int[Tensor, "batch"], generator: Generator) -> tuple[Tensor | None, Tensor]:
+        """The two views by indices alone, out of the cache; None for the image itself."""
+        assert self.cache is not None
+        first, second = (
+            scaled(self.cache.pick(index.cpu(), each)) for each in self.draw_targets(len(index), generator)
+        )
+        return None if self.original else self._finished(first, generator), self._finished(second, generator)
+
+    def _finished(self, view: Tensor, generator: Generator) -> Tensor:
         if self.augment is not None:
-            views = [self.augment(view, generator) for view in views]
-        if self.noise:
-            views = [view + self.noise / 2 * torch.randn(view.shape, generator=generator).to(view) for view in views]
-        return views[0], views[1]
+            view = self.augment(view, generator)
+        return view + self.noise / 2 * torch.randn(view.shape, generator=generator).to(view) if self.noise else view
 
     def _translated(self, x: Tensor, index: Tensor | None, targets: Tensor) -> Tensor:
         if self.cache is not None:
