@@ -18,7 +18,7 @@ def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = DOUBLE) -> torch.Tens
 
 
 def cosine(a, b):
-    return float(a @ b / a.norm() / b.norm())
+    return (a @ b / a.norm() / b.norm()).item()
 
 
 def nt_xent_by_pairs(z1, z2, temperature, masked=lambda i, j: False):

@@ -63,9 +63,9 @@ def nt_xent(
 
 
 def supcon(z: Float[Tensor, "views dim"], labels: Int[Tensor, "views"], temperature: float) -> Float[Tensor, ""]:
-    """The supervised contrastive loss: the positives of a view are all other views with its label, averaged outside log.
+    """The supervised contrastive loss: the positives of a view are all other views with its label.
 
-    With a label for each image, two views an image, it is :func:`nt_xent`.
+    Their logarithms are averaged. With a label for each image, two views an image, it is :func:`nt_xent`.
 
     Args:
         z: Embeddings of any length; they are normalised here.
