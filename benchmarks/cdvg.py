@@ -8,8 +8,8 @@ One thread, alternating rounds, medians and quartiles of the ratio peer / ours.
 ``ViewCache`` of 123 MB, or translated batch by batch as a direct implementation has it. Making the cache is told apart.
 ``epoch``: the second stage over 4,000 pictures with a small convolutional network, without batch norm (two views a
 picture) and with it (the picture passes too), beside an epoch of plain training of the same network.
-``step``: a step of the translator's critic with the gradient penalty on the whole batch, on half of it, and every second
-step.
+``step``: two steps of the translator's critic with the gradient penalty on the whole batch, on half of it, and in every
+second step.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from support.subjects import run
 from torch import nn
 from torch.nn import functional
 
@@ -29,6 +28,7 @@ from netwright.data.biased import BiasedDataset, colored_mnist
 from netwright.nn.convnet import SmallConvNet
 from netwright.seeding import seeded, stream
 from netwright.train.debias import BiasTranslator, CDvG, TwoViews, ViewCache, signed_range
+from support.subjects import run
 
 BATCH, CLASSES = 64, 10
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from netwright.papers import cdvg as paper
-from netwright.papers.evidence import overall
+from netwright.papers.evidence.statistics import overall
 
 IMAGES = [80, 40, 60]
 

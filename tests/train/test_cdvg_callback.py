@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import lightning
 import pytest
 import torch
@@ -21,7 +23,8 @@ from netwright.train.methods import callbacks as by_name
 
 @pytest.fixture(scope="module")
 def data():
-    return load("digits")
+    whole = load("digits")
+    return dataclasses.replace(whole, train=whole.train.subset(range(200)))
 
 
 @pytest.fixture(scope="module")
@@ -182,9 +185,6 @@ def test_training_the_translator_leaves_a_file_and_goes_on_from_it(data, tmp_pat
     again.prepare(data, tmp_path)
     assert (tmp_path / "generator.safetensors").read_bytes() == before
     assert torch.equal(method.cache.views, again.cache.views)
-    anew = CDvGCallback(**options)
-    anew.prepare(data)
-    assert torch.equal(method.cache.views, anew.cache.views)
     other = CDvGCallback(**options, seed=1)
     other.prepare(data)
     assert not torch.equal(method.cache.views, other.cache.views)

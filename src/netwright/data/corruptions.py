@@ -56,7 +56,7 @@ def _contrast(x: Tensor, s: float, generator: Generator) -> Tensor:
 
 def _pixelated(x: Tensor, s: float, generator: Generator) -> Tensor:
     height, width = x.shape[2:]
-    small = [max(1, round(side / (1 + 0.4 * s))) for side in (height, width)]
+    small = max(1, round(height / (1 + 0.4 * s))), max(1, round(width / (1 + 0.4 * s)))
     return functional.interpolate(functional.adaptive_avg_pool2d(x, small), (height, width), mode="nearest")
 
 

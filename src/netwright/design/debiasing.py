@@ -13,7 +13,7 @@ from netwright import storage
 from netwright.console import UserError
 from netwright.design.run import RunFolder
 from netwright.design.verdict import percent
-from netwright.page import Block, Images, Page, Paragraph, Picture, Section, Table, Value, png
+from netwright.page import Block, Cell, Images, Page, Paragraph, Picture, Section, Table, Value, png
 from netwright.train.debias.measures import bias_metrics, translation_rates
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def blocks(run: RunFolder) -> list[Block]:
             "bias is another one": "conflicting",
             "worst class and bias": "worst group",
         }
-        rows = [
+        rows: list[Sequence[Cell]] = [
             [name, Value(value, percent(value, 2))]
             for name, key in named.items()
             if (value := figures["accuracies"][key]) is not None
@@ -167,7 +167,8 @@ def translation_blocks(run: RunFolder, each: int = ROWS_A_CLASS) -> list[Block]:
         UserError: If a file is damaged.
     """
     figures = run.read(FIGURES)["translations"]
-    strips, seen, pictures = _stored(run), dict.fromkeys(figures["labels"], 0), []
+    strips, seen = _stored(run), dict.fromkeys(figures["labels"], 0)
+    pictures: list[Picture] = []
     for strip, label in zip(strips, figures["labels"], strict=True):
         seen[label] += 1
         if seen[label] <= each and len(pictures) < MOST_ROWS:

@@ -8,11 +8,12 @@ MNIST-5000, 3,600 training images of 28 x 28, coloured: in each class 100 %, 99.
 class, the others any other one; in the test part colours are uniform, so that its accuracy is the unbiased one. One
 translator a share (width 16, one down-sampling, two residual blocks, 2,400 steps of the critic at batch 16), judged by
 the nearest colour and by a classifier of grey digits. Arms, with one convolutional network, Adam, batch 64 and 8
-epochs: plain training (ERM); LfF; translated views without contrast; CDvG. Learning rates and the weight of the contrast are chosen
-by accuracy on the biased validation part at 99.5 %, with a seed of their own. At 100 % also: views with noise, which
-covers what the translator hides in them; and two that know the bias, as ceilings: ERM on images in random colours, and
-CDvG whose translator is the exact recolouring. As a control, colours that tell nothing of the class. Seeds differ in
-initialisation, order and views; all share images and translator. Not tested: BFFHQ, Corrupted CIFAR-10, 128 x 128.
+epochs: plain training (ERM); LfF; translated views without contrast; CDvG. Learning rates and the weight of the
+contrast are chosen by accuracy on the biased validation part at 99.5 %, with a seed of their own. At 100 % also: views
+with noise, which covers what the translator hides in them; and two that know the bias, as ceilings: ERM on images in
+random colours, and CDvG whose translator is the exact recolouring. As a control, colours that tell nothing of the
+class. Seeds differ in initialisation, order and views; all share images and translator. Not tested: BFFHQ, Corrupted
+CIFAR-10, 128 x 128.
 """
 
 from __future__ import annotations

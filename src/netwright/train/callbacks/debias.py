@@ -115,6 +115,7 @@ class CDvGCallback(TermCallback):
         self._place = 0, 0, 0
         self._caught: list[Tensor] = []
         self._labels: Tensor | None = None
+        self._layer: nn.Linear | None = None
         self._feature_hook: RemovableHandle | None = None
 
     def check_data(self, data: Data) -> None:
@@ -197,10 +198,9 @@ class CDvGCallback(TermCallback):
         """Gives the module the projection, before its optimisers are made and a checkpoint is read."""
         if stage != "fit" or not self.lambda_con:
             return
+        self._layer = self._feature_layer(self._source(pl_module))  # before another linear layer is added
         with seeded(self.seed, "projection"):
-            pl_module.debias_projection = projection_head(
-                self._feature_layer(self._source(pl_module)).in_features, self.projection
-            )
+            pl_module.debias_projection = projection_head(self._layer.in_features, self.projection)
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Stands around the training step, and watches what enters the last linear layer."""
@@ -208,7 +208,8 @@ class CDvGCallback(TermCallback):
             raise ValueError("CDvG must be prepared before it trains: call prepare, or use netwright.train.debias.CDvG")
         super().on_fit_start(trainer, pl_module)
         self._normalise = self._normalise.to(pl_module.device)
-        self._feature_hook = self._feature_layer(self._source(pl_module)).register_forward_pre_hook(self._catch)
+        if self._layer is not None:
+            self._feature_hook = self._layer.register_forward_pre_hook(self._catch)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Looks whether everything fits together."""
@@ -257,6 +258,8 @@ class CDvGCallback(TermCallback):
 
     def _pull(self, pl_module: lightning.LightningModule, ids: Tensor, logits: Tensor) -> Tensor:
         assert self._labels is not None
+        if not self._caught:
+            raise RuntimeError("CDvG saw no features: name the layer that they enter with the argument features")
         count = len(self._labels)
         z: Tensor = pl_module.debias_projection(self._caught[0][: 2 * count])  # type: ignore[operator]
         return self.lambda_con * contrast(z[:count], z[count:], self._labels, self.temperature, self.supervised)
@@ -266,7 +269,7 @@ class CDvGCallback(TermCallback):
         super().teardown(trainer, pl_module, stage)
         if self._feature_hook is not None:
             self._feature_hook.remove()
-        self._feature_hook, self._caught = None, []
+        self._feature_hook, self._layer, self._caught = None, None, []
         if hasattr(pl_module, "debias_projection"):
             del pl_module.debias_projection
 

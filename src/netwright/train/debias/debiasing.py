@@ -144,7 +144,7 @@ class CDvG(lightning.LightningModule):
         self.optimizer_fn = optimizer_fn
         self.real_images = real_images and any(isinstance(part, _BatchNorm) for part in encoder.modules())
         width = _width(encoder, translator) if features is None else features
-        self.encoder = encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.encoder = encoder.to(memory_format=torch.channels_last)
         self.head = nn.Linear(width, num_classes)
         self.projection = projection_head(width, projection)
 

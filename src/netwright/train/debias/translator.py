@@ -277,7 +277,7 @@ class BiasTranslator(lightning.LightningModule):
         total = max(1, int(self.trainer.max_epochs or 1) * int(self.trainer.num_training_batches))
         step = self.current_epoch * int(self.trainer.num_training_batches) + batch_idx
         draws = stream(self.seed, "translator", step, self.global_rank)
-        of_generator, of_critic = self.optimizers()  # type: ignore[misc,attr-defined]
+        of_generator, of_critic = self.optimizers()  # type: ignore[attr-defined]
         for optimizer in (of_generator, of_critic):
             for group in optimizer.param_groups:
                 group["lr"] = self.lr * min(1.0, 2 * (1 - step / total))
