@@ -9,11 +9,11 @@ class, the others any other one; in the test part colours are uniform, so that i
 translator a share (width 16, one down-sampling, two residual blocks, 2,400 steps of the critic at batch 16), judged by
 the nearest colour and by a classifier of grey digits. Arms, with one convolutional network, Adam, batch 64 and 8
 epochs: plain training (ERM); LfF; translated views without contrast; CDvG. Learning rates and the weight of the
-contrast are chosen by accuracy on the biased validation part at 99.5 %, with a seed of their own. At 100 % also: views
-with noise, which covers what the translator hides in them; and two that know the bias, as ceilings: ERM on images in
-random colours, and CDvG whose translator is the exact recolouring. As a control, colours that tell nothing of the
-class. Seeds differ in initialisation, order and views; all share images and translator. Not tested: BFFHQ, Corrupted
-CIFAR-10, 128 x 128.
+contrast are chosen by accuracy on the biased validation part at 99.5 % after 4 epochs, with a seed of their own. At 100
+% also: CDvG with noise on its views, which covers what the translator hides in them; and two that know the bias, as
+ceilings: ERM on images in random colours, and CDvG whose translator is the exact recolouring. As a control, plain
+training and CDvG where colours tell nothing of the class; at 98 % no views without contrast. Seeds differ in
+initialisation, order and views; all share images and translator. Not tested: BFFHQ, Corrupted CIFAR-10, 128 x 128.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ CARD = Paper(
 SHARES = {"100 %": 1.0, "99.5 %": 0.995, "98 %": 0.98, "no bias": 0.1}
 RATES, CONTRASTS = (3e-4, 1e-3, 3e-3), (0.1, 0.5, 1.0)
 TUNED_AT, WORST = "99.5 %", "100 %"
+ARMS = {"98 %": ("ERM", "LfF", "CDvG"), "no bias": ("ERM", "CDvG")}  # all of them elsewhere
 NOISES = (0.2, 0.4)
 CLASSES, BATCH, TEMPERATURE, CHANCE = 10, 64, 0.1, 0.1
 
@@ -124,6 +125,7 @@ def reproduce(run: Run) -> Evidence:
     side = run.size("pixels a side", full=28, fast=16, specified=32, scaled=False)
     steps = run.size("steps of the translator", full=2400, fast=20, specified=3000)
     epochs = run.size("epochs", full=8, fast=1)
+    trial = run.size("epochs of a trial", full=4, fast=1)
     shares = {WORST: SHARES[WORST]} if run.fast else SHARES
     files = {share: str(run.out.resolve() / f"views-{ratio:g}.safetensors") for share, ratio in shares.items()}
     common = {share: [ratio, side, images, steps, files[share]] for share, ratio in shares.items()}
@@ -131,24 +133,23 @@ def reproduce(run: Run) -> Evidence:
     chosen: dict[str, list[float]] = {}
     tuned = common[TUNED_AT if TUNED_AT in common else WORST]
     for arm in ("ERM", "LfF", "views", "CDvG"):
-        trials = {lr: [*tuned, arm, lr, CONTRASTS[-1], 0.0, epochs, True] for lr in RATES}
+        trials = {lr: [*tuned, arm, lr, CONTRASTS[-1], 0.0, trial, True] for lr in RATES}
         lr, tried = best(run, f"{arm}, lr", trials, _train)
         arms |= tried
         chosen[arm] = [lr, CONTRASTS[-1], 0.0]
     lr = chosen["CDvG"][0]
-    trials = {weight: [*tuned, "CDvG", lr, weight, 0.0, epochs, True] for weight in CONTRASTS}
+    trials = {weight: [*tuned, "CDvG", lr, weight, 0.0, trial, True] for weight in CONTRASTS}
     chosen["CDvG"][1], tried = best(run, "CDvG, contrast", trials, _train)
     arms |= tried
     wanted = {
-        f"{share}, {arm}": [*common[share], arm, *setting, epochs, False]
+        f"{share}, {arm}": [*common[share], arm, *chosen[arm], epochs, False]
         for share in shares
-        for arm, setting in chosen.items()
+        for arm in ARMS.get(share, tuple(chosen))
     }
     if not run.fast:
         for noise in NOISES:
-            for arm in ("views", "CDvG"):
-                setting = [*chosen[arm][:2], noise]
-                wanted[f"{WORST}, {arm}, noise {noise:g}"] = [*common[WORST], arm, *setting, epochs, False]
+            setting = [*chosen["CDvG"][:2], noise]
+            wanted[f"{WORST}, CDvG, noise {noise:g}"] = [*common[WORST], "CDvG", *setting, epochs, False]
         known = {"random colours": chosen["ERM"], "CDvG, exact": chosen["CDvG"]}
         wanted |= {f"{WORST}, {arm}": [*common[WORST], arm, *known[arm], epochs, False] for arm in known}
     arms |= run.arms(wanted, _train)
