@@ -35,8 +35,9 @@ _NAMES = {
     "ELRPlusCallback": "callbacks",
     "GradientNoise": "gradient_noise",
     "GradientNoiseCallback": "callbacks",
-    "LfF": "debias",
+    "KeyInitCallback": "kv_bottleneck",
     "LabelDoubts": "early_learning",
+    "LfF": "debias",
     "Loader": "fitting",
     "Memorization": "callbacks.memorization",
     "MemorizationTracker": "callbacks",
@@ -97,6 +98,7 @@ _MODULES = (
     "ema",
     "fitting",
     "gradient_noise",
+    "kv_bottleneck",
     "masked_autoencoder",
     "memory",
     "methods",
@@ -135,6 +137,7 @@ if TYPE_CHECKING:
         noise_variance,
         register_gradient_noise,
     )
+    from netwright.train.kv_bottleneck import KeyInitCallback
     from netwright.train.masked_autoencoder import PatchDrawing, fit_masked_autoencoder
     from netwright.train.memory import PredictionMemory
     from netwright.train.rmsprop import RMSpropTF
@@ -174,6 +177,7 @@ __all__ = [
     "ELRPlusCallback",
     "GradientNoise",
     "GradientNoiseCallback",
+    "KeyInitCallback",
     "LabelDoubts",
     "LfF",
     "Loader",
