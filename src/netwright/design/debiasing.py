@@ -60,7 +60,7 @@ def _answers(network: nn.Module, data: Data, images: Any) -> Tensor:
 def _translated(run: RunFolder, translator: Any, network: nn.Module, data: Data) -> dict[str, Any]:
     """Keeps strips of validation images in other classes, and measures what translating does to them."""
     from netwright.data import TensorImages, subset
-    from netwright.train.debias.views import as_bytes, panel, signed_range
+    from netwright.train.debias.views import panel, translated
 
     part = data.validation
     chosen = subset(part, min(MOST_IMAGES, len(part)), seed=0)
@@ -68,9 +68,8 @@ def _translated(run: RunFolder, translator: Any, network: nn.Module, data: Data)
     images, labels = (255 * pixels).round().byte(), part.labels[chosen]
     count = len(data.classes)
     targets = (labels + 1 + torch.arange(len(labels)) % (count - 1)) % count  # never the image's own
-    made = as_bytes(translator.translate(signed_range(len(images[0]))(images), targets))
-    translated = TensorImages(made, labels)
-    read, kept = _answers(_reader(data), data, translated), _answers(network, data, translated)
+    made = TensorImages(translated(translator, images, targets), labels)
+    read, kept = _answers(_reader(data), data, made), _answers(network, data, made)
     shown = [round(i * (count - 1) / max(1, min(count, MOST_CLASSES) - 1)) for i in range(min(count, MOST_CLASSES))]
     rows = [row for label in shown for row in (labels == label).nonzero().flatten()[:ROWS_A_CLASS].tolist()]
     strips = panel(translator, images[rows], shown)

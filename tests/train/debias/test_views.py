@@ -163,7 +163,7 @@ def kept() -> TwoViews:
         (lambda: TwoViews(Recolour(), "both"), "views must be 'transformed' or"),
         (lambda: TwoViews(None), "translator must be given"),
         (lambda: TwoViews(Recolour(), noise=-1.0), "view_noise must be >= 0"),
-        (lambda: ViewCache(coloured(12), Recolour(), batch_size=0), "batch_size >= 1"),
+        (lambda: ViewCache(coloured(12), Recolour(), batch_size=0), "batch_size must be >= 1, got 0"),
         (lambda: ViewCache(coloured(12).subset([]), Recolour()), "at least 1 image, got 0"),
         (lambda: ViewCache(BELOW, Recolour()), r"in \[0, 1\], got -1"),
         (lambda: TwoViews(Recolour())(torch.full((2, 3, 8, 8), 1.1), None, stream(0, "v")), r"lie in \[-1, 1\]"),

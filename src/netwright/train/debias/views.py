@@ -21,6 +21,7 @@ from netwright.train.debias.translator import check_signed
 
 ViewKind = Literal["transformed", "original+transformed"]
 MEMORY_LIMIT = 1_000_000_000
+AT_ONCE = 4_000_000  # numbers in the images of one pass through a translator
 
 
 class Translates(Protocol):
@@ -63,7 +64,7 @@ class ViewCache(Dataset[tuple[Tensor, int]]):
         translator: Turns images into other classes.
         path: File for the views when they are many, which stays; by default one that goes with the object.
         memory_limit: Bytes up to which they are kept in memory, >= 0.
-        batch_size: Images translated at once, >= 1; each for all classes.
+        batch_size: Translations made at once, >= 1; by default as many as suit the size of the images.
 
     Attributes:
         views: (N, K, C, H, W) uint8.
@@ -91,26 +92,28 @@ class ViewCache(Dataset[tuple[Tensor, int]]):
         *,
         path: str | Path | None = None,
         memory_limit: int = MEMORY_LIMIT,
-        batch_size: int = 64,
+        batch_size: int | None = None,
     ):
         if len(dataset) == 0:
             raise ValueError("dataset must hold at least 1 image, got 0")
-        if memory_limit < 0 or batch_size < 1:
-            raise ValueError(f"memory_limit must be >= 0 and batch_size >= 1, got {memory_limit} and {batch_size}")
+        if memory_limit < 0:
+            raise ValueError(f"memory_limit must be >= 0, got {memory_limit}")
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be >= 1, got {batch_size}")
         first, _ = _images(dataset, torch.tensor([0]))
         self.classes = translator.num_classes
         shape = (len(dataset), self.classes, *first.shape[1:])
         self.views = self._room(shape, path, memory_limit)
         self.labels = torch.empty(len(dataset), dtype=torch.int64)
-        signed = signed_range(first.shape[1])
-        classes = torch.arange(self.classes)
-        with task("translating", total=len(dataset)) as bar:
-            for rows in torch.arange(len(dataset)).split(batch_size):
-                images, self.labels[rows] = _images(dataset, rows)
-                x = signed(images).repeat_interleave(self.classes, 0)
-                made = as_bytes(translator.translate(x, classes.repeat(len(rows))))
-                self.views[rows[0] : rows[-1] + 1] = made.view(len(rows), *shape[1:])
-                bar.update(int(rows[-1]) + 1)
+        flat = self.views.view(-1, *first.shape[1:])
+        at_once = at_once_for(first) if batch_size is None else batch_size
+        with task("translating", total=len(flat)) as bar:
+            for pairs in torch.arange(len(flat)).split(at_once):
+                rows, targets = pairs // self.classes, pairs % self.classes
+                images, labels = _images(dataset, rows.unique())
+                self.labels[rows[0] : rows[-1] + 1] = labels
+                flat[pairs[0] : pairs[-1] + 1] = translated(translator, images[rows - rows[0]], targets)
+                bar.update(int(pairs[-1]) + 1)
 
     def _room(self, shape: tuple[int, ...], path: str | Path | None, memory_limit: int) -> Tensor:
         size = int(np.prod(shape, dtype=np.int64))
@@ -138,6 +141,26 @@ class ViewCache(Dataset[tuple[Tensor, int]]):
     ) -> UInt8[Tensor, "batch channels height width"]:
         """The translation of image ``index[i]`` into class ``targets[i]``."""
         return self.views[index, targets]
+
+
+def at_once_for(images: Tensor) -> int:
+    """How many images of this size pass through a translator at once."""
+    return max(1, AT_ONCE // images[0].numel())
+
+
+def translated(
+    translator: Translates, images: Tensor, targets: Int[Tensor, "batch"]
+) -> UInt8[Tensor, "batch channels height width"]:
+    """Pictures as pictures of other classes, a few at a time where they are large.
+
+    Args:
+        translator: Turns images into other classes.
+        images: Bytes, or floats in [0, 1].
+        targets: The class of each.
+    """
+    signed, number = signed_range(images.shape[1]), at_once_for(images)
+    pairs = zip(images.split(number), targets.split(number), strict=True)
+    return torch.cat([as_bytes(translator.translate(signed(x), to)) for x, to in pairs])
 
 
 def _images(dataset: Examples, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -257,6 +280,5 @@ def panel(
         images: Pictures.
         classes: Which.
     """
-    signed, count = signed_range(images.shape[1])(images), len(images)
-    columns = [as_bytes(translator.translate(signed, torch.full((count,), label))) for label in classes]
+    columns = [translated(translator, images, torch.full((len(images),), label)) for label in classes]
     return torch.stack([images, *columns], 1)
