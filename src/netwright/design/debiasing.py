@@ -44,7 +44,7 @@ def write(run: RunFolder, methods: Sequence[Any], network: nn.Module, data: Data
     if figures:
         run.write(FIGURES, figures)
     if "translations" in figures:
-        head = Section("", translation_blocks(run))
+        head = Section("", [translation_block(run)])
         verdict = told(figures["translations"])
         Page(f"Translated samples of {data.name}", verdict, [head], figures).write(run.path, PAGE)
 
@@ -151,12 +151,12 @@ def blocks(run: RunFolder) -> list[Block]:
         ]
         found.append(Table(["test accuracy by bias", ""], rows))
     if "translations" in figures:
-        found += translation_blocks(run, each=1)
+        found += [Paragraph(told(figures["translations"])), translation_block(run, each=1)]
     return found
 
 
-def translation_blocks(run: RunFolder, each: int = ROWS_A_CLASS) -> list[Block]:
-    """What to look for in translated samples, and strips of them.
+def translation_block(run: RunFolder, each: int = ROWS_A_CLASS) -> Images:
+    """Strips of translated samples, and what to look for in them.
 
     Args:
         run: Whose folder.
@@ -179,7 +179,7 @@ def translation_blocks(run: RunFolder, each: int = ROWS_A_CLASS) -> list[Block]:
         "figure itself changes, train the translator longer (steps) or raise lambda_rec; where nothing changes, the "
         "data have no bias that is easier than their signal, and this method has nothing to work with."
     )
-    return [Paragraph(told(figures)), Images(pictures, reading, wide=True)]
+    return Images(pictures, reading, wide=True)
 
 
 def _strip(pictures: np.ndarray) -> np.ndarray:
