@@ -46,8 +46,9 @@ def check_contrast(lambda_con: float, temperature: float, projection: int) -> No
 
 
 def projection_head(features: int, out: int) -> nn.Sequential:
-    """g: two layers, from features to the space in which views are compared."""
-    return nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, out))
+    """g: two layers, from features to the space in which views are compared, with at most twice its width between."""
+    hidden = min(features, 2 * out)
+    return nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, out))
 
 
 def contrast(
