@@ -19,6 +19,7 @@ from netwright.data.tensors import Batches, TensorImages
 from netwright.seeding import seeded
 from netwright.train import METHODS, Classifier, fit
 from netwright.train.callbacks import (
+    CDvGCallback,
     ELRCallback,
     ELRPlusCallback,
     GradientNoiseCallback,
@@ -329,6 +330,7 @@ def test_names():
         PSKDCallback,
         ELRCallback,
         ELRPlusCallback,
+        CDvGCallback,
     ]
     assert [type(callback) for callback in found] == kinds
     assert by_name(["gradient-noise:eta=0.3"])[0].eta == 0.3

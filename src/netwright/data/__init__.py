@@ -1,5 +1,6 @@
 """Data sets by name or path, split without leaks and checked before use; batches and augmentation."""
 
+from netwright.data.biased import BiasedDataset, biased_names
 from netwright.data.folder import FolderImages, write_folder
 from netwright.data.label_noise import with_noisy_labels
 from netwright.data.loading import Data, load
@@ -12,6 +13,7 @@ from netwright.data.tensors import Batches, Normalise, TensorImages
 
 __all__ = [
     "Batches",
+    "BiasedDataset",
     "Data",
     "DataReport",
     "FolderImages",
@@ -19,6 +21,7 @@ __all__ = [
     "Problem",
     "TensorImages",
     "as_sequences",
+    "biased_names",
     "check",
     "load",
     "names",

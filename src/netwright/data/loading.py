@@ -192,7 +192,8 @@ def load(
 
     Args:
         name_or_path: ``digits``, ``mnist-5000``, ``mnist1d``, ``fashion-mnist``, ``cifar10``, ``cifar100``;
-            ``aeon:NAME`` for time series (see :mod:`netwright.data.sequences`); else a folder of class folders (see
+            ``aeon:NAME`` for time series (see :mod:`netwright.data.sequences`); ``coloured-mnist-5000`` and others with
+            a known bias (see :mod:`netwright.data.biased`); else a folder of class folders (see
             :mod:`netwright.data.folder`), a folder of MNIST's idx files or of CIFAR's batches, or a ``.npz`` (see
             :mod:`netwright.data.arrays`). Write ``./digits`` for a folder called so.
         seed: Seed of the splits.

@@ -10,6 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,8 @@ FASHION_CLASSES = (
 CIFAR_FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 LARGEST_SIZE = 4096
 SERIES_PREFIX = "aeon:"
+BIASED_KINDS = ("coloured", "corrupted", "textured")
+BIASED_DATA = ("mnist-5000", "fashion-mnist")  # bright figures on black, of ten classes
 EXTRA_CURE = 'install it with: pip install "netwright[data]"'
 
 
@@ -171,6 +174,17 @@ NAMED: dict[str, Callable[[Path | None, bool], Parts]] = {
 }
 
 
+def is_biased_name(name: str) -> bool:
+    """Whether a name is ``KIND-NAME`` or ``KIND-NAME:RATIO`` of :mod:`netwright.data.biased`.
+
+    Example:
+        >>> is_biased_name("coloured-mnist-5000:0.95"), is_biased_name("coloured-pencils")
+        (True, False)
+    """
+    kind, _, base = name.partition(":")[0].partition("-")
+    return kind in BIASED_KINDS and base in BIASED_DATA
+
+
 def names() -> tuple[str, ...]:
     """The data sets that have a name.
 
@@ -209,29 +223,40 @@ class Reading:
             raise ValueError(f"memory_limit must be >= 0 bytes, got {self.memory_limit}")
 
 
+def _reader(name: str) -> Callable[[Path | None, bool], Parts] | None:
+    """What reads the data set of a name; None when it is no name."""
+    if name in NAMED:
+        return NAMED[name]
+    if name.startswith(SERIES_PREFIX):
+        from netwright.data.sequences import read_series
+
+        return partial(read_series, name.removeprefix(SERIES_PREFIX))
+    if is_biased_name(name):
+        from netwright.data.biased import read_biased
+
+        return partial(read_biased, name)
+    return None
+
+
 def read(name_or_path: str | os.PathLike[str], how: Reading) -> Parts:
     """The parts of a data set, before any check of its classes.
 
     Raises:
         UserError: If there is no such data set, or it cannot be read at all.
     """
-    if isinstance(name_or_path, str) and name_or_path in NAMED:
+    reader = _reader(name_or_path) if isinstance(name_or_path, str) else None
+    if reader is not None:
         if how.size is not None:
-            raise UserError(f"{name_or_path} has a fixed size", cure="leave out the size")
-        return NAMED[name_or_path](None if how.root is None else Path(how.root).expanduser(), how.download)
-    if isinstance(name_or_path, str) and name_or_path.startswith(SERIES_PREFIX):
-        from netwright.data.sequences import read_series
-
-        if how.size is not None:
-            raise UserError(f"{name_or_path} has a fixed length", cure="leave out the size")
-        root = None if how.root is None else Path(how.root).expanduser()
-        return read_series(name_or_path.removeprefix(SERIES_PREFIX), root, how.download)
+            what = "length" if str(name_or_path).startswith(SERIES_PREFIX) else "size"
+            raise UserError(f"{name_or_path} has a fixed {what}", cure="leave out the size")
+        return reader(None if how.root is None else Path(how.root).expanduser(), how.download)
     path = Path(name_or_path).expanduser()
     if not path.exists():
         text = os.fspath(name_or_path)
+        known = (*NAMED, *(f"{kind}-{name}" for kind in BIASED_KINDS for name in BIASED_DATA))
         if isinstance(name_or_path, Path) or os.sep in text or path.suffix:
-            raise UserError("no such file or folder", where=path, cure=f"check the path, or {nearest(text, NAMED)}")
-        raise UserError(f'there is no data set or folder "{text}"', cure=nearest(text, NAMED))
+            raise UserError("no such file or folder", where=path, cure=f"check the path, or {nearest(text, known)}")
+        raise UserError(f'there is no data set or folder "{text}"', cure=nearest(text, known))
     if path.is_dir():
         found = find_idx(path) or find_idx(path / "FashionMNIST" / "raw")
         if found is not None:

@@ -124,11 +124,16 @@ class Options(Result):
         if self.select is not None:
             self._check_selector(self.select)
         from netwright.train import PRETRAINING
-        from netwright.train.methods import parse
+        from netwright.train.methods import parse, prepares
 
         for text in self.train_method:
             if parse(text)[0] in PRETRAINING:
                 raise UserError(f"{text} trains without labels", cure="use it with netwright train, alone")
+        if self.time_budget is not None and (found := prepares(self.train_method)):
+            raise UserError(
+                f"{found[0]} learns something of the data first, for as long as it takes: no time budget holds with it",
+                cure="leave out one of the two",
+            )
 
     def _check_selector(self, name: str) -> None:
         if self.search == "random":

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from netwright import metrics, storage
 from netwright.compress.prune import sparsity
 from netwright.console import UserError, nearest, note, warn
-from netwright.design import distributed, label_doubts
+from netwright.design import debiasing, distributed, label_doubts
 from netwright.design import pretraining as unlabelled
 from netwright.design.measure import wilson
 from netwright.design.model import Architecture, is_named, load, load_run
@@ -168,13 +168,14 @@ def train(options: TrainOptions, *, command: str = "") -> TrainResult:
 def _trained(run: RunFolder, options: TrainOptions, command: str) -> TrainResult:
     from netwright.data.tensors import Batches
     from netwright.train import evaluate
-    from netwright.train.methods import callbacks, described, pretraining
+    from netwright.train.methods import callbacks, check_data, described, prepare, pretraining
 
     if distributed.agree(run.has(FINISHED)):
         return kept(run)
     method = pretraining(options.methods)
     methods = callbacks(options.methods) if method is None else []
     data, changed = _load(options)
+    check_data(methods, data)
     network, architecture = _network(options, data)
     if architecture is not None and architecture.members > 1 and _pairing(methods) is not None:
         raise UserError(
@@ -188,6 +189,7 @@ def _trained(run: RunFolder, options: TrainOptions, command: str) -> TrainResult
     distributed.barrier()
     if run.read("data.json")["fingerprint"] != data.fingerprint():
         raise UserError("the data have changed since this run began", where=options.data, cure="choose another --out")
+    distributed.in_turn(lambda: prepare(methods, data, run.path, augment=options.augment))
     probes = None
     if prepared is not None:
         history, probes = unlabelled.pretrain(run, options, data, network, prepared)
@@ -205,6 +207,7 @@ def _trained(run: RunFolder, options: TrainOptions, command: str) -> TrainResult
         doubts = label_doubts.find(methods, data)
         if doubts is not None:
             label_doubts.write(run, data, doubts, changed)
+        debiasing.write(run, methods, network, data)
         result = TrainResult(
             folder=str(run.path),
             model=options.model,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from netwright.design import label_doubts
+from netwright.design import debiasing, label_doubts
 from netwright.design.report import confusion_blocks, data_blocks, settings_blocks
 from netwright.design.run import RunFolder
 from netwright.design.verdict import percent
@@ -88,6 +88,7 @@ def page(folder: str | Path) -> Page:
         Section("Figures", [_figures(result)]),
         Section("Methods", [Bullets(result.told)]),
         Section("Labels to check", label_doubts.blocks(run)),
+        Section("Bias", debiasing.blocks(run)),
         Section("What to doubt", [Bullets(_doubts(result, data, described["options"]["seed"]))]),
         Section("Confusion matrix", confusion_blocks(result.to_dict(), data["classes"]), folded=True),
         Section("Data", data_blocks(data), folded=True),
@@ -96,6 +97,8 @@ def page(folder: str | Path) -> Page:
     figures = {"run": described, "data": data, "result": result.to_dict(), "training": epochs}
     if (doubted := label_doubts.read(run)) is not None:
         figures["doubts"] = doubted
+    if (bias := debiasing.read(run)) is not None:
+        figures["bias"] = bias
     return Page(f"Training on {data['name']}", verdict(result), [s for s in sections if s.blocks], figures)
 
 

@@ -19,6 +19,7 @@ METHODS = {
     "ps-kd": "netwright.train.callbacks:PSKDCallback",
     "elr": "netwright.train.callbacks:ELRCallback",
     "elr+": "netwright.train.callbacks:ELRPlusCallback",
+    "cdvg": "netwright.train.callbacks:CDvGCallback",
 }
 
 PRETRAINING = {
@@ -28,6 +29,9 @@ PRETRAINING = {
 }
 
 _NAMES = {
+    "BiasTranslator": "debias",
+    "CDvG": "debias",
+    "CDvGCallback": "callbacks",
     "Classifier": "classifier",
     "ContrastiveModule": "contrastive",
     "CosineProgress": "schedules",
@@ -41,6 +45,7 @@ _NAMES = {
     "Hallucinator": "hallucinator",
     "KeyInitCallback": "kv_bottleneck",
     "LabelDoubts": "early_learning",
+    "LfF": "debias",
     "Loader": "fitting",
     "Memorization": "callbacks.memorization",
     "MemorizationTracker": "callbacks",
@@ -61,6 +66,7 @@ _NAMES = {
     "TrActConv1d": "tract",
     "TrActConv2d": "tract",
     "TrActLinear": "tract",
+    "ViewCache": "debias",
     "WeightAverage": "ema",
     "WeightCompander": "weight_compander",
     "WeightCompanderCallback": "callbacks",
@@ -68,6 +74,7 @@ _NAMES = {
     "agreement_loss": "early_learning",
     "apply_tract": "tract",
     "apply_weight_compander": "weight_compander",
+    "bias_metrics": "debias",
     "channels_last": "classifier",
     "compand": "weight_compander",
     "crossover": "weight_compander",
@@ -97,6 +104,7 @@ _MODULES = (
     "classifier",
     "contrastive",
     "dagnn",
+    "debias",
     "distillation",
     "early_learning",
     "early_learning_plus",
@@ -118,6 +126,7 @@ _MODULES = (
 
 if TYPE_CHECKING:
     from netwright.train.callbacks import (
+        CDvGCallback,
         ELRCallback,
         ELRPlusCallback,
         GradientNoiseCallback,
@@ -130,6 +139,7 @@ if TYPE_CHECKING:
     from netwright.train.classifier import Classifier, channels_last, evaluate
     from netwright.train.contrastive import ContrastiveModule, MoCo, SimCLR, SimSiam, fit_contrastive
     from netwright.train.dagnn import NodeClassifier, fit_node_classifier, node_accuracy
+    from netwright.train.debias import BiasTranslator, CDvG, LfF, ViewCache, bias_metrics
     from netwright.train.distillation import distillation_loss
     from netwright.train.early_learning import ELRLoss, LabelDoubts, agreement_loss, label_doubts, sigmoid_ramp
     from netwright.train.early_learning_plus import ELRPlus
@@ -172,6 +182,9 @@ if TYPE_CHECKING:
 __all__ = [
     "METHODS",
     "PRETRAINING",
+    "BiasTranslator",
+    "CDvG",
+    "CDvGCallback",
     "Classifier",
     "ContrastiveModule",
     "CosineProgress",
@@ -185,6 +198,7 @@ __all__ = [
     "Hallucinator",
     "KeyInitCallback",
     "LabelDoubts",
+    "LfF",
     "Loader",
     "Memorization",
     "MemorizationTracker",
@@ -205,6 +219,7 @@ __all__ = [
     "TrActConv1d",
     "TrActConv2d",
     "TrActLinear",
+    "ViewCache",
     "WeightAverage",
     "WeightCompander",
     "WeightCompanderCallback",
@@ -212,6 +227,7 @@ __all__ = [
     "agreement_loss",
     "apply_tract",
     "apply_weight_compander",
+    "bias_metrics",
     "channels_last",
     "compand",
     "crossover",

@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from netwright.console import UserError, nearest
@@ -14,6 +15,7 @@ from netwright.train import METHODS, PRETRAINING
 if TYPE_CHECKING:
     import lightning
 
+    from netwright.data import Data
     from netwright.train.contrastive import Host
 
 
@@ -124,6 +126,48 @@ def host(text: str, backbone: Any, *, features: int, hallucinate: bool = False, 
         except (ValueError, TypeError, RuntimeError) as error:
             raise UserError(f"{name}: {error}") from error
     return _made(name, settings, reserved=("backbone_fn", "features", "hallucinator"), given=given)
+
+
+def check_data(methods: Sequence[Any], data: Data) -> None:
+    """Lets each method that does not suit all data refuse these: one with ``check_data(data)`` raises ValueError.
+
+    Raises:
+        UserError: If a method refuses the data.
+    """
+    _each(methods, "check_data", data)
+
+
+def prepare(methods: Sequence[Any], data: Data, folder: Path, *, augment: bool) -> None:
+    """Lets each method that learns something of the data before training do so: by ``prepare(data, folder, augment=)``.
+
+    What a method keeps in ``folder`` it reads again when an interrupted run goes on.
+
+    Raises:
+        UserError: If it cannot.
+    """
+    _each(methods, "prepare", data, folder, augment=augment)
+
+
+def prepares(texts: Sequence[str]) -> list[str]:
+    """The names of the methods that learn something of the data before training.
+
+    Example:
+        >>> prepares(["elr", "cdvg:steps=500"])
+        ['cdvg']
+    """
+    names = [parse(text)[0] for text in texts]
+    return [name for name in names if hasattr(_class(name), "prepare")]
+
+
+def _each(methods: Sequence[Any], name: str, *args: Any, **kwargs: Any) -> None:
+    for method in methods:
+        if hasattr(method, name):
+            try:
+                getattr(method, name)(*args, **kwargs)
+            except UserError:
+                raise
+            except ValueError as error:
+                raise UserError(str(error)) from error
 
 
 def described(texts: Sequence[str]) -> tuple[str, ...]:

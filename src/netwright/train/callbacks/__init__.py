@@ -8,12 +8,14 @@ Each attaches where an ordinary module leaves room for it, so that module, optim
 - ``PSKDCallback`` stands around ``training_step``: it changes the labels that the step sees and keeps the logits.
 - ``ELRCallback`` and ``ELRPlusCallback`` stand around it too, and add a term of the logits to its loss; ELR+ also mixes
   the examples, and lets two networks take turns in the module.
+- ``CDvGCallback`` stands around it with two translated views of each image, and adds their contrast.
 - ``MemorizationTracker`` only looks.
 
 What a method must remember is in the checkpoint. In a loop of one's own the functions of each method's module do the
 same.
 """
 
+from netwright.train.callbacks.debias import CDvGCallback
 from netwright.train.callbacks.early_learning import ELRCallback
 from netwright.train.callbacks.early_learning_plus import ELRPlusCallback
 from netwright.train.callbacks.layers import TrActCallback, WeightCompanderCallback
@@ -22,6 +24,7 @@ from netwright.train.callbacks.noise import GradientNoiseCallback
 from netwright.train.callbacks.targets import PSKDCallback
 
 __all__ = [
+    "CDvGCallback",
     "ELRCallback",
     "ELRPlusCallback",
     "GradientNoiseCallback",

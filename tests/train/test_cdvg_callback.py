@@ -1,0 +1,251 @@
+"""CDvG as a callback: what the user's step sees, what is added, that the module is left as it was, bad input."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import lightning
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from netwright.console import UserError
+from netwright.data import load
+from netwright.data.tensors import Batches
+from netwright.seeding import seeded, stream
+from netwright.train import Classifier, fit
+from netwright.train.callbacks import CDvGCallback, ELRCallback, TrActCallback, WeightCompanderCallback
+from netwright.train.contrastive import nt_xent
+from netwright.train.debias import BiasTranslator
+from netwright.train.methods import callbacks as by_name
+
+
+@pytest.fixture(scope="module")
+def data():
+    whole = load("digits")
+    return dataclasses.replace(whole, train=whole.train.subset(range(200)))
+
+
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory):
+    """A translator of digits that knows nothing yet."""
+    path = tmp_path_factory.mktemp("generator") / "g.safetensors"
+    with seeded(0, "t"):
+        BiasTranslator(10, 8, channels=1, width=2, n_down=1, n_res=0, n_layers=1).save(path)
+    return str(path)
+
+
+def network(norm: bool = True) -> nn.Module:
+    with seeded(0, "init"):
+        norms = [nn.BatchNorm2d(4)] if norm else []
+        return nn.Sequential(nn.Conv2d(1, 4, 3), *norms, nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+
+
+def batches(data, count=64):
+    return Batches(data.train, 32, normalise=data.normalise(), indexed=True, steps=count // 32)
+
+
+class Seen(Classifier):
+    """Keeps what its step is given."""
+
+    def training_step(self, batch, batch_idx):
+        self.given = batch
+        return super().training_step(batch, batch_idx)
+
+
+def prepared(data, generator, **options) -> CDvGCallback:
+    method = CDvGCallback(generator=generator, **options)
+    method.prepare(data, augment=False)
+    return method
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_the_step_sees_views_with_their_own_labels(data, generator, norm):
+    module, method = Seen(network(norm)), prepared(data, generator)
+    loader = batches(data, 32)
+    fit(module, loader, epochs=1, callbacks=[method])
+    loader.set_epoch(0)
+    x, y, index = next(iter(loader))
+    first, second = torch.randint(10, (2, 32), generator=stream(0, "views", 0, 0, 0))
+    views = [data.normalise()(method.cache.pick(index, targets)) for targets in (first, second)]
+    given, labels = module.given
+    assert torch.allclose(given, torch.cat([*views, x] if norm else views), atol=1e-6)
+    assert labels.tolist() == (y.tolist() * 2 + ([-100] * 32 if norm else []))
+
+
+def test_the_loss_by_hand(data, generator):
+    net = network(False)
+    method = prepared(data, generator, lambda_con=0.5, temperature=0.2)
+    found = {}
+
+    class Watch(lightning.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            _, y, index = batch
+            picks = torch.randint(10, (2, 32), generator=stream(0, "views", 0, 0, 0))
+            h = [net[:-1](data.normalise()(method.cache.pick(index, t))) for t in picks]
+            ce = functional.cross_entropy(net[-1](torch.cat(h)), y.repeat(2))
+            found["expected"] = (ce + 0.5 * nt_xent(*(pl_module.debias_projection(f) for f in h), 0.2)).item()
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            found["loss"] = outputs["loss"].item()
+
+    fit(Classifier(net), batches(data, 32), epochs=1, callbacks=[method, Watch()])
+    assert found["loss"] == pytest.approx(found["expected"], rel=1e-5)
+
+
+def test_the_module_is_left_as_it_was(data, generator):
+    net = network()
+    module = Classifier(net)
+    names = set(module.state_dict())
+    method = prepared(data, generator)
+    projection = []
+
+    class Watch(lightning.Callback):
+        def on_train_start(self, trainer, pl_module):
+            projection.extend(p.clone() for p in pl_module.debias_projection.parameters())
+
+        def on_train_end(self, trainer, pl_module):
+            assert not any(
+                torch.equal(a, b) for a, b in zip(projection, pl_module.debias_projection.parameters(), strict=True)
+            )
+
+    history = fit(module, batches(data), epochs=1, callbacks=[method, Watch()])
+    assert len(projection) == 4
+    assert "contrast" in history.last
+    assert set(module.state_dict()) == names
+    assert "training_step" not in vars(module)
+    assert not any(part._forward_pre_hooks or part._forward_hooks for part in module.modules())
+
+
+def test_after_an_exception_too(data, generator):
+    module = Classifier(network())
+
+    class Stop(lightning.Callback):
+        def on_train_batch_end(self, *args):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fit(module, batches(data), epochs=1, callbacks=[prepared(data, generator), Stop()])
+    assert not hasattr(module, "debias_projection")
+    assert "training_step" not in vars(module)
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(data, generator, tmp_path):
+    def run(**options):
+        net = network()
+        fit(Classifier(net), batches(data), callbacks=[prepared(data, generator, view_noise=0.2)], **options)
+        return net.state_dict()
+
+    whole = run(epochs=2)
+    run(epochs=1, checkpoint=tmp_path / "c.ckpt")
+    assert all(torch.equal(whole[name], value) for name, value in run(epochs=2, checkpoint=tmp_path / "c.ckpt").items())
+
+
+def test_manual_optimisation_and_no_contrast(data, generator):
+    class Manual(Seen):
+        automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            self.given = batch
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(functional.cross_entropy(self(batch[0]), batch[1]))
+            optimizer.step()
+
+    for weight in (1.0, 0.0):
+        module = Manual(network())
+        history = fit(module, batches(data), epochs=1, callbacks=[prepared(data, generator, lambda_con=weight)])
+        assert ("contrast" in history.last) == bool(weight)
+        assert len(module.given[0]) == 96
+
+
+def test_with_methods_that_change_layers(data, generator):
+    methods = [TrActCallback(), WeightCompanderCallback(), prepared(data, generator)]
+    module = Classifier(network())
+    module.example_input_array = torch.zeros(2, 1, 8, 8)
+    assert "contrast" in fit(module, batches(data), epochs=1, callbacks=methods).last
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_not_with_methods_that_remember_examples(data, generator, last):
+    ours, other = prepared(data, generator), ELRCallback()
+    with pytest.raises(ValueError, match="no other method may remember"):
+        fit(Classifier(network()), batches(data), epochs=1, callbacks=[other, ours] if last else [ours, other])
+
+
+def test_training_the_translator_leaves_a_file_and_goes_on_from_it(data, tmp_path):
+    options = {"steps": 4, "translator_batch": 4}
+    method = CDvGCallback(**options)
+    method.prepare(data, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["generator.safetensors"]
+    assert len(method.cache) == len(data.train)
+    before = (tmp_path / "generator.safetensors").read_bytes()
+    again = CDvGCallback(**options)
+    again.prepare(data, tmp_path)
+    assert (tmp_path / "generator.safetensors").read_bytes() == before
+    assert torch.equal(method.cache.views, again.cache.views)
+    other = CDvGCallback(**options, seed=1)
+    other.prepare(data)
+    assert not torch.equal(method.cache.views, other.cache.views)
+
+
+def test_by_name():
+    (method,) = by_name(["cdvg:steps=500,lambda_con=0.5,supervised=true,views=original+transformed"])
+    assert (method.steps, method.lambda_con, method.supervised) == (500, 0.5, True)
+    assert method.kind == "original+transformed"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cdvg:steps=0", "steps must be a whole number >= 1, got 0"),
+        ("cdvg:steps=1.5", "steps must be a whole number"),
+        ("cdvg:steps=many", "steps must be a whole number"),
+        ("cdvg:translator_batch=1", "translator_batch must be a whole number >= 2"),
+        ("cdvg:lambda_con=-1", "lambda_con must be >= 0"),
+        ("cdvg:temperature=0", "temperature must be > 0"),
+        ("cdvg:lambda_rec=-1", "lambda_rec must be >= 0"),
+        ("cdvg:n_critic=0", "n_critic must be >= 1"),
+        ("cdvg:translator_lr=0", "lr must be > 0"),
+        ("cdvg:view_noise=-0.1", "view_noise must be >= 0"),
+        ("cdvg:views=some", "views must be"),
+        ("cdvg:projection=0", "projection must be >= 1"),
+        ("cdvg:lamda_con=1", "did you mean lambda_con"),
+        ("cdvg:seed=-1", "seed must be an integer >= 0"),
+        ("cdgv", "did you mean cdvg"),
+        ("cdvg:lambda_con=much", "cdvg:"),
+    ],
+)
+def test_bad_arguments(text, message):
+    with pytest.raises(UserError, match=message):
+        by_name([text])
+
+
+def test_bad_use(data, generator, tmp_path):
+    with pytest.raises(ValueError, match="must be prepared"):
+        fit(Classifier(network()), batches(data), epochs=1, callbacks=[CDvGCallback()])
+    plain = Batches(data.train, 32, normalise=data.normalise())
+    with pytest.raises(ValueError, match="indexed=True"):
+        fit(Classifier(network()), plain, epochs=1, callbacks=[prepared(data, generator)])
+    fewer = Batches(data.validation, 32, normalise=data.normalise(), indexed=True)
+    with pytest.raises(ValueError, match="images of prepare"):
+        fit(Classifier(network()), fewer, epochs=1, callbacks=[prepared(data, generator)])
+    convolutional = nn.Sequential(nn.Conv2d(1, 10, 8), nn.Flatten())
+    with pytest.raises(ValueError, match="linear layer"):
+        fit(Classifier(convolutional), batches(data), epochs=1, callbacks=[prepared(data, generator)])
+    with pytest.raises(UserError, match="no such file"):
+        CDvGCallback(generator=str(tmp_path / "none")).check_data(data)
+    with seeded(0, "t"):
+        BiasTranslator(3, 8, channels=1, width=2, n_down=1, n_res=0, n_layers=1).save(tmp_path / "three")
+    with pytest.raises(UserError, match="the generator is for 3 classes"):
+        CDvGCallback(generator=str(tmp_path / "three")).check_data(data)
+
+
+def test_optimisers_must_know_of_the_projection(data, generator):
+    class Own(Classifier):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.network.parameters(), lr=0.1)
+
+    with pytest.raises(ValueError, match=r"made from self.parameters\(\)"):
+        fit(Own(network()), batches(data), epochs=1, callbacks=[prepared(data, generator)])
