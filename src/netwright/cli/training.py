@@ -28,7 +28,8 @@ def train(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help="tract, weight-compander, gradient-noise, ps-kd, elr or elr+, as NAME or NAME:ARG=VALUE; may repeat."
+            help="tract, weight-compander, gradient-noise, natra, ps-kd, elr or elr+, "
+            "as NAME or NAME:ARG=VALUE; may repeat."
         ),
     ] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the training part.")] = 20,
@@ -58,8 +59,8 @@ def train(
 ) -> None:
     """Train a network of your choice on DATA with any of the training methods. The same command goes on."""
     with guarded(quiet, debug):
+        from netwright.design import label_doubts, transformed
         from netwright.design.distributed import is_main, launch, needs_launch
-        from netwright.design.label_doubts import lines
         from netwright.design.run import RunFolder
         from netwright.design.train import TrainOptions
         from netwright.design.train import train as run_training
@@ -100,7 +101,8 @@ def train(
                 lambda: "\n".join(
                     [
                         verdict(result),
-                        *lines(RunFolder(result.folder, KIND)),
+                        *label_doubts.lines(RunFolder(result.folder, KIND)),
+                        *transformed.lines(RunFolder(result.folder, KIND)),
                         f"report: {result.folder}/report.html",
                         f"run folder: {result.folder}",
                     ]

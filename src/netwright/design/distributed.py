@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TypeVar
 
@@ -50,6 +50,15 @@ def barrier() -> None:
 
     if distributed.is_available() and distributed.is_initialized():
         distributed.barrier()
+
+
+def in_turn(work: Callable[[], None]) -> None:
+    """The first process works before the others, which find what it has left."""
+    if is_main():
+        work()
+    barrier()
+    if not is_main():
+        work()
 
 
 def agree(value: T) -> T:

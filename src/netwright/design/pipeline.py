@@ -161,6 +161,7 @@ def _stages(run: RunFolder, options: Options, plan: Plan | None, command: str) -
 def load_data(run: RunFolder, options: Options) -> tuple[Data, dict[str, Any]]:
     """The data of a run, told about and checked when it is new; those of one that goes on must be the same."""
     from netwright.data import check, load
+    from netwright.train.methods import callbacks, check_data
 
     size = None if options.size is None else (options.size, options.size)
     known: dict[str, Any] = {
@@ -169,6 +170,7 @@ def load_data(run: RunFolder, options: Options) -> tuple[Data, dict[str, Any]]:
         "download": options.download,
     }
     data = load(options.data, seed=options.seed, size=size, **known)
+    check_data(callbacks(options.train_method), data)
     if run.has("plan.json"):
         if run.read("data.json")["fingerprint"] != data.fingerprint():
             raise UserError(

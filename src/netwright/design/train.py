@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from netwright import metrics, storage
 from netwright.compress.prune import sparsity
 from netwright.console import UserError, nearest, note, warn
-from netwright.design import distributed, label_doubts
+from netwright.design import distributed, label_doubts, transformed
 from netwright.design.measure import wilson
 from netwright.design.model import Architecture, is_named, load, load_run
 from netwright.design.options import MOVABLE
@@ -149,7 +149,7 @@ def _trained(run: RunFolder, options: TrainOptions, command: str) -> TrainResult
     from netwright.data.tensors import Batches
     from netwright.nn.batchnorm import synchronise
     from netwright.train import evaluate
-    from netwright.train.methods import callbacks, described
+    from netwright.train.methods import callbacks, check_data, described, prepare
     from netwright.train.tract import remove_tract
     from netwright.train.weight_compander import remove_weight_compander
 
@@ -157,6 +157,7 @@ def _trained(run: RunFolder, options: TrainOptions, command: str) -> TrainResult
         return kept(run)
     methods = callbacks(options.methods)
     data, changed = _load(options)
+    check_data(methods, data)
     network, architecture = _network(options, data)
     if architecture is not None and architecture.members > 1 and _pairing(methods) is not None:
         raise UserError(
@@ -169,6 +170,7 @@ def _trained(run: RunFolder, options: TrainOptions, command: str) -> TrainResult
     distributed.barrier()
     if run.read("data.json")["fingerprint"] != data.fingerprint():
         raise UserError("the data have changed since this run began", where=options.data, cure="choose another --out")
+    distributed.in_turn(lambda: prepare(methods, data, run.path, augment=options.augment))
     if options.devices * options.nodes > 1:
         network = synchronise(network)
     history, module = _fit(run, options, data, network, methods)
@@ -187,6 +189,7 @@ def _trained(run: RunFolder, options: TrainOptions, command: str) -> TrainResult
         doubts = label_doubts.find(methods, data)
         if doubts is not None:
             label_doubts.write(run, data, doubts, changed)
+        transformed.write(run, methods, data)
         result = TrainResult(
             folder=str(run.path),
             model=options.model,

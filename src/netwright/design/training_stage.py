@@ -19,7 +19,7 @@ from netwright.cost import threads
 from netwright.data.tensors import Batches
 from netwright.design import label_doubts
 from netwright.design.budget import RunClock, opened, seconds_left, steps_seen
-from netwright.design.distributed import agree, barrier, is_main
+from netwright.design.distributed import agree, barrier, in_turn, is_main
 from netwright.design.options import Options
 from netwright.design.plan import Phase, Plan, augmentation
 from netwright.design.run import RunFolder
@@ -219,6 +219,7 @@ def _train_phase(stage: Stage, phase: Phase, network: nn.Module) -> None:
     module.example_input_array = torch.zeros(2, *data.shape)  # tells which layer is computed first
     callbacks = methods.callbacks(options.train_method) if phase.name == "pretrain" else []
     indexed = any(getattr(method, "indexed", False) for method in callbacks)
+    in_turn(lambda: methods.prepare(callbacks, data, stage.run / "work", augment=True))
     if phase.name == "prune" and options.pruning == "magnitude" and options.sparsity > 0:
         callbacks.append(_Ramp(network, options.sparsity, SCOPES[phase.network]))
     callbacks.append(CosineProgress(floor=floor, warmup=0.05 if phase.name == "pretrain" else 0.0))

@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from netwright.console import UserError, nearest
@@ -13,6 +14,8 @@ from netwright.train import METHODS
 
 if TYPE_CHECKING:
     import lightning
+
+    from netwright.data import Data
 
 
 def parse(text: str) -> tuple[str, dict[str, Any]]:
@@ -66,6 +69,37 @@ def callbacks(texts: Sequence[str]) -> list[lightning.Callback]:
             raise UserError(f"the training method {name!r} comes twice")
         chosen[name] = arguments
     return [_made(name, chosen[name]) for name in METHODS if name in chosen and name != "plain"]
+
+
+def check_data(methods: Sequence[Any], data: Data) -> None:
+    """Lets each method that does not suit all data refuse these: one with ``check_data(data)`` raises ValueError.
+
+    Raises:
+        UserError: If a method refuses the data.
+    """
+    _each(methods, "check_data", data)
+
+
+def prepare(methods: Sequence[Any], data: Data, folder: Path, *, augment: bool) -> None:
+    """Lets each method that learns something of the data before training do so: by ``prepare(data, folder, augment=)``.
+
+    What a method keeps in ``folder`` it reads again when an interrupted run goes on.
+
+    Raises:
+        UserError: If it cannot.
+    """
+    _each(methods, "prepare", data, folder, augment=augment)
+
+
+def _each(methods: Sequence[Any], name: str, *args: Any, **kwargs: Any) -> None:
+    for method in methods:
+        if hasattr(method, name):
+            try:
+                getattr(method, name)(*args, **kwargs)
+            except UserError:
+                raise
+            except ValueError as error:
+                raise UserError(str(error)) from error
 
 
 def described(texts: Sequence[str]) -> tuple[str, ...]:

@@ -116,11 +116,7 @@ class ExampleCallback(lightning.Callback):
         hands_on = indexed_within(pl_module)
 
         def training_step(batch: Any, *rest: Any) -> Any:
-            if not isinstance(batch, (tuple, list)) or len(batch) < 2 + self.indexed:
-                raise ValueError(
-                    f"{self.method} needs batches (x, labels, indices): wrap the data set in netwright.data.indexed."
-                    "IndexedDataset, or make Batches(..., indexed=True)"
-                )
+            self._check_batch(batch)
             self._ids, self._seen = (batch[2] if self.indexed else None), None
             x, labels = self._before(pl_module, batch[0], batch[1])
             self._watching = True
@@ -131,6 +127,13 @@ class ExampleCallback(lightning.Callback):
             return self._after(pl_module, outputs)
 
         return training_step
+
+    def _check_batch(self, batch: Any) -> None:
+        if not isinstance(batch, (tuple, list)) or len(batch) < 2 + self.indexed:
+            raise ValueError(
+                f"{self.method} needs batches (x, labels, indices): wrap the data set in netwright.data.indexed."
+                "IndexedDataset, or make Batches(..., indexed=True)"
+            )
 
     def _before(self, pl_module: lightning.LightningModule, x: Any, labels: Tensor) -> tuple[Any, Tensor]:
         """What the step sees in place of a batch."""
