@@ -12,7 +12,7 @@ from netwright.console import UserError
 from netwright.data.loading import one_each
 from netwright.design.run import RunFolder
 from netwright.design.verdict import percent
-from netwright.page import Block, Images, Page, Paragraph, Picture, Section, Table, Value, png
+from netwright.page import Block, Cell, Images, Page, Paragraph, Picture, Section, Table, Value, png
 
 if TYPE_CHECKING:
     from netwright.data import Data
@@ -99,9 +99,9 @@ def blocks(run: RunFolder) -> list[Block]:
     reading = (
         f"{told(figures)} A pixel of what the generator makes of the codes of images is off by "
         f"{figures['reconstruction'] ** 0.5:.3f} (root mean square, of 1), and the classifier is right on "
-        f"{percent(figures['reference'])} of it; what the codes miss of an image is added again when it is transformed. "
-        "Look at the pictures: a direction that makes another class of an image teaches wrong labels; a smaller max_flip "
-        "or max_directions leaves it out."
+        f"{percent(figures['reference'])} of it; what the codes miss of an image is added again when it is moved. Look "
+        "at the pictures: a direction that makes another class of an image teaches wrong labels; a smaller max_flip or "
+        "max_directions leaves it out."
     )
     captions = [
         f"direction {j + 1}: {percent(flip)} of predictions change, pixels by {change:.3f}"
@@ -110,16 +110,14 @@ def blocks(run: RunFolder) -> list[Block]:
     pictures = [Picture(png(_strip(each), edge=EDGE), text) for each, text in zip(images, captions, strict=True)]
     classes = ", ".join(figures["classes"])
     shown = f"An image of each of {classes}, moved by {steps} standard deviations; the middle is 0."
-    rows = [
+    rows: list[list[Cell]] = [
         [j + 1, Value(flip, percent(flip)), Value(change, f"{change:.3f}")]
         for j, (flip, change) in enumerate(zip(figures["flip"], figures["change"], strict=True))
     ]
     return [
         Paragraph(reading),
         Images(pictures, shown, wide=True),
-        Table(
-            ["direction", "changed predictions", "change of a pixel"], rows, "At two standard deviations, both ways."
-        ),
+        Table(["direction", "changed predictions", "change of a pixel"], rows, "At two deviations, both ways."),
     ]
 
 

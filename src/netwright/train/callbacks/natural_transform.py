@@ -20,6 +20,7 @@ from netwright.nn.modes import in_mode
 from netwright.seeding import derive, stream
 from netwright.train.callbacks.terms import TermCallback
 from netwright.train.classifier import channels_last
+from netwright.train.natra.directions import Method
 from netwright.train.natra.generator import check_image_shape
 from netwright.train.natra.preparing import Prepared, Recipe, prepare_natural_transform
 from netwright.train.natra.search import (
@@ -64,7 +65,7 @@ class NaTraTraining(TermCallback):
         eps_max: Largest step along a direction, in standard deviations of the codes, > 0; 3 for weak attributes.
         unlabelled: Folder, ``.npz`` or data set by name whose images the generator learns from beside the training
             part; for :meth:`prepare`.
-        generator_epochs: For :meth:`prepare`, as in :class:`netwright.train.natra.Recipe`, like all that follow.
+        generator_steps: For :meth:`prepare`, as in :class:`netwright.train.natra.Recipe`, like all that follow.
         inversion_steps: Likewise.
         num_codes: Likewise.
         directions: Likewise.
@@ -102,10 +103,10 @@ class NaTraTraining(TermCallback):
         gamma: float = 0.0,
         eps_max: float = 2.0,
         unlabelled: str | None = None,
-        generator_epochs: int = 10,
+        generator_steps: int = 2000,
         inversion_steps: int | None = None,
         num_codes: int = 1,
-        directions: str = "weights",
+        directions: Method = "weights",
         max_directions: int = 10,
         max_flip: float = 0.1,
         min_change: float = 0.02,
@@ -131,10 +132,10 @@ class NaTraTraining(TermCallback):
             raise TypeError(f"unlabelled must be a path or a name, got {unlabelled!r}")
         derive(seed)
         self.recipe = Recipe(
-            generator_epochs=generator_epochs, inversion_steps=inversion_steps, num_codes=num_codes,
+            generator_steps=generator_steps, inversion_steps=inversion_steps, num_codes=num_codes,
             directions=directions, max_directions=max_directions, max_flip=max_flip, min_change=min_change,
             reference_epochs=reference_epochs,
-        )  # type: ignore[arg-type]  # fmt: skip  # directions is checked there
+        )  # fmt: skip
         self.source, self.search, self.k, self.eps_max, self.seed = source, search, k, float(eps_max), seed
         self.beta, self.gamma, self.unlabelled = float(beta), float(gamma), unlabelled
         self.normalise, self.augment = normalise, augment

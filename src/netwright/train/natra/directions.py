@@ -165,7 +165,7 @@ def latent_directions(
         rows = rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-300)
     values, vectors = torch.linalg.eigh(rows.T @ rows)
     found = vectors[:, values.argsort(descending=True, stable=True)[:k]].T
-    spread = torch.einsum("ki,ij,kj->k", found, generator.w_cov.double(), found)  # type: ignore[operator]
+    spread = torch.einsum("ki,ij,kj->k", found, generator.w_cov.double(), found)
     return Directions(found.contiguous().to(mean), spread.clamp_min(0).sqrt().to(mean), layers)
 
 

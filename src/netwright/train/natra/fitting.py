@@ -60,7 +60,7 @@ class _Fitting(lightning.LightningModule):
 
 class _AutoEncoding(_Fitting):
     def __init__(self, network: StyleAutoEncoder, lr: float, kl_weight: float, latent_weight: float):
-        super().__init__(network.to(memory_format=torch.channels_last), lr)  # type: ignore[call-overload]
+        super().__init__(network.to(memory_format=torch.channels_last), lr)
         self.kl_weight, self.latent_weight = kl_weight, latent_weight
 
     def terms(self, x: Tensor) -> dict[str, Tensor]:

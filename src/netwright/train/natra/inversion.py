@@ -1,6 +1,6 @@
 """Batch inversion: the codes of many images at once, from an encoder's guess, refined by gradient steps ("BIES").
 
-    min_w  |G(w) - x|^2 + lambda_p sum_l |phi_l(G(w)) - phi_l(x)|^2 / N_l + lambda_s (w - w_mean)^T Sigma^-1 (w - w_mean)
+    min_w  |G(w) - x|^2 + lambda_p sum_l |phi_l(G(w)) - phi_l(x)|^2 / N_l + lambda_s (w - mean)^T Sigma^-1 (w - mean)
 
 Wang et al., arXiv:2105.04070, name the module and its purpose ("batch inverse encoding and shifting"); loss, constants
 and schedule are netwright's reading. The loss is the sum over the batch, so images do not act on each other.
@@ -170,8 +170,9 @@ class BatchInverter:
             got = f"{float(x.min()):.3g}..{float(x.max()):.3g}"
             raise ValueError(f"x must lie in [{bounds[0]:g}, {bounds[1]:g}] as the generator's images do, got {got}")
         mean: Tensor = self.generator.w_mean  # type: ignore[assignment]
+        layers: int = self.generator.num_layers  # type: ignore[assignment]
         with torch.no_grad(), in_mode(self.generator, training=False):
-            made = self.generator.synthesis(mean.expand(1, self.generator.num_layers, -1))  # type: ignore[operator]
+            made = self.generator.synthesis(mean.expand(1, layers, -1))  # type: ignore[operator]
         if made.shape[1:] != x.shape[1:]:
             raise ValueError(f"x must have the generator's size {tuple(made.shape[1:])}, got {tuple(x.shape[1:])}")
 

@@ -32,6 +32,7 @@ from netwright.train.natra.transform import NaturalTransform
 from netwright.train.schedules import CosineProgress
 
 GENERATOR_IMAGES = 10_000  # images an epoch of the generator sees at most, and one of the reference classifier
+GENERATOR_BATCH = 64
 INVERSIONS = 5_000 * 30  # gradient steps of inversion over all images, at most
 VERSION = 1
 
@@ -41,7 +42,7 @@ class Recipe(Result):
     """How natural transformations are made of a data set.
 
     Attributes:
-        generator_epochs: Of the generator, >= 1, of at most 10,000 images each.
+        generator_steps: Gradient steps of the generator, 64 images each, >= 1; whole epochs are made of them.
         w_dim: Numbers in a code, >= 1.
         inversion_steps: Gradient steps from the encoder's guess, >= 0; None is 30, fewer for more than 5,000 images.
         num_codes: Codes for each image, >= 1.
@@ -56,7 +57,7 @@ class Recipe(Result):
         ValueError: If a number is out of its range.
     """
 
-    generator_epochs: int = 10
+    generator_steps: int = 2000
     w_dim: int = 32
     inversion_steps: int | None = None
     num_codes: int = 1
@@ -69,7 +70,7 @@ class Recipe(Result):
 
     def __post_init__(self) -> None:
         least = {
-            "generator_epochs": 1, "w_dim": 1, "inversion_steps": 0, "num_codes": 1, "candidates": 1,
+            "generator_steps": 1, "w_dim": 1, "inversion_steps": 0, "num_codes": 1, "candidates": 1,
             "max_directions": 1, "reference_epochs": 1,
         }  # fmt: skip
         for name, bound in least.items():
@@ -84,6 +85,10 @@ class Recipe(Result):
             raise ValueError(f"max_flip must lie in [0, 1], got {self.max_flip!r}")
         if not isinstance(self.min_change, (int, float)) or not 0 <= self.min_change < float("inf"):
             raise ValueError(f"min_change must be >= 0 and finite, got {self.min_change!r}")
+
+    def epochs_for(self, count: int) -> int:
+        """Epochs of the generator on so many images."""
+        return max(1, round(self.generator_steps / max(1, count // GENERATOR_BATCH)))
 
     def steps_for(self, count: int) -> int:
         """Gradient steps of the inversion of so many images."""
@@ -192,8 +197,9 @@ def prepare_natural_transform(
         if unlabelled.shape[1:] != images.shape[1:]:
             raise ValueError(f"unlabelled must be of {tuple(images.shape[1:])}, got {tuple(unlabelled.shape[1:])}")
     seen = images if unlabelled is None else torch.cat([_bytes(images), _bytes(unlabelled)])
+    seen = seen[_some(len(seen), seed)]
     network, _ = fit_style_autoencoder(
-        seen[_some(len(seen), seed)], epochs=recipe.generator_epochs, w_dim=recipe.w_dim, seed=seed
+        seen, epochs=recipe.epochs_for(len(seen)), w_dim=recipe.w_dim, batch_size=GENERATOR_BATCH, seed=seed
     )
     reference = reference_classifier(images, labels, epochs=recipe.reference_epochs, seed=seed)
     return prepared_from(network, reference, images, labels, recipe=recipe, seed=seed)

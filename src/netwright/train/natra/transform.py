@@ -86,20 +86,19 @@ class NaturalTransform(nn.Module):
             ValueError: If ``coeff`` has not a number for each direction, or the residual of other codes is asked for
                 without their images.
         """
-        own = isinstance(codes, Tensor)
-        chosen = self.codes[codes] if isinstance(codes, Tensor) else codes
-        if own and images is None and self.images is not None:
-            images = self.images[codes]
+        if isinstance(codes, Tensor):
+            images = self.images[codes] if images is None and self.images is not None else images
+            codes = self.codes[codes]
         if self.keep_residual and images is None:
             raise ValueError("images must be given with other codes, since the residual is kept")
         with in_mode(self.generator, training=False):
             layers: int = self.generator.num_layers  # type: ignore[assignment]
             shift = self.directions.shift(coeff, layers)
-            moved = chosen.decode(self.generator, shift)  # type: ignore[arg-type]
-            if not self.keep_residual:
+            moved = codes.decode(self.generator, shift)  # type: ignore[arg-type]
+            if not self.keep_residual or images is None:
                 return moved
             with torch.no_grad():
-                still = chosen.decode(self.generator, torch.zeros_like(shift))  # type: ignore[arg-type]
+                still = codes.decode(self.generator, torch.zeros_like(shift))  # type: ignore[arg-type]
         # x + 0 has all the bits of x; (x + G(w')) - G(w) would not.
         return (images + (moved - still)).clamp(0, 1)
 
