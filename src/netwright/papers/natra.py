@@ -6,12 +6,12 @@ Only the abstract was at hand; formulas, constants and schedules are this librar
 Fashion-MNIST under a rendered nuisance: light from a side, contrast, slant, thickness. A pool of unlabelled images
 varies widely in it; 1,000 labelled images lie in a narrow range; test images in the wide one, and in the narrow one.
 That is the paper's premise: the generator has seen natural variation, the labels have not. No pretrained generator is
-at hand, so a small one is trained on the pool as an auto-encoder. Arms with the same classifier, initialisation, steps and grid of
-learning rates, each tuned on held-out images of the narrow range with a seed of its own: plain training (ERM); crops,
-flips, brightness and contrast; mixup; adversarial training (PGD, 0.05, five steps); directions at random of the same
-spread, as a control for "any generated image helps"; NaTra with one random transformation and with the worst of eight;
-and the true rendering over the wide range, an oracle that no method has. Not tested: faces, StyleGAN, hair style. The
-small generator limits the gain.
+at hand, so a small one is trained on the pool as an auto-encoder. Arms with the same classifier, initialisation, steps
+and grid of learning rates, each tuned on held-out images of the narrow range with a seed of its own: plain training
+(ERM); crops, flips, brightness and contrast; mixup; adversarial training (PGD, 0.05, five steps); directions at random
+of the same spread, as a control for "any generated image helps"; NaTra with one random transformation and with the
+worst of eight; and the true rendering over the wide range, an oracle that no method has. Not tested: faces, StyleGAN,
+hair style. The small generator limits the gain.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def reproduce(run: Run) -> Evidence:
             for name in names:
                 each = {lr: held[f"{name} {lr:g}: validation accuracy"] for lr in RATES}
                 tried[f"tuning: {name}"] = {f"lr {lr:g}": values for lr, values in each.items()}
-                rates[name] = max(each, key=lambda lr: (each[lr][0], lr))  # noqa: B023  # called at once
+                rates[name] = max(each, key=lambda lr: (each[lr][0], lr))
     wanted = {group: [[[name, rates[name]] for name in names], sizes, False] for group, names in groups.items()}
     figures = run.arms(wanted, _trial)
     arms = {name: arm for group in groups for name, arm in _by_arm(figures[group]).items()}
