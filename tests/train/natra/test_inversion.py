@@ -42,7 +42,7 @@ def test_a_linear_generator_gives_least_squares():
     generator, a, b = linear()
     x = images()
     expected = torch.linalg.lstsq(a, (x - b).T).solution.T
-    found = BatchInverter(generator, steps=1500, lambda_prior=0.0).invert(x)
+    found = BatchInverter(generator, steps=400, lr=0.1, lambda_prior=0.0).invert(x)
     assert torch.allclose(found.mean[:, 0], expected, atol=1e-3)
 
 
@@ -54,7 +54,7 @@ def test_the_prior_gives_the_ridge_solution():
     precision = torch.linalg.inv(generator.w_cov)
     right = (x - b) @ a + weight * generator.w_mean @ precision
     expected = torch.linalg.solve(a.T @ a + weight * precision, right.T).T
-    found = BatchInverter(generator, steps=1500, lambda_prior=weight).invert(x)
+    found = BatchInverter(generator, steps=400, lr=0.1, lambda_prior=weight).invert(x)
     assert torch.allclose(found.mean[:, 0], expected, atol=1e-3)
 
 
@@ -159,18 +159,26 @@ def test_more_codes_from_the_optimum_of_one_are_never_worse(style):
         four = inverter.invert(x, one)
         before, after = loss_of(inverter, one, x), loss_of(inverter, four, x)
         assert bool((after <= before * (1 + 1e-5)).all())
-    assert float(after.mean()) < 0.98 * float(before.mean())
+    assert float(after.mean()) < 0.995 * float(before.mean())
 
 
-def test_features_of_a_classifier_pull(style):
+def test_a_distance_of_features_is_weighted_least_squares():
+    generator, a, b = linear()
+    x, weight = images(), 3.0
+    maps = torch.randn(4, P, generator=stream(4, "phi"), dtype=torch.float64)
+    metric = torch.eye(P).double() + weight / 4 * maps.T @ maps
+    expected = torch.linalg.solve(a.T @ metric @ a, a.T @ metric @ (x - b).T).T
+    options = {"steps": 400, "lr": 0.1, "lambda_prior": 0.0, "lambda_perceptual": weight}
+    found = BatchInverter(generator, perceptual=lambda given: [given @ maps.T], **options).invert(x)
+    assert torch.allclose(found.mean[:, 0], expected, atol=1e-3)
+
+
+def test_features_of_a_classifier_have_one_size():
     net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(576, 3))
-    phi = ClassifierFeatures(net)
     x = torch.rand(3, 1, 12, 12, generator=stream(0, "images"))
-    distance = {}
-    for weight in (0.0, 50.0):
-        made = BatchInverter(style, steps=60, lambda_perceptual=weight, perceptual=phi).invert(x).decode(style)
-        distance[weight] = sum(float((a - b).square().mean()) for a, b in zip(phi(made), phi(x), strict=True))
-    assert distance[50.0] < distance[0.0]
+    for part in ClassifierFeatures(net)(x):
+        assert torch.allclose(part.flatten(1).square().mean(1), torch.ones(3), atol=1e-4)
+    assert net.training
 
 
 @pytest.mark.parametrize(

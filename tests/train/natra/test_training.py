@@ -147,16 +147,17 @@ def test_statistics_are_those_of_both_kinds_of_images():
 def test_a_grid_is_the_transformation_at_its_steps():
     source = transform()
     grid = source.grid(2.0, values=2)
-    modules = [train([NaTraTraining(each, k=2)], epochs=1) for each in (grid, grid)]
-    assert torch.equal(modules[0].network[0].weight, modules[1].network[0].weight)
+    first, second = (train([NaTraTraining(grid, "random")], epochs=1).network[0].weight for _ in range(2))
+    assert torch.equal(first, second)
 
     class Snapped(NaturalTransform):
         def draw(self, count, eps_max, generator):
             return grid.draw(count, eps_max, generator)
 
     same = Snapped(source.generator, source.codes, source.directions, source.images)
-    exact = train([NaTraTraining(same, k=2)], epochs=1)
-    assert torch.allclose(modules[0].network[0].weight, exact.network[0].weight, atol=2e-3)
+    exact = train([NaTraTraining(same, "random")], epochs=1).network[0].weight
+    other = train([NaTraTraining(source, "random")], epochs=1).network[0].weight
+    assert float((first - exact).abs().max()) < 0.1 * float((first - other).abs().max())
 
 
 def test_pgd_trains():

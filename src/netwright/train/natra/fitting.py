@@ -118,7 +118,7 @@ def fit_style_autoencoder(
     channels: Sequence[int] = (64, 32, 16),
     kl_weight: float = 1e-3,
     latent_weight: float = 0.0,
-    lr: float = 2e-3,
+    lr: float = 5e-3,
     batch_size: int = 64,
     seed: int = 0,
     checkpoint: str | Path | None = None,

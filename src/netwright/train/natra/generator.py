@@ -107,6 +107,11 @@ class StyleGenerator(nn.Module):
         self.to_image = nn.Conv2d(channels[-1], count, 3, padding=1)
         self.register_buffer("w_mean", torch.zeros(w_dim))
         self.register_buffer("w_cov", torch.eye(w_dim))
+        for layer in (
+            self.start,
+            *self.convolutions,
+        ):  # torch's own initialisation shrinks features from layer to layer
+            nn.init.kaiming_normal_(layer.weight, 0.2)  # type: ignore[arg-type]
         self.measure()
 
     def settings(self) -> dict[str, Any]:
