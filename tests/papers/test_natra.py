@@ -100,5 +100,6 @@ def test_the_attacked_arm_stays_in_its_box():
     assert float(pixels.min()) >= -1e-5
     assert float(pixels.max()) <= 1 + 1e-5
     network.eval()
-    losses = [torch.nn.functional.cross_entropy(network(x), labels) for x in (normalise(images), worst)]
+    with torch.no_grad():
+        losses = [torch.nn.functional.cross_entropy(network(x), labels) for x in (normalise(images), worst)]
     assert float(losses[1]) > float(losses[0])

@@ -73,6 +73,7 @@ PLAIN = ("ERM", "jitter", "mixup", "PGD", "oracle")
 GENERATED = (OURS, RANDOM, NOISE)
 RATES = (0.02, 0.05, 0.1)
 BATCH, EPSILON, ATTACK_STEPS = 64, 0.05, 5
+UNFILTERED = {"max_flip": 1.0, "min_change": 0.0, "candidates": 3}
 CODES = 200  # images whose codes are compared
 
 
@@ -214,7 +215,7 @@ def _grids(
     fast = epochs == 1
     reference = reference_classifier(train.images, train.labels, epochs=1 if fast else 20, seed=seed)
     # After one epoch of a fast run the generator draws nothing yet that a rule could keep.
-    recipe = Recipe(inversion_steps=inversion, **({"max_flip": 1.0, "min_change": 0.0} if fast else {}))  # type: ignore[arg-type]
+    recipe = Recipe(inversion_steps=inversion, **(UNFILTERED if fast else {}))  # type: ignore[arg-type]
     prepared = prepared_from(network, reference, train.images, train.labels, recipe=recipe, seed=seed)
     transform = prepared.transform
     kept = transform.directions

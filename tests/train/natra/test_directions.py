@@ -222,7 +222,8 @@ def test_the_worst_over_a_box_is_known(seed, eps):
     margin = y * (transform.images @ v)
     assert torch.allclose(y * (images @ v), margin - eps * slope.abs().sum(), atol=1e-9)
     assert torch.allclose(loss, functional.softplus(-(margin - eps * slope.abs().sum())).float(), atol=1e-5)
-    _, found = worst_of_k(transform, logits_of, index, labels, k=12, eps_max=eps, generator=stream(seed, "k"))
+    draws = torch.rand(12, N, 2, generator=stream(seed, "k"))
+    _, found = worst_of_k(transform, logits_of, index, labels, draws, eps_max=eps)
     assert bool((found <= loss + 1e-6).all())
 
 
@@ -232,15 +233,15 @@ def test_more_candidates_are_never_less_bad():
     weight = torch.randn(P, 2, generator=stream(0, "v"), dtype=torch.float64)
     losses = []
     for k in (1, 2, 3, 8, 30):
-        draws = stream(0, "draws")
-        images, loss = worst_of_k(transform, lambda x: x @ weight, torch.arange(N), labels, k=k, generator=draws)
+        draws = torch.rand(k, N, 2, generator=stream(0, "draws"))  # the first ones are the same
+        images, loss = worst_of_k(transform, lambda x: x @ weight, torch.arange(N), labels, draws)
         assert torch.allclose(functional.cross_entropy((images @ weight).float(), labels, reduction="none"), loss)
         losses.append(loss)
     gains = torch.stack(losses).diff(dim=0)
     assert bool((gains >= 0).all())
     assert float(gains.sum()) > 0
-    one = random_transform(transform, torch.arange(N), generator=stream(0, "draws"))
-    first, _ = worst_of_k(transform, lambda x: x @ weight, torch.arange(N), labels, k=1, generator=stream(0, "draws"))
+    one = random_transform(transform, torch.arange(N), draws[0])
+    first, _ = worst_of_k(transform, lambda x: x @ weight, torch.arange(N), labels, draws[:1])
     assert torch.equal(one, first)
 
 
@@ -262,12 +263,13 @@ def test_a_grid_holds_what_the_transformation_makes():
     direction, eps = torch.tensor([0, 2, 1, 1]), torch.tensor([-2.0, 0.4, 1.2, 2.0])
     nearest = torch.tensor([-2.0, 0.0, 1.0, 2.0])
     assert torch.allclose(grid.at(index, direction, eps), transform.at(index, direction, nearest), atol=0.51 / 255)
+    draws = torch.rand(4000, 2, generator=stream(0, "draw"))
     for source in (grid, transform):
-        directions, steps = source.draw(4000, 2.0, stream(0, "draw"))
+        directions, steps = source.choose(draws, 2.0)
         assert directions.bincount().tolist() == pytest.approx([4000 / 3] * 3, rel=0.1)
         assert float(steps.mean()) == pytest.approx(0, abs=0.1)
         assert float(steps.abs().max()) <= 2.0
-    assert set(grid.draw(200, 1.0, stream(0, "draw"))[1].tolist()) == {-1.0, 0.0, 1.0}
+    assert set(grid.choose(draws, 1.0)[1].tolist()) == {-1.0, 0.0, 1.0}
     with pytest.raises(ValueError, match="must ascend"):
         TransformGrid(grid.images, grid.eps.flip(0))
     with pytest.raises(ValueError, match="uint8"):
@@ -286,7 +288,7 @@ def test_the_search_changes_nobody():
     torch.manual_seed(3)
     state = torch.get_rng_state()
     index, labels = torch.arange(20), torch.arange(20) % 2
-    worst_of_k(transform, net, index, labels, generator=stream(0, "k"))
+    worst_of_k(transform, net, index, labels, torch.rand(8, 20, 2, generator=stream(0, "k")))
     pgd_transform(transform, net, index, labels)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
@@ -306,11 +308,13 @@ def test_pgd_is_at_least_as_bad_as_where_it_starts():
     assert float(coeff.abs().max()) <= 1
 
 
-@pytest.mark.parametrize("change", [{"eps_max": 0.0}, {"eps_max": float("inf")}, {"k": 0}])
-def test_bad_searches(change):
+@pytest.mark.parametrize(
+    ("eps", "k", "message"), [(0.0, 1, "eps_max"), (float("inf"), 1, "eps_max"), (1.0, 0, "k must")]
+)
+def test_bad_searches(eps, k, message):
     transform, _ = linear_transform()
-    with pytest.raises(ValueError, match="must be >"):
-        worst_of_k(transform, lambda x: x, torch.arange(2), torch.zeros(2), generator=stream(0, "k"), **change)
+    with pytest.raises(ValueError, match=message):
+        worst_of_k(transform, lambda x: x, torch.arange(2), torch.zeros(2), torch.rand(k, 2, 2), eps_max=eps)
 
 
 def test_a_report_of_distortions():

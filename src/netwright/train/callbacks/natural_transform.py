@@ -143,6 +143,7 @@ class NaTraTraining(TermCallback):
         self._extra: Tensor | None = None
         self._moved: Tensor | None = None
         self._joined = 0
+        self._draws = torch.empty(0)
         self._labels: Tensor | None = None
         self._extending: RemovableHandle | None = None
 
@@ -216,6 +217,13 @@ class NaTraTraining(TermCallback):
         if any(id(part) in frozen for part in trained):
             raise RuntimeError("the generator must stay as it is, got an optimiser that trains its parameters")
 
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Draws the candidates of the epoch for every image: the same ones, whatever process an image falls to."""
+        if self.active and self.source is not None:
+            count = self.k if self.search == "worst_of_k" else 1
+            draws = stream(self.seed, "natra", trainer.current_epoch)
+            self._draws = torch.rand(count, len(self.source), 2, generator=draws)
+
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
@@ -226,7 +234,7 @@ class NaTraTraining(TermCallback):
         x, labels, index = batch[0], batch[1], batch[2]
         assert self.source is not None
         place = trainer.current_epoch, batch_idx, trainer.global_rank
-        found = self._find(trainer, pl_module, index, labels, stream(self.seed, "natra", *place))
+        found = self._find(trainer, pl_module, index, labels)
         if self.augment is not None:
             found = self.augment(found.cpu(), stream(self.seed, "natra augment", *place))
         self._extra = self._given(found, x)
@@ -236,12 +244,13 @@ class NaTraTraining(TermCallback):
         return images.to(like)
 
     def _find(
-        self, trainer: lightning.Trainer, module: lightning.LightningModule, index: Tensor, labels: Tensor, draws: Any
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, index: Tensor, labels: Tensor
     ) -> Tensor:
         source = self.source
         assert source is not None
+        draws = self._draws[:, index.cpu()]
         if self.search == "random":
-            return random_transform(source, index, eps_max=self.eps_max, generator=draws)
+            return random_transform(source, index, draws[0], eps_max=self.eps_max)
 
         def logits_of(images: Tensor) -> Tensor:
             # The plain forward: hooks of other callbacks are not to see these logits.
@@ -253,9 +262,7 @@ class NaTraTraining(TermCallback):
             if self.search == "pgd":
                 assert isinstance(source, NaturalTransform)
                 return pgd_transform(source, logits_of, index, labels, eps_max=self.eps_max, steps=PGD_STEPS)[0]
-            return worst_of_k(
-                source, logits_of, index, labels.to(parameter.device), k=self.k, eps_max=self.eps_max, generator=draws
-            )[0]
+            return worst_of_k(source, logits_of, index, labels.to(parameter.device), draws, eps_max=self.eps_max)[0]
 
     def _before(self, pl_module: lightning.LightningModule, x: Any, labels: Tensor) -> tuple[Any, Tensor]:
         self._labels, self._moved, self._joined = labels, None, 0

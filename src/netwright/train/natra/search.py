@@ -3,7 +3,7 @@
     (j*, eps*) = argmax over the candidates of CE(f(T_{j,eps}(x)), y)
 
 The adversarial choice is netwright's reading of arXiv:2105.04070. Everything here is free of side effects: networks are
-asked for logits without their statistics being changed, and random numbers come from a generator.
+asked for logits without their statistics being changed, and random numbers are given.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.nn import functional
 
 from netwright.train.natra.transform import NaturalTransform, TransformGrid
@@ -38,15 +38,21 @@ def check_range(eps_max: float, k: int = 1) -> None:
 
 @torch.no_grad()
 def random_transform(
-    source: Source, index: Int[Tensor, "batch"], *, eps_max: float = 2.0, generator: Generator
+    source: Source, index: Int[Tensor, "batch"], draws: Float[Tensor, "batch 2"], *, eps_max: float = 2.0
 ) -> Float[Tensor, "batch ..."]:
     """Each image under one transformation, uniform over directions and steps.
+
+    Args:
+        source: Transformations, or a grid of what they make.
+        index: Of the images in ``source``.
+        draws: Two numbers in [0, 1) for each image, as ``torch.rand`` gives them.
+        eps_max: Largest step, in standard deviations, > 0.
 
     Raises:
         ValueError: If ``eps_max`` is not positive.
     """
     check_range(eps_max)
-    return source.at(index, *source.draw(len(index), eps_max, generator))
+    return source.at(index, *source.choose(draws, eps_max))
 
 
 @torch.no_grad()
@@ -55,35 +61,33 @@ def worst_of_k(
     logits_of: Callable[[Tensor], Tensor],
     index: Int[Tensor, "batch"],
     labels: Tensor,
+    draws: Float[Tensor, "k batch 2"],
     *,
-    k: int = 8,
     eps_max: float = 2.0,
-    generator: Generator,
 ) -> tuple[Float[Tensor, "batch ..."], Float[Tensor, "batch"]]:
     """Each image under that of k random transformations on which the network's loss is largest.
 
-    The first k of more draws are these draws, so a larger k finds nothing less bad.
+    More draws after the same first ones find nothing less bad.
 
     Args:
         source: Transformations, or a grid of what they make.
         logits_of: Logits of images in [0, 1]; in evaluation mode, so that no statistics are changed.
         index: Of the images in ``source``.
         labels: Their classes, or rows of probabilities.
-        k: Candidates for each image, >= 1.
+        draws: Two numbers in [0, 1) for each of k candidates of each image, k >= 1, as ``torch.rand`` gives them.
         eps_max: Largest step, in standard deviations, > 0.
-        generator: Source of the draws, on the CPU.
 
     Returns:
         The images, and their cross-entropy in nats.
 
     Raises:
-        ValueError: If ``k`` or ``eps_max`` is out of its range.
+        ValueError: If ``eps_max`` is not positive, or there are no draws.
     """
-    check_range(eps_max, k)
+    check_range(eps_max, len(draws))
     worst: Tensor | None = None
     loss = torch.empty(0)
-    for _ in range(k):
-        images = source.at(index, *source.draw(len(index), eps_max, generator))
+    for pairs in draws:
+        images = source.at(index, *source.choose(pairs, eps_max))
         found = functional.cross_entropy(logits_of(images).float(), labels, reduction="none")
         if worst is None:
             worst, loss = images, found

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float, Int, UInt8
-from torch import Generator as Draws
 from torch import Tensor, nn
 
 from netwright.console import task
@@ -109,11 +108,11 @@ class NaturalTransform(nn.Module):
         coeff = eps.new_zeros(len(index), self.num_directions)
         return self(index, coeff.scatter_(1, direction[:, None], eps[:, None]))
 
-    def draw(self, count: int, eps_max: float, generator: Draws) -> tuple[Int[Tensor, "count"], Float[Tensor, "count"]]:
-        """Directions and steps, uniform over all and over [-eps_max, eps_max]."""
-        pairs = torch.rand(count, 2, generator=generator)
-        direction = (pairs[:, 0] * self.num_directions).long().clamp_max(self.num_directions - 1)
-        return direction, eps_max * (2 * pairs[:, 1] - 1)
+    def choose(
+        self, draws: Float[Tensor, "batch 2"], eps_max: float
+    ) -> tuple[Int[Tensor, "batch"], Float[Tensor, "batch"]]:
+        """Directions and steps, uniform over all and over [-eps_max, eps_max], from pairs of numbers in [0, 1)."""
+        return _which(draws[:, 0], self.num_directions), eps_max * (2 * draws[:, 1] - 1)
 
     def grid(self, eps_max: float = 2.0, values: int = GRID_VALUES, *, batch_size: int = 256) -> TransformGrid:
         """All images along all directions at ``values`` equal steps from -eps_max to eps_max, decoded once.
@@ -188,8 +187,10 @@ class TransformGrid:
         place = torch.bucketize(eps.cpu(), self._middles, right=True)
         return self.images[index.cpu(), direction.cpu(), place].float().div_(255)
 
-    def draw(self, count: int, eps_max: float, generator: Draws) -> tuple[Int[Tensor, "count"], Float[Tensor, "count"]]:
-        """Directions and steps of the grid, uniform over all those within [-eps_max, eps_max].
+    def choose(
+        self, draws: Float[Tensor, "batch 2"], eps_max: float
+    ) -> tuple[Int[Tensor, "batch"], Float[Tensor, "batch"]]:
+        """Directions and steps of the grid, uniform over those within [-eps_max, eps_max], from pairs in [0, 1).
 
         Raises:
             ValueError: If no step of the grid lies there.
@@ -197,6 +198,9 @@ class TransformGrid:
         inside = self.eps[self.eps.abs() <= eps_max * (1 + 1e-6)]
         if not len(inside):
             raise ValueError(f"eps_max must reach a step of the grid, {self.eps.abs().min():g}, got {eps_max}")
-        pairs = torch.rand(count, 2, generator=generator)
-        direction = (pairs[:, 0] * self.num_directions).long().clamp_max(self.num_directions - 1)
-        return direction, inside[(pairs[:, 1] * len(inside)).long().clamp_max(len(inside) - 1)]
+        return _which(draws[:, 0], self.num_directions), inside[_which(draws[:, 1], len(inside))]
+
+
+def _which(draws: Float[Tensor, "batch"], count: int) -> Int[Tensor, "batch"]:
+    """One of ``count``, from numbers in [0, 1)."""
+    return (draws * count).long().clamp_max(count - 1)
