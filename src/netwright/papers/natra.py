@@ -301,8 +301,9 @@ def _train(seed: int, name: str, lr: float, data: dict[str, Any], grid: Any, epo
     }
     methods = []
     if name in GENERATED:
-        search = "worst_of_k" if name == OURS else "random"
-        methods = [NaTraTraining(grid, search, normalise=normalise, seed=seed)]
+        methods = [
+            NaTraTraining(grid, "worst_of_k" if name == OURS else "random", normalise=normalise, seed=seed),
+        ]
     batches = Batches(part, BATCH, seed=seed, normalise=normalise, augment=augments.get(name), indexed=bool(methods))
     module = _module(name)(network, normalise, seed, lr)
     fit(module, batches, epochs=epochs, callbacks=[*methods, CosineProgress()], seed=seed)

@@ -150,7 +150,7 @@ def test_statistics_are_those_of_both_kinds_of_images():
 def test_a_grid_is_the_transformation_at_its_steps():
     source = transform()
     grid = source.grid(2.0, values=2)
-    first, second = (train([NaTraTraining(grid, "random")], epochs=1).network[0].weight for _ in range(2))
+    first, second = (train([NaTraTraining(grid, "random")], epochs=1).network[0].weight.detach() for _ in range(2))
     assert torch.equal(first, second)
 
     class Snapped(NaturalTransform):
@@ -158,9 +158,9 @@ def test_a_grid_is_the_transformation_at_its_steps():
             return grid.choose(draws, eps_max)
 
     same = Snapped(source.generator, source.codes, source.directions, source.images)
-    exact = train([NaTraTraining(same, "random")], epochs=1).network[0].weight
-    other = train([NaTraTraining(source, "random")], epochs=1).network[0].weight
-    assert float((first - exact).abs().max()) < 0.1 * float((first - other).abs().max())
+    exact = train([NaTraTraining(same, "random")], epochs=1).network[0].weight.detach()
+    other = train([NaTraTraining(source, "random")], epochs=1).network[0].weight.detach()
+    assert float((first - exact).abs().max()) < 0.4 * float((first - other).abs().max())  # a byte a pixel
 
 
 def test_pgd_trains():
@@ -258,7 +258,7 @@ def blobs(count: int = 96) -> TensorImages:
 def prepared() -> Prepared:
     data = blobs()
     recipe = Recipe(
-        generator_steps=120, w_dim=6, inversion_steps=5, reference_epochs=6, min_change=0.005, max_directions=3
+        generator_steps=80, w_dim=6, inversion_steps=5, reference_epochs=6, min_change=0.005, max_directions=3
     )
     return prepare_natural_transform(data.images, data.labels, unlabelled=blobs(64).images, recipe=recipe)
 

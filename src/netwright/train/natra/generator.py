@@ -111,7 +111,7 @@ class StyleGenerator(nn.Module):
             self.start,
             *self.convolutions,
         ):  # torch's own initialisation shrinks features from layer to layer
-            nn.init.kaiming_normal_(layer.weight, 0.2)  # type: ignore[arg-type]
+            nn.init.kaiming_normal_(layer.weight, 0.2)
         self.measure()
 
     def settings(self) -> dict[str, Any]:

@@ -159,7 +159,7 @@ class Prepared(Result):
             flip, change = (tuple(figures[name]) for name in ("flip", "change"))
             directions = Directions(tensors["vectors"], tensors["scale"], None, flip, change)
             # In the layout that training leaves, in which the same sums are taken in the same order.
-            generator.to(memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
+            generator.to(memory_format=torch.channels_last).eval().requires_grad_(False)
             transform = NaturalTransform(generator, codes, directions, scaled(images))
             return Prepared(transform, figures["reconstruction"], figures["reference"], figures["looked_at"])
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
