@@ -77,7 +77,7 @@ def page(run: RunFolder) -> Page:
     figures = read(run)
     if figures is None:
         raise UserError("no method of this run transforms images", where=run.path)
-    return Page("Natural transformations", told(figures), [Section("", blocks(run))], {"natra": figures})
+    return Page("Natural transformations", told(figures), [Section("", blocks(run, verdict=False))], {"natra": figures})
 
 
 def lines(run: RunFolder) -> list[str]:
@@ -85,8 +85,12 @@ def lines(run: RunFolder) -> list[str]:
     return [f"transformed samples: {run.path / NAME}.html"] if run.has(FIGURES) else []
 
 
-def blocks(run: RunFolder) -> list[Block]:
+def blocks(run: RunFolder, *, verdict: bool = True) -> list[Block]:
     """The section of a page: what is known of each direction, and pictures along it.
+
+    Args:
+        run: Whose folder.
+        verdict: Whether it begins with the sentence that a page of its own has for its verdict.
 
     Raises:
         UserError: If a file is damaged.
@@ -97,7 +101,7 @@ def blocks(run: RunFolder) -> list[Block]:
     images = _stored(run)
     steps = ", ".join(f"{value:g}" for value in figures["eps"])
     reading = (
-        f"{told(figures)} A pixel of what the generator makes of the codes of images is off by "
+        f"{told(figures) + ' ' if verdict else ''}A pixel of what the generator makes of the codes of images is off by "
         f"{figures['reconstruction'] ** 0.5:.3f} (root mean square, of 1), and the classifier is right on "
         f"{percent(figures['reference'])} of it; what the codes miss of an image is added again when it is moved. Look "
         "at the pictures: a direction that makes another class of an image teaches wrong labels; a smaller max_flip or "

@@ -91,13 +91,23 @@ class NaturalTransform(nn.Module):
         if self.keep_residual and images is None:
             raise ValueError("images must be given with other codes, since the residual is kept")
         with in_mode(self.generator, training=False):
-            layers: int = self.generator.num_layers  # type: ignore[assignment]
-            shift = self.directions.shift(coeff, layers)
-            moved = codes.decode(self.generator, shift)  # type: ignore[arg-type]
-            if not self.keep_residual or images is None:
-                return moved
-            with torch.no_grad():
-                still = codes.decode(self.generator, torch.zeros_like(shift))  # type: ignore[arg-type]
+            still = self._decoded(codes) if self.keep_residual else None
+            return self._moved(codes, coeff, images, still)
+
+    @torch.no_grad()
+    def _decoded(self, codes: LatentCodes) -> Tensor:
+        """G of codes that have not moved, computed as those that have: equal codes give equal bits."""
+        nowhere = codes.w.new_zeros(len(codes), self.num_directions)
+        return codes.decode(self.generator, self._shift(nowhere))  # type: ignore[arg-type]
+
+    def _shift(self, coeff: Tensor) -> Tensor:
+        layers: int = self.generator.num_layers  # type: ignore[assignment]
+        return self.directions.shift(coeff, layers)
+
+    def _moved(self, codes: LatentCodes, coeff: Tensor, images: Tensor | None, still: Tensor | None) -> Tensor:
+        moved = codes.decode(self.generator, self._shift(coeff))  # type: ignore[arg-type]
+        if images is None or still is None:
+            return moved
         # x + 0 has all the bits of x; (x + G(w')) - G(w) would not.
         return (images + (moved - still)).clamp(0, 1)
 
@@ -126,20 +136,27 @@ class NaturalTransform(nn.Module):
             raise ValueError(f"values must be >= 2, got {values}")
         eps = torch.linspace(-eps_max, eps_max, values)
         made: list[Tensor] = []
-        with torch.no_grad(), task("natra: transformed images", total=len(self)) as bar:
+        with in_mode(self.generator, training=False), task("natra: transformed images", total=len(self)) as bar:
             for index in torch.arange(len(self)).split(batch_size):
-                rows = [
-                    torch.stack([self._bytes(index, j, float(value)) for value in eps], 1)
-                    for j in range(self.num_directions)
-                ]
-                made.append(torch.stack(rows, 1))
+                made.append(self._all(index, eps))
                 bar.advance(len(index))
         return TransformGrid(torch.cat(made), eps)
 
-    def _bytes(self, index: Tensor, direction: int, eps: float) -> Tensor:
-        chosen = torch.full_like(index, direction)
-        moved = self.at(index, chosen, torch.full(index.shape, eps))
-        return moved.clamp(0, 1).mul(255).round_().byte().cpu()
+    @torch.no_grad()
+    def _all(self, index: Tensor, eps: Tensor) -> UInt8[Tensor, "batch directions values ..."]:
+        """Some images along all directions at all steps, a byte a number."""
+        codes = self.codes[index]
+        images = self.images[index] if self.keep_residual and self.images is not None else None
+        still = None if images is None else self._decoded(codes)
+        found = []
+        for j in range(self.num_directions):
+            for value in eps:
+                coeff = codes.w.new_zeros(len(index), self.num_directions)
+                coeff[:, j] = value
+                moved = self._moved(codes, coeff, images, still)
+                found.append(moved.clamp(0, 1).mul(255).round_().byte().cpu())
+        stacked = torch.stack(found, 1)
+        return stacked.view(len(index), self.num_directions, len(eps), *stacked.shape[2:])
 
 
 class TransformGrid:
