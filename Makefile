@@ -92,7 +92,7 @@ docs: $(VENV)/.installed-dev
 # Lint and documentation use one core each.
 test: $(VENV)/.installed-dev data
 	@$(MAKE) -j2 lint docs
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --durations=40 --durations-min=5
 
 bench: $(VENV)/.installed-dev
 	@shopt -s nullglob; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done

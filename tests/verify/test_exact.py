@@ -240,10 +240,10 @@ def test_without_a_solver(monkeypatch):
 
 def test_what_is_not_piecewise_linear_is_named():
     model = drawn(0, lambda: perceptron(3, 4, 2, act=nn.Sigmoid))
-    with pytest.raises(TypeError, match='sigmoid in 0: use engine="grid"'):
-        smt_verify(model, torch.zeros(3), torch.ones(3), 0)
     x = torch.full((3,), 0.5)
     label = int(model(x[None]).argmax())
+    with pytest.raises(TypeError, match='sigmoid in 0: use engine="grid"'):
+        smt_verify(model, x, x + 1, 1 - label, attack=False)
     assert smt_verify(model, x - 1e-4, x + 1e-4, label, solver=False).status == "safe"
 
 
@@ -279,4 +279,4 @@ def test_the_solver_stops_when_interrupted(monkeypatch):
     start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         smt_verify(made, low, high, int(made.logits((low + high)[None] / 2).argmax()), 30.0, attack=False)
-    assert time.monotonic() - start < 6
+    assert time.monotonic() - start < 20

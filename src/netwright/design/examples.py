@@ -23,7 +23,7 @@ MOST_MISTAKES = 24
 MOST_MAPS = 6  # of right answers, and of wrong ones
 EDGE = 128  # pixels of a picture beside its map
 RADII = 10  # images whose robustness radius is looked for
-RADII_SECONDS = 6.0
+RADII_SECONDS = 10.0
 
 
 def mistakes(data: Data, probs: Tensor, limit: int = 24) -> dict[str, np.ndarray]:

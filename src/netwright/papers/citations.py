@@ -202,7 +202,6 @@ ELASTIC = Reference(
     kind="inproceedings",
     doi="10.1109/ICDAR.2003.1227801",
 )
-
 GCN = Reference(
     title="Semi-Supervised Classification with Graph Convolutional Networks",
     authors=("Thomas N. Kipf", "Max Welling"),
@@ -241,6 +240,14 @@ PLANETOID = Reference(
     venue="International Conference on Machine Learning",
     kind="inproceedings",
     arxiv="1603.08861",
+)
+FORGETTING = Reference(
+    title="Riemannian Walk for Incremental Learning: Understanding Forgetting and Intransigence",
+    authors=("Arslan Chaudhry", "Puneet K. Dokania", "Thalaiyasingam Ajanthan", "Philip H. S. Torr"),
+    year=2018,
+    venue="European Conference on Computer Vision",
+    kind="inproceedings",
+    arxiv="1801.10112",
 )
 PART_DEPENDENT_NOISE = Reference(
     title="Part-dependent Label Noise: Towards Instance-dependent Label Noise",
@@ -284,6 +291,7 @@ CITATIONS: dict[str, Reference] = {
     "netwright.data.augment:mixup": MIXUP,
     "netwright.data.elastic": ELASTIC,
     "netwright.data.label_noise:instance_noise": PART_DEPENDENT_NOISE,
+    "netwright.data.streams:continual_metrics": FORGETTING,
     "netwright.explain.gradient": GRAD_CAM,
     "netwright.explain.localization": GRAD_CAM,
     "netwright.explain.localization:pointing_game": POINTING_GAME,

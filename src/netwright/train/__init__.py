@@ -32,6 +32,7 @@ _NAMES = {
     "ELRPlusCallback": "callbacks",
     "GradientNoise": "gradient_noise",
     "GradientNoiseCallback": "callbacks",
+    "KeyInitCallback": "kv_bottleneck",
     "LabelDoubts": "early_learning",
     "Loader": "fitting",
     "Memorization": "callbacks.memorization",
@@ -91,6 +92,7 @@ _MODULES = (
     "ema",
     "fitting",
     "gradient_noise",
+    "kv_bottleneck",
     "masked_autoencoder",
     "memory",
     "methods",
@@ -129,6 +131,7 @@ if TYPE_CHECKING:
         noise_variance,
         register_gradient_noise,
     )
+    from netwright.train.kv_bottleneck import KeyInitCallback
     from netwright.train.masked_autoencoder import PatchDrawing, fit_masked_autoencoder
     from netwright.train.memory import PredictionMemory
     from netwright.train.rmsprop import RMSpropTF
@@ -165,6 +168,7 @@ __all__ = [
     "ELRPlusCallback",
     "GradientNoise",
     "GradientNoiseCallback",
+    "KeyInitCallback",
     "LabelDoubts",
     "Loader",
     "Memorization",

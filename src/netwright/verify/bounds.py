@@ -1,7 +1,8 @@
 """What a region does to a network: ranges of every layer, and margins of the class over its rivals.
 
-Two strengths: intervals alone, which any network of known operations has in one pass (``interval_bounds``), and affine
-forms in inputs and units with open sign (``analyse``), which are exact but for these units and therefore far tighter.
+Intervals alone, which any network of known operations has in one pass (``interval_bounds``), or beside them affine
+forms in inputs and units with open sign (``analyse``), exact but for these units: what a solver needs. Margins alone
+come at a fraction of the cost from :mod:`netwright.verify.relaxation`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -173,9 +173,3 @@ def flat_margin(logits: Float[Tensor, "batch classes"], label: int) -> Float[Ten
     """
     others = [j for j in range(logits.shape[1]) if j != label]
     return logits[:, label] - logits[:, others].max(1).values
-
-
-def rivals_of(analysis: Analysis, label: int) -> Sequence[int]:
-    """Classes that the bounds do not rule out."""
-    least, error, rivals = analysis.margins(label)
-    return rivals[~(least > error)].tolist()

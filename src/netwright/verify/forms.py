@@ -143,6 +143,25 @@ def _strip(op: Conv | ConvTranspose | Linear | Affine, **changes: Any) -> Op:
     return dataclasses.replace(op, act=IDENTITY, **changes)
 
 
+def bare(op: Op) -> tuple[Op, Activation]:
+    """An operation without its activation, and the activation.
+
+    Example:
+        >>> bare(Activate(Activation("relu")))[1].kind
+        'relu'
+    """
+    act: Activation = getattr(op, "act", IDENTITY)
+    return (op, act) if isinstance(op, Activate) or not act else (dataclasses.replace(op, act=IDENTITY), act)  # type: ignore[call-arg]
+
+
+def magnitude(op: Op, shape: tuple[int, ...], inputs: list[Form]) -> Tensor:
+    """|W| |x| + |b| of an affine operation without activation: what its rounding errors are proportional to."""
+    fields = {name: getattr(op, name, None) for name in ("weight", "bias", "scale", "shift", "value")}
+    absolute = dataclasses.replace(op, **{name: abs(array) for name, array in fields.items() if array is not None})
+    found: Tensor = _kernel(absolute, shape)(*(x.largest for x in inputs))
+    return found
+
+
 @transform.register(Conv)
 @transform.register(ConvTranspose)
 @transform.register(Linear)
@@ -222,8 +241,13 @@ def _adaptive(op: AdaptivePool, node: Node, shape: tuple[int, ...], inputs: list
         raise TypeError(f"the exact engine does not know uneven adaptive max pooling, as in {node.path}")
     if basis is None:
         return Form(kernel(x.low), kernel(x.high), -kernel(-x.error), None)
-    size = height // shape[2], width // shape[3]
-    return _pool(Pool("max", size, size), node, shape, inputs, basis)
+    return _pool(_as_windows(x.low.shape, shape), node, shape, inputs, basis)
+
+
+def _as_windows(before: torch.Size, after: tuple[int, ...]) -> Pool:
+    """An even adaptive max pooling as one with windows."""
+    size = before[2] // after[2], before[3] // after[3]
+    return Pool("max", size, size)
 
 
 @transform.register
@@ -252,23 +276,48 @@ def _windows(op: Pool, before: torch.Size, after: tuple[int, ...]) -> Tensor:
     return found.reshape(channels * after[2] * after[3], -1)
 
 
-def _maximum(windows: Tensor, result: Form, x: Form, basis: Basis) -> Form:
-    assert x.rows is not None
-    rows = functional.pad(x.rows.flatten(1).T, (0, len(basis) - len(x.rows)))
+def _candidates(windows: Tensor, x: Form) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each window, where the one with the largest lower bound stands in it, which may win, and upper bounds."""
     low, high = (
         torch.where(windows < 0, -math.inf, bound.flatten()[windows.clamp(min=0)]) for bound in (x.low, x.high)
     )
     best = low.max(1)
     rival = high > best.values[:, None]
-    rival.scatter_(1, best.indices[:, None], True)
-    chosen = windows.gather(1, best.indices[:, None])[:, 0]
+    return best.indices, rival.scatter_(1, best.indices[:, None], True), high
+
+
+def selected(op: Pool | AdaptivePool, shape: tuple[int, ...], x: Form) -> tuple[Tensor, Tensor] | None:
+    """Which number each maximum is at least, and whether it is that one for certain.
+
+    Args:
+        op: A max pooling.
+        shape: Of its output.
+        x: What is known of its input.
+
+    Returns:
+        Places in the flat input, (outputs,), and truth values of the output's shape; None where windows are uneven.
+    """
+    if isinstance(op, AdaptivePool):
+        if x.low.shape[2] % shape[2] or x.low.shape[3] % shape[3]:
+            return None
+        op = _as_windows(x.low.shape, shape)
+    windows = _windows(op, x.low.shape, shape)
+    best, rival, _ = _candidates(windows, x)
+    return windows.gather(1, best[:, None])[:, 0], (rival.sum(1) == 1).reshape(shape)
+
+
+def _maximum(windows: Tensor, result: Form, x: Form, basis: Basis) -> Form:
+    assert x.rows is not None
+    rows = functional.pad(x.rows.flatten(1).T, (0, len(basis) - len(x.rows)))
+    best, rival, high = _candidates(windows, x)
+    chosen = windows.gather(1, best[:, None])[:, 0]
     out = rows[chosen].clone()
     open_ = (rival.sum(1) > 1).nonzero().flatten()
     if len(open_):
         start = len(basis)
         _check_size(start + len(open_), len(out))
         # The candidate with the largest lower bound first, then those that may win, then the others.
-        key = torch.where(rival, high, -math.inf).scatter(1, best.indices[:, None], math.inf)
+        key = torch.where(rival, high, -math.inf).scatter(1, best[:, None], math.inf)
         order = key.argsort(1, descending=True)[open_][:, : int(rival[open_].sum(1).max())]
         alive, places = rival[open_].gather(1, order), windows[open_].gather(1, order).clamp(min=0)
         _check_size(start * places.shape[1], len(open_))

@@ -24,9 +24,9 @@ from netwright.console import task
 from netwright.deploy.graph.ir import IDENTITY, Activation, Affine, Channels, Conv, Linear, Node, Pad, Reshape
 from netwright.deploy.graph.reference import activation, kernel_of
 from netwright.verify.bounds import analyse, flat_margin
-from netwright.verify.forms import TooLargeError
 from netwright.verify.network import Network
 from netwright.verify.region import Region, size_of
+from netwright.verify.relaxation import Relaxation
 
 Tail = Callable[[Float[Tensor, "batch numbers"]], Float[Tensor, "batch classes"]]
 CHUNK = 2**18  # points whose distances are computed at once
@@ -211,7 +211,7 @@ def _open_boxes(
     limits, spans = region.limits.tolist(), region.spans.tolist()
     stack = [([-m for m in limits], list(limits))]
     found: list[tuple[list[int], list[int]]] = []
-    pruned, forms = 0, True
+    pruned = 0
     while stack:
         low, high = stack.pop()
         count = math.prod(b - a + 1 for a, b in zip(low, high, strict=True))
@@ -220,15 +220,11 @@ def _open_boxes(
             found.append((low, high))
             continue
         try:
-            proven = _proven(network, alpha, region, low, high, label, forms, deadline)
+            proven = _proven(network, alpha, region, low, high, label, deadline)
         except TimeoutError:
             proven = False
-        except (TypeError, TooLargeError):
-            if not forms:
-                return [([-m for m in limits], list(limits))], 0
-            forms = False
-            stack.append((low, high))
-            continue
+        except TypeError:
+            return [([-m for m in limits], list(limits))], 0
         if proven:
             pruned += count
         elif count <= LEAF:
@@ -248,7 +244,6 @@ def _proven(
     low: list[int],
     high: list[int],
     label: int,
-    forms: bool,
     deadline: float,
 ) -> bool:
     dims, limits = torch.tensor(region.dims), region.limits
@@ -257,9 +252,8 @@ def _proven(
     above[dims] += torch.minimum(torch.tensor(high) + 1, limits) * region.spans
     if region.bounds is not None:
         below[dims], above[dims] = (bound[dims].clamp(*region.bounds) for bound in (below, above))
-    analysis = analyse(network, below, above, first=region.layer, forms=forms, deadline=deadline)
-    least, error, _ = analysis.margins(label)
-    return bool((least > error).all())
+    relaxation = Relaxation(network, below, above, first=region.layer, deadline=deadline)
+    return bool((relaxation.margins(label)[0] > 0).all())
 
 
 def _fast(network: Network, alpha: Tensor, region: Region) -> Callable[[Tensor], Tensor] | None:

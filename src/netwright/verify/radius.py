@@ -1,8 +1,8 @@
 """How far around an input the class is certain, and how near a counterexample is.
 
 The largest radius for which bounds prove the whole box, and the smallest for which an attack along the gradient finds
-another class, both by halving over the same list of radii: the true radius lies between them. No solver is asked, and
-nothing is drawn: results differ only where the time is over.
+another class, both over the same list of radii: the true radius lies between them. No solver is asked, and nothing is
+drawn: results differ only where the time is over.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import bisect
 import dataclasses
 import math
 import time
-from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
@@ -20,9 +19,9 @@ from torch import Tensor, nn
 from netwright.console import table
 from netwright.results import Result
 from netwright.train.attacks import pgd
-from netwright.verify.exact import smt_verify
 from netwright.verify.grid import other_class
 from netwright.verify.network import Network, network_of
+from netwright.verify.relaxation import ALL, Relaxation
 
 STEPS = 10  # of the attack
 OCTAVES, PER_OCTAVE = 12, 4  # radii from the largest down to 1/4096 of it, 19 % apart
@@ -95,29 +94,60 @@ def robustness_radii(
     radii = [largest * 2 ** (-i / PER_OCTAVE) for i in reversed(range(OCTAVES * PER_OCTAVE + 1))]
     low, high = (-math.inf, math.inf) if bounds is None else bounds
     broken = _attacked(network, x, labels, radii, low, high)
-    proved = []
-    for one, label in zip(x, labels.tolist(), strict=True):
+    searches = [_Search(bisect.bisect_left(radii, math.inf if size is None else size)) for size in broken]
 
-        def open_(radius: float, one: Tensor = one, label: int = label) -> bool:
-            left = begin + timeout - time.monotonic()
-            box = (one - radius).clamp(low, high), (one + radius).clamp(low, high)
-            return left <= 0 or not _proved(network, *box, label, left)
+    def proves(i: int, place: int, most: int) -> bool:
+        box = (x[i] - radii[place]).clamp(low, high), (x[i] + radii[place]).clamp(low, high)
+        relaxation = Relaxation(network, *box, most=most, deadline=begin + timeout)
+        return bool((relaxation.margins(int(labels[i]))[0] > 0).all())
 
-        # The first radius that is not proved; the one before was.
-        first = _first(radii, open_)
-        proved.append(radii[first - 1] if first else 0.0)
-    return Radii(tuple(proved), tuple(broken), largest, time.monotonic() - begin)
-
-
-def _proved(network: Network, low: Tensor, high: Tensor, label: int, timeout: float) -> bool:
     try:
-        return smt_verify(network, low, high, label, timeout, attack=False, solver=False).status == "safe"
-    except TypeError:  # an operation without bounds
-        return False
+        for most in (0, ALL):
+            for search in searches:
+                search.restart()
+            # In turns, so that no input waits for another when the time is over.
+            while active := [i for i, search in enumerate(searches) if search.place is not None]:
+                for i in active:
+                    searches[i].told(proves(i, searches[i].place or 0, most))
+    except (TimeoutError, TypeError):  # or an operation without bounds
+        pass
+    proved = tuple(radii[search.good] if search.good >= 0 else 0.0 for search in searches)
+    return Radii(proved, tuple(broken), largest, time.monotonic() - begin)
 
 
-def _first(radii: list[float], holds: Callable[[float], bool]) -> int:
-    return bisect.bisect_left(radii, True, key=holds)
+class _Search:
+    """For the last place of a list at which something holds, which it does up to some place: upwards, then by halves.
+
+    Attributes:
+        good: The last place at which it is known to hold; -1 for none.
+        place: The next one to look at; None at the end.
+    """
+
+    def __init__(self, bad: int):
+        self.good, self.most = -1, bad
+        self.restart()
+
+    def restart(self) -> None:
+        """Looks once more, above what holds."""
+        self.bad, self.stride = self.most, PER_OCTAVE
+        self._next()
+
+    def told(self, holds: bool) -> None:
+        """The answer at ``place``."""
+        assert self.place is not None
+        if holds:
+            self.good = self.place
+        else:
+            self.bad, self.stride = self.place, 0
+        self._next()
+
+    def _next(self) -> None:
+        if self.good + 1 >= self.bad:
+            self.place = None
+        elif self.stride and self.good + self.stride < self.bad:
+            self.place = self.good + self.stride
+        else:
+            self.place = (self.good + self.bad) // 2
 
 
 def _attacked(
@@ -131,7 +161,7 @@ def _attacked(
         middle = ((first + last) // 2).clamp(max=len(radii) - 1)
         radius = table_[middle].view(-1, *tail)
         moved = pgd(
-            network.double, x, labels, (x - radius).clamp(low, high), (x + radius).clamp(low, high), steps=STEPS
+            network.single, x, labels, (x - radius).clamp(low, high), (x + radius).clamp(low, high), steps=STEPS
         )
         logits = network.logits(moved)
         hit = torch.tensor([bool(other_class(row[None], int(y))[0]) for row, y in zip(logits, labels, strict=True)])
