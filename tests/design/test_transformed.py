@@ -17,7 +17,7 @@ from netwright.design.train import TrainOptions, train
 from netwright.design.train_page import KIND, page
 
 METHOD = (
-    "natra:generator_steps=60,inversion_steps=2,reference_epochs=4,min_change=0.001,max_flip=0.5,max_directions=2,k=2"
+    "natra:generator_steps=24,inversion_steps=1,reference_epochs=3,min_change=0.001,max_flip=0.5,max_directions=2,k=2"
 )
 COMMON = {"methods": (METHOD,), "epochs": 3, "lr": 0.05}
 

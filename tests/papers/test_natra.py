@@ -69,14 +69,13 @@ def test_the_parts():
 
 def test_a_fast_trial():
     sizes = [64, 20, 96, 40, 1, 1, 1, 1]
-    wanted = [[name, 0.05] for name in (*paper.PLAIN, *paper.GENERATED)]
+    wanted = [[name, 0.05] for name in ("ERM", "mixup", paper.NOISE, paper.OURS)]
     found = paper._trial(0, wanted, sizes, False)
     assert found["generator: identity"] is True
     by_arm = paper._by_arm({name: [value] for name, value in found.items()})
-    assert set(by_arm) == {"generator", *paper.PLAIN, *paper.GENERATED}
-    accuracies = {name: tuple(arm["NLL"]) for name, arm in by_arm.items() if name != "generator"}
-    assert len(set(accuracies.values())) == len(accuracies)  # every arm trains in a way of its own
-    assert set(paper.judge(by_arm)) == {claim.key for claim in paper.CARD.claims}
+    assert set(by_arm) == {"generator", *(name for name, _ in wanted)}
+    losses = {tuple(arm["NLL"]) for name, arm in by_arm.items() if name != "generator"}
+    assert len(losses) == len(wanted)  # every arm trains in a way of its own
     assert 0 <= found["generator: correlation"] <= 1
     tuned = paper._trial(0, [["ERM", 0.05]], sizes, True)
     assert list(tuned) == ["ERM 0.05: validation accuracy"]
