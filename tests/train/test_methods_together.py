@@ -332,7 +332,7 @@ def test_names():
     assert parse("tract") == ("tract", {})
     assert parse("ps-kd:alpha_T=0.5,teacher=snapshot")[1] == {"alpha_T": 0.5, "teacher": "snapshot"}
     assert parse("weight-compander:learnable=true")[1] == {"learnable": True}
-    found = by_name([name for name in reversed(METHODS) if name != "plain"])
+    found = by_name([name for name in reversed(METHODS) if name not in ("plain", "elr+")]) + by_name(["elr+"])
     kinds = [
         TrActCallback,
         WeightCompanderCallback,
@@ -360,6 +360,7 @@ def test_names():
         (["tract:lambda_=big"], "tract: "),
         (["gradient-noise:eta=0.1,eta=0.2"], "eta comes twice"),
         (["elr:lamb=3"], "did you mean lam?"),
+        (["elr+", "natra"], r"natra and elr\+ cannot be trained with together"),
         (["elr:beta=1"], "elr: beta must lie in"),
         (["elr+:networks=0"], r"elr\+: networks must be 1 or 2, got 0"),
         (["weight-compander:effective_decay=-1"], "effective_decay must be >= 0"),

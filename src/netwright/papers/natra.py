@@ -161,6 +161,8 @@ def _trial(seed: int, wanted: Sequence[Sequence[Any]], sizes: Sequence[int], tun
 @functools.lru_cache(maxsize=1)
 def _parts(seed: int, labelled: int, held_out: int, pool: int, test: int, small: bool) -> dict[str, Any]:
     """Parts under their nuisance by name, the pool's numbers, the clean training part, and the standardisation."""
+    import torch
+
     from netwright.data import Normalise, subset
     from netwright.data.nuisance import NARROW, WIDE, with_nuisance
     from netwright.data.tensors import scaled
@@ -170,8 +172,6 @@ def _parts(seed: int, labelled: int, held_out: int, pool: int, test: int, small:
         found, _ = small_images.parts(seed, labelled + pool, held_out, test)
     else:
         found, _ = classification.parts("fashion-mnist", seed, labelled + pool, held_out, test)
-    import torch
-
     chosen = subset(found["train"], labelled, seed=seed)
     other = torch.ones(len(found["train"]), dtype=torch.bool)
     other[chosen] = False

@@ -80,6 +80,7 @@ class NaTraTraining(TermCallback):
     Attributes:
         source: What images are taken from.
         prepared: What :meth:`prepare` made.
+        refuses: Names of methods that it cannot stand beside.
 
     Raises:
         ValueError: If an argument is out of its range; in training if a batch has no indices, or the module gives no
@@ -93,6 +94,7 @@ class NaTraTraining(TermCallback):
     """
 
     method, logged = "NaTra", "natra_term"
+    refuses = ("elr+",)  # which mixes examples, so that the index tells nothing
 
     def __init__(
         self,
