@@ -23,12 +23,14 @@ from netwright.train.callbacks import (
     ELRCallback,
     ELRPlusCallback,
     GradientNoiseCallback,
+    NaTraTraining,
     PSKDCallback,
     TrActCallback,
     WeightCompanderCallback,
 )
 from netwright.train.methods import callbacks as by_name
 from netwright.train.methods import parse
+from netwright.train.natra import TransformGrid
 from netwright.train.tract import TrActConv2d, traced
 from netwright.train.weight_compander import companded, latents
 
@@ -47,8 +49,17 @@ MAKE["all, elr+"] = lambda: [
     PSKDCallback(0.9, teacher="snapshot"),
     *MAKE["elr+"](),
 ]
+MAKE["natra"] = lambda: [NaTraTraining(transformed(), k=2)]
+MAKE["natra, ps-kd, elr"] = lambda: [*MAKE["natra"](), *MAKE["ps-kd"](), *MAKE["elr"]()]
 ALL = ("all", "all, elr+")
-INDEXED = ("ps-kd", "elr", "elr+", *ALL)
+INDEXED = ("ps-kd", "elr", "elr+", "natra", "natra, ps-kd, elr", *ALL)
+
+
+def transformed() -> TransformGrid:
+    """Images of :func:`data`, darker and brighter."""
+    images = data(True).dataset.images.float()
+    made = torch.stack([(images * (1 + eps / 4)).clamp(0, 255).byte() for eps in (-2, 0, 2)], 1)
+    return TransformGrid(made[:, None], torch.tensor([-2.0, 0.0, 2.0]))
 
 
 def network() -> nn.Sequential:
@@ -133,12 +144,12 @@ def check(name: str, module: nn.Module, callbacks: dict, updates: list[int]) -> 
             assert float(step.alpha.detach()) != 0
     if name in ("gradient-noise", *ALL):
         assert [noise.t for noise in callbacks["GradientNoiseCallback"].noises] == updates
-    if name in ("ps-kd", "all"):
+    if name in ("ps-kd", "natra, ps-kd, elr", "all"):
         memory = callbacks["PSKDCallback"].targets
         assert bool(memory.seen.all())
         assert torch.allclose(memory.predictions.sum(1), torch.ones(EXAMPLES), atol=1e-5)
         assert float(memory.predictions.std()) > 0
-    if name in ("elr", "all"):
+    if name in ("elr", "natra, ps-kd, elr", "all"):
         target = callbacks["ELRCallback"].target
         assert torch.allclose(target.sum(1), torch.full((EXAMPLES,), 1 - 0.7**EPOCHS), atol=1e-5)
     if name in ("elr+", "all, elr+"):
@@ -322,15 +333,16 @@ def test_names():
     assert parse("tract") == ("tract", {})
     assert parse("ps-kd:alpha_T=0.5,teacher=snapshot")[1] == {"alpha_T": 0.5, "teacher": "snapshot"}
     assert parse("weight-compander:learnable=true")[1] == {"learnable": True}
-    found = by_name([name for name in reversed(METHODS) if name != "plain"])
+    found = by_name([name for name in reversed(METHODS) if name not in ("plain", "elr+")]) + by_name(["elr+"])
     kinds = [
         TrActCallback,
         WeightCompanderCallback,
         GradientNoiseCallback,
+        NaTraTraining,
         PSKDCallback,
         ELRCallback,
-        ELRPlusCallback,
         CDvGCallback,
+        ELRPlusCallback,
     ]
     assert [type(callback) for callback in found] == kinds
     assert by_name(["gradient-noise:eta=0.3"])[0].eta == 0.3
@@ -350,6 +362,7 @@ def test_names():
         (["tract:lambda_=big"], "tract: "),
         (["gradient-noise:eta=0.1,eta=0.2"], "eta comes twice"),
         (["elr:lamb=3"], "did you mean lam?"),
+        (["elr+", "natra"], r"natra and elr\+ cannot be trained with together"),
         (["elr:beta=1"], "elr: beta must lie in"),
         (["elr+:networks=0"], r"elr\+: networks must be 1 or 2, got 0"),
         (["weight-compander:effective_decay=-1"], "effective_decay must be >= 0"),

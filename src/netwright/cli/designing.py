@@ -102,7 +102,9 @@ def design(
     flops: Flops = None,
     train_method: Annotated[
         list[str] | None,
-        typer.Option(help="tract, weight-compander, gradient-noise, ps-kd, elr or elr+, like elr:lam=3; may repeat."),
+        typer.Option(
+            help="tract, weight-compander, gradient-noise, natra, ps-kd, elr or elr+, like elr:lam=3; may repeat."
+        ),
     ] = None,
     pruning: Annotated[str | None, typer.Option(help="magnitude or hydra.  [magnitude]")] = None,
     baseline: Annotated[str | None, typer.Option(help="Network to compare with.  [mobilenet_v2]")] = None,

@@ -28,8 +28,8 @@ def train(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help="tract, weight-compander, gradient-noise, ps-kd, elr, elr+ or cdvg, as NAME or NAME:ARG=VALUE; may "
-            "repeat. Or simclr, moco or simsiam, which train without labels, alone."
+            help="tract, weight-compander, gradient-noise, natra, ps-kd, elr, elr+ or cdvg, as NAME or NAME:ARG=VALUE; "
+            "may repeat. Or simclr, moco or simsiam, which train without labels, alone."
         ),
     ] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the training part.")] = 20,
@@ -63,7 +63,7 @@ def train(
 ) -> None:
     """Train a network of your choice on DATA with any of the training methods. The same command goes on."""
     with guarded(quiet, debug):
-        from netwright.design import debiasing, label_doubts
+        from netwright.design import debiasing, label_doubts, transformed
         from netwright.design.distributed import is_main, launch, needs_launch
         from netwright.design.run import RunFolder
         from netwright.design.train import TrainOptions
@@ -109,6 +109,7 @@ def train(
                         verdict(result),
                         *label_doubts.lines(RunFolder(result.folder, KIND)),
                         *debiasing.lines(RunFolder(result.folder, KIND)),
+                        *transformed.lines(RunFolder(result.folder, KIND)),
                         f"report: {result.folder}/report.html",
                         f"run folder: {result.folder}",
                     ]

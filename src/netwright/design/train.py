@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from netwright import metrics, storage
 from netwright.compress.prune import sparsity
 from netwright.console import UserError, nearest, note, warn
-from netwright.design import debiasing, distributed, label_doubts
+from netwright.design import debiasing, distributed, label_doubts, transformed
 from netwright.design import pretraining as unlabelled
 from netwright.design.measure import wilson
 from netwright.design.model import Architecture, is_named, load, load_run
@@ -208,6 +208,7 @@ def _trained(run: RunFolder, options: TrainOptions, command: str) -> TrainResult
         if doubts is not None:
             label_doubts.write(run, data, doubts, changed)
         debiasing.write(run, methods, network, data)
+        transformed.write(run, methods, data)
         result = TrainResult(
             folder=str(run.path),
             model=options.model,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from netwright.design import debiasing, label_doubts
+from netwright.design import debiasing, label_doubts, transformed
 from netwright.design.report import confusion_blocks, data_blocks, settings_blocks
 from netwright.design.run import RunFolder
 from netwright.design.verdict import percent
@@ -89,6 +89,7 @@ def page(folder: str | Path) -> Page:
         Section("Methods", [Bullets(result.told)]),
         Section("Labels to check", label_doubts.blocks(run)),
         Section("Bias", debiasing.blocks(run)),
+        Section("Natural transformations", transformed.blocks(run)),
         Section("What to doubt", [Bullets(_doubts(result, data, described["options"]["seed"]))]),
         Section("Confusion matrix", confusion_blocks(result.to_dict(), data["classes"]), folded=True),
         Section("Data", data_blocks(data), folded=True),

@@ -346,6 +346,31 @@ INSTANCE_DISCRIMINATION = Reference(
 )
 
 # Module, or module and name; the longest match wins, and a card's own method wins over all.
+STYLE_GENERATOR = Reference(
+    title="A Style-Based Generator Architecture for Generative Adversarial Networks",
+    authors=("Tero Karras", "Samuli Laine", "Timo Aila"),
+    year=2019,
+    venue="IEEE/CVF Conference on Computer Vision and Pattern Recognition",
+    kind="inproceedings",
+    arxiv="1812.04948",
+)
+MULTI_CODE = Reference(
+    title="Image Processing Using Multi-Code GAN Prior",
+    authors=("Jinjin Gu", "Yujun Shen", "Bolei Zhou"),
+    year=2020,
+    venue="IEEE/CVF Conference on Computer Vision and Pattern Recognition",
+    kind="inproceedings",
+    arxiv="1912.07116",
+)
+CLOSED_FORM = Reference(
+    title="Closed-Form Factorization of Latent Semantics in GANs",
+    authors=("Yujun Shen", "Bolei Zhou"),
+    year=2021,
+    venue="IEEE/CVF Conference on Computer Vision and Pattern Recognition",
+    kind="inproceedings",
+    arxiv="2007.06600",
+)
+
 CITATIONS: dict[str, Reference] = {
     "netwright.compress.callbacks.pruning:GradualPruning": GRADUAL_PRUNING,
     "netwright.compress.exact:lamp_scores": LAMP,
@@ -393,5 +418,8 @@ CITATIONS: dict[str, Reference] = {
     "netwright.train.contrastive.losses:uniformity": ALIGNMENT_AND_UNIFORMITY,
     "netwright.train.contrastive.probes:knn_probe": INSTANCE_DISCRIMINATION,
     "netwright.train.ema": MEAN_TEACHER,
+    "netwright.train.natra.codes:LatentCodes": MULTI_CODE,
+    "netwright.train.natra.directions:latent_directions": CLOSED_FORM,
+    "netwright.train.natra.generator:StyleGenerator": STYLE_GENERATOR,
     "netwright.train.schedules:CosineProgress": COSINE,
 }

@@ -57,8 +57,8 @@ def callbacks(texts: Sequence[str]) -> list[lightning.Callback]:
         texts: As for :func:`parse`; ``plain`` adds nothing.
 
     Raises:
-        UserError: If a text cannot be parsed, a method comes twice, it does not take such an argument or value, or it
-            is one that trains without labels.
+        UserError: If a text cannot be parsed, a method comes twice, it does not take such an argument or value, it is
+            one that trains without labels, or two do not go together, which the attribute ``refuses`` of one tells.
 
     Example:
         >>> [type(found).__name__ for found in callbacks(["ps-kd:alpha_T=0.5", "tract"])]
@@ -72,7 +72,12 @@ def callbacks(texts: Sequence[str]) -> list[lightning.Callback]:
         if name in chosen:
             raise UserError(f"the training method {name!r} comes twice")
         chosen[name] = arguments
-    return [_made(name, chosen[name]) for name in METHODS if name in chosen and name != "plain"]
+    made = {name: _made(name, chosen[name]) for name in METHODS if name in chosen and name != "plain"}
+    for name, method in made.items():
+        for other in getattr(method, "refuses", ()):
+            if other in made:
+                raise UserError(f"{name} and {other} cannot be trained with together", cure="choose one of them")
+    return list(made.values())
 
 
 def pretraining(texts: Sequence[str]) -> str | None:

@@ -9,6 +9,7 @@ Each attaches where an ordinary module leaves room for it, so that module, optim
 - ``ELRCallback`` and ``ELRPlusCallback`` stand around it too, and add a term of the logits to its loss; ELR+ also mixes
   the examples, and lets two networks take turns in the module.
 - ``CDvGCallback`` stands around it with two translated views of each image, and adds their contrast.
+- ``NaTraTraining`` gives the module transformed images beside those of the batch, and adds a term of their logits.
 - ``MemorizationTracker`` only looks.
 
 What a method must remember is in the checkpoint. In a loop of one's own the functions of each method's module do the
@@ -20,6 +21,7 @@ from netwright.train.callbacks.early_learning import ELRCallback
 from netwright.train.callbacks.early_learning_plus import ELRPlusCallback
 from netwright.train.callbacks.layers import TrActCallback, WeightCompanderCallback
 from netwright.train.callbacks.memorization import MemorizationTracker
+from netwright.train.callbacks.natural_transform import NaTraTraining
 from netwright.train.callbacks.noise import GradientNoiseCallback
 from netwright.train.callbacks.targets import PSKDCallback
 
@@ -29,6 +31,7 @@ __all__ = [
     "ELRPlusCallback",
     "GradientNoiseCallback",
     "MemorizationTracker",
+    "NaTraTraining",
     "PSKDCallback",
     "TrActCallback",
     "WeightCompanderCallback",

@@ -1,0 +1,235 @@
+"""Training of the small style generator as an auto-encoder on images without labels; an encoder for any generator.
+
+    |G(E(x)) - x|^2 + beta KL(q(z | x), N(0, I)) + lambda_w |E(G(w)) - w|^2        (the last on generated samples)
+
+with means over pixels and over the numbers of a code. The second form fixes G and adds a feature distance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from torch.nn import functional
+
+from netwright.data import Batches, TensorImages
+from netwright.results import History
+from netwright.seeding import seeded
+from netwright.train.classifier import channels_last
+from netwright.train.fitting import fit
+from netwright.train.natra.generator import StyleAutoEncoder, StyleGenerator
+from netwright.train.schedules import CosineProgress
+
+Pictures = UInt8[Tensor, "images channels height width"] | Float[Tensor, "images channels height width"]
+
+
+class _Fitting(lightning.LightningModule):
+    """What both trainings share: Adam, and a loss of images alone."""
+
+    def __init__(self, network: nn.Module, lr: float):
+        super().__init__()
+        if not 0 < lr < math.inf:
+            raise ValueError(f"lr must be > 0 and finite, got {lr}")
+        self.network, self.lr = network, lr
+
+    def terms(self, x: Tensor) -> dict[str, Tensor]:
+        """The terms of the loss."""
+        raise NotImplementedError
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """The loss of a batch that begins with images."""
+        terms = self.terms(channels_last(batch[0]))
+        loss = torch.stack(list(terms.values())).sum()
+        figures = {"train_loss": loss, **terms}
+        self.log_dict(
+            {name: value.detach() for name, value in figures.items()}, on_step=False, on_epoch=True,
+            batch_size=len(batch[0]),
+        )  # fmt: skip
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam on what is trained."""
+        return torch.optim.Adam([p for p in self.network.parameters() if p.requires_grad], lr=self.lr)
+
+
+class _AutoEncoding(_Fitting):
+    def __init__(self, network: StyleAutoEncoder, lr: float, kl_weight: float, latent_weight: float):
+        super().__init__(network.to(memory_format=torch.channels_last), lr)
+        self.kl_weight, self.latent_weight = kl_weight, latent_weight
+
+    def terms(self, x: Tensor) -> dict[str, Tensor]:
+        network: StyleAutoEncoder = self.network  # type: ignore[assignment]
+        generator = network.generator
+        mean, log_variance = network.posterior(x)
+        z = mean + (log_variance / 2).exp() * torch.randn_like(mean)
+        terms = {"reconstruction": functional.mse_loss(generator(z), x)}
+        divergence = (mean.square() + log_variance.exp() - 1 - log_variance).mean() / 2
+        terms["divergence"] = self.kl_weight * divergence
+        if self.latent_weight:
+            with torch.no_grad():
+                w = generator.mapping(torch.randn_like(mean))
+                made = generator.synthesis(w[:, None].expand(-1, generator.num_layers, -1))
+            again = network.encode(channels_last(made))[:, 0]
+            terms["codes"] = self.latent_weight * functional.mse_loss(again, w)
+        return terms
+
+
+class _Encoding(_Fitting):
+    def __init__(self, network: nn.Module, generator: nn.Module, lr: float, weights: tuple[float, float], phi: Any):
+        super().__init__(network, lr)
+        self.weights, self.phi = weights, phi
+        self._generator = [generator]  # not a part of the module: it is not trained
+
+    def terms(self, x: Tensor) -> dict[str, Tensor]:
+        (generator,), (perceptual, latent) = self._generator, self.weights
+        layers, mean = generator.num_layers, generator.w_mean
+        codes = self.network(x).view(len(x), layers, len(mean))  # type: ignore[arg-type]
+        made = generator.synthesis(codes)  # type: ignore[operator]
+        terms = {"reconstruction": functional.mse_loss(made, x)}
+        if self.phi is not None and perceptual:
+            pairs = zip(self.phi(made), self.phi(x), strict=True)
+            terms["features"] = perceptual * torch.stack([functional.mse_loss(a, b.detach()) for a, b in pairs]).sum()
+        if latent:
+            with torch.no_grad():
+                z_dim = getattr(generator, "z_dim", len(mean))  # type: ignore[arg-type]
+                w = generator.mapping(torch.randn(len(x), z_dim).to(mean))  # type: ignore[operator, arg-type]
+                w = w[:, None].expand(-1, layers, -1)
+                sample = generator.synthesis(w)  # type: ignore[operator]
+            terms["codes"] = latent * functional.mse_loss(self.network(sample).view_as(w), w)
+        return terms
+
+
+def _loader(images: Pictures, batch_size: int, seed: int, name: str) -> Batches:
+    data = TensorImages(images, torch.zeros(len(images), dtype=torch.long))
+    return Batches(data, batch_size, seed=seed, name=name)
+
+
+def fit_style_autoencoder(
+    images: Pictures,
+    *,
+    epochs: int = 5,
+    w_dim: int = 32,
+    channels: Sequence[int] = (64, 32, 16),
+    kl_weight: float = 1e-3,
+    latent_weight: float = 0.0,
+    lr: float = 5e-3,
+    batch_size: int = 64,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+) -> tuple[StyleAutoEncoder, History]:
+    """Trains a style generator and its encoder on images without labels.
+
+    Args:
+        images: uint8, or floats in [0, 1]; 4 to 64 pixels a side.
+        epochs: >= 1.
+        w_dim: Numbers in a code.
+        channels: Of the generator's scales, from coarse to fine; the encoder has them turned round.
+        kl_weight: Weight of the divergence of z from a standard normal, a number of z, >= 0.
+        latent_weight: lambda_w, >= 0; half as much work again where it is not 0.
+        lr: Learning rate of Adam, > 0; one cosine after a short warm-up.
+        batch_size: Images in a step.
+        seed: Of initialisation, order and noise.
+        checkpoint: As for :func:`netwright.train.fit`.
+
+    Returns:
+        Both in one module in evaluation mode, its parameters frozen and the statistics of w taken; and the history.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> pictures = torch.randint(0, 256, (32, 1, 8, 8), dtype=torch.uint8)
+        >>> both, history = fit_style_autoencoder(pictures, epochs=1, w_dim=4, channels=(8, 8), batch_size=16)
+        >>> both(pictures[:2] / 255).shape, sorted(history.last)
+        (torch.Size([2, 1, 8, 8]), ['divergence', 'lr', 'reconstruction', 'seconds', 'train_loss'])
+    """
+    for name, value in (("kl_weight", kl_weight), ("latent_weight", latent_weight)):
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} must be >= 0 and finite, got {value}")
+    check_pictures(images)
+    shape: tuple[int, int, int] = tuple(images.shape[1:])  # type: ignore[assignment]
+    with seeded(seed, "init", "generator"):
+        network = StyleAutoEncoder(StyleGenerator(shape, w_dim, channels=channels), channels[::-1])
+    history = fit(
+        _AutoEncoding(network, lr, kl_weight, latent_weight),
+        _loader(images, batch_size, seed, "generator"),
+        epochs=epochs,
+        callbacks=[CosineProgress(warmup=0.05)],
+        seed=seed,
+        checkpoint=checkpoint,
+        description="natra: generator",
+    )
+    network.eval().requires_grad_(False)
+    network.generator.measure()
+    return network, history
+
+
+def fit_encoder(
+    generator: nn.Module,
+    encoder: nn.Module,
+    images: Pictures,
+    *,
+    epochs: int = 5,
+    lambda_perceptual: float = 0.8,
+    lambda_latent: float = 1.0,
+    perceptual: Any = None,
+    lr: float = 1e-3,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> History:
+    """Trains an encoder in place for a generator that is there already and stays as it is.
+
+    Args:
+        generator: As :class:`netwright.train.natra.Generator` describes it.
+        encoder: Gives S times d numbers an image; :class:`netwright.train.natra.ImageEncoder` is one.
+        images: uint8, or floats in [0, 1].
+        epochs: >= 1.
+        lambda_perceptual: Weight of the distance of features, >= 0; none without ``perceptual``.
+        lambda_latent: Weight of the distance of codes of generated samples, >= 0.
+        perceptual: phi, gives a list of features of images.
+        lr: Learning rate of Adam, > 0.
+        batch_size: Images in a step.
+        seed: Of order and samples.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+    for name, value in (("lambda_perceptual", lambda_perceptual), ("lambda_latent", lambda_latent)):
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} must be >= 0 and finite, got {value}")
+    check_pictures(images)
+    wanted = [part for part in generator.parameters() if part.requires_grad]
+    try:
+        generator.requires_grad_(False)
+        return fit(
+            _Encoding(encoder, generator, lr, (lambda_perceptual, lambda_latent), perceptual),
+            _loader(images, batch_size, seed, "encoder"),
+            epochs=epochs,
+            callbacks=[CosineProgress(warmup=0.05)],
+            seed=seed,
+            description="natra: encoder",
+        )
+    finally:
+        for part in wanted:
+            part.requires_grad_(True)
+
+
+def check_pictures(images: Tensor) -> None:
+    """Refuses what is no batch of pictures.
+
+    Raises:
+        ValueError: If images are not four-dimensional, or floats outside [0, 1].
+    """
+    if images.ndim != 4 or not len(images):
+        raise ValueError(f"images must have shape (images, channels, height, width), got {tuple(images.shape)}")
+    if images.dtype != torch.uint8:
+        if not images.is_floating_point() or not bool(images.isfinite().all()):
+            raise ValueError(f"images must be uint8 or finite floats, got {images.dtype}")
+        if float(images.min()) < 0 or float(images.max()) > 1:
+            raise ValueError(f"images must lie in [0, 1], got {float(images.min()):.3g}..{float(images.max()):.3g}")

@@ -1,0 +1,104 @@
+"""NaTra's experiment: verdicts from made-up figures, the parts of its data, the arms that change their images."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from netwright.papers import natra as paper
+
+JITTER = (-0.002, 0.0, 0.002)
+
+
+def arms(**change):
+    """Figures in which every claim holds."""
+    wide = {"ERM": 0.5, "jitter": 0.6, "mixup": 0.5, "PGD": 0.48, "oracle": 0.75, paper.OURS: 0.62, paper.RANDOM: 0.58}
+    wide |= {paper.NOISE: 0.52} | {name: value for name, value in change.items() if name in {*wide, paper.NOISE}}
+    found = {
+        name: {"accuracy": [value + j for j in (JITTER if name == paper.OURS else (0, 0, 0))]}
+        for name, value in wide.items()
+    }
+    for arm in found.values():
+        arm["narrow accuracy"] = [0.8, 0.8, 0.8]
+    found[paper.OURS]["narrow accuracy"] = [change.get("narrow", 0.795)] * 3
+    found["generator"] = {
+        "error of one code": [0.01] * 3,
+        "error of four codes": [change.get("four", 0.008)] * 3,
+        "correlation": [change.get("correlation", 0.7)] * 3,
+    }
+    return found
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "verdict"),
+    [
+        ({}, "gain", "supported"),
+        ({"PGD": 0.6}, "gain", "not supported"),
+        ({"mixup": 0.59}, "gain", "inconclusive"),
+        ({}, "control", "supported"),
+        ({paper.NOISE: 0.63}, "control", "not supported"),
+        ({}, "narrow", "supported"),
+        ({"narrow": 0.78}, "narrow", "not supported"),
+        ({}, "codes", "supported"),
+        ({"four": 0.0086}, "codes", "not supported"),
+        ({}, "directions", "supported"),
+        ({"correlation": 0.5}, "directions", "not supported"),
+        ({"jitter": 0.65}, "jitter", "not supported"),
+        ({paper.RANDOM: 0.63}, "search", "not supported"),
+    ],
+)
+def test_verdicts(change, key, verdict):
+    found = paper.judge(arms(**change))
+    assert found[key].verdict == verdict
+    assert set(found) == {claim.key for claim in paper.CARD.claims}
+
+
+def test_the_parts():
+    data = paper._parts(0, 60, 20, 100, 30, True)
+    assert {name: len(data[name]) for name in ("train", "clean", "pool", "validation", "wide", "narrow")} == {
+        "train": 60, "clean": 60, "pool": 100, "validation": 20, "wide": 30, "narrow": 30,
+    }  # fmt: skip
+    assert torch.equal(data["wide"].labels, data["narrow"].labels)
+    near, far = ((data[name].images.float().std(0)).mean() for name in ("narrow", "wide"))
+    assert float(near) != float(far)
+    assert float((data["train"].images.float() - data["clean"].images.float()).abs().mean()) > 0
+    digests = {name: {row.tobytes() for row in data[name].digests()} for name in ("train", "pool", "validation")}
+    assert not digests["train"] & digests["validation"]
+    assert data["train"].labels.bincount(minlength=10).min() >= 5
+
+
+def test_a_fast_trial():
+    sizes = [64, 20, 96, 40, 1, 1, 1, 1]
+    wanted = [[name, 0.05] for name in ("ERM", "mixup", paper.NOISE, paper.OURS)]
+    found = paper._trial(0, wanted, sizes, False)
+    assert found["generator: identity"] is True
+    by_arm = paper._by_arm({name: [value] for name, value in found.items()})
+    assert set(by_arm) == {"generator", *(name for name, _ in wanted)}
+    losses = {tuple(arm["NLL"]) for name, arm in by_arm.items() if name != "generator"}
+    assert len(losses) == len(wanted)  # every arm trains in a way of its own
+    assert 0 <= found["generator: correlation"] <= 1
+    tuned = paper._trial(0, [["ERM", 0.05]], sizes, True)
+    assert list(tuned) == ["ERM 0.05: validation accuracy"]
+
+
+def test_the_attacked_arm_stays_in_its_box():
+    from netwright.data import Normalise
+    from netwright.nn.convnet import SmallConvNet
+    from netwright.seeding import seeded, stream
+
+    with seeded(0, "init"):
+        network = SmallConvNet((4,), 8, in_channels=1)
+    normalise = Normalise((0.3,), (0.2,))
+    module = paper._module("PGD")(network, normalise, 0, 0.05)
+    images = torch.rand(6, 1, 16, 16, generator=stream(0, "x"))
+    labels = torch.arange(6)
+    worst, same = module.changed(normalise(images), labels, 0)
+    pixels = worst * 0.2 + 0.3
+    assert torch.equal(same, labels)
+    assert float((pixels - images).abs().max()) <= paper.EPSILON + 1e-5
+    assert float(pixels.min()) >= -1e-5
+    assert float(pixels.max()) <= 1 + 1e-5
+    network.eval()
+    with torch.no_grad():
+        losses = [torch.nn.functional.cross_entropy(network(x), labels) for x in (normalise(images), worst)]
+    assert float(losses[1]) > float(losses[0])

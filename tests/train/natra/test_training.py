@@ -1,0 +1,316 @@
+"""NaTra under Lightning: what the module is given, what is added to its loss, other methods beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import lightning
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from netwright.console import UserError
+from netwright.data import Batches, Normalise, TensorImages
+from netwright.seeding import seeded, stream
+from netwright.train import Classifier, fit
+from netwright.train.callbacks import ELRCallback, ELRPlusCallback, NaTraTraining, PSKDCallback
+from netwright.train.natra import (
+    LatentCodes,
+    NaturalTransform,
+    Prepared,
+    Recipe,
+    StyleGenerator,
+    fit_style_autoencoder,
+    latent_directions,
+    prepare_natural_transform,
+)
+
+N, BATCH = 32, 8
+
+
+def network() -> nn.Sequential:
+    with seeded(0, "init"):
+        return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3))
+
+
+def pictures() -> TensorImages:
+    images = torch.randint(0, 256, (N, 1, 8, 8), dtype=torch.uint8, generator=stream(0, "x"))
+    return TensorImages(images, torch.arange(N) % 3)
+
+
+def transform() -> NaturalTransform:
+    with seeded(0, "style"):
+        generator = StyleGenerator((1, 8, 8), w_dim=4, channels=(6, 6))
+    w = torch.randn(N, 1, 3, 4, generator=stream(0, "w"))
+    axes = latent_directions(generator, "pca", k=3)
+    axes = dataclasses.replace(axes, scale=5 * axes.scale)  # an untrained generator changes little
+    return NaturalTransform(generator, LatentCodes(w), axes, pictures().images / 255)
+
+
+NORMALISE = Normalise((0.5,), (0.25,))
+
+
+def batches() -> Batches:
+    return Batches(pictures(), BATCH, seed=1, indexed=True, normalise=NORMALISE)
+
+
+def train(callbacks, epochs: int = 2, module=None):
+    module = Classifier(network(), lr=0.05) if module is None else module
+    fit(module, batches(), epochs=epochs, callbacks=callbacks)
+    return module
+
+
+class Plain(lightning.LightningModule):
+    """A user's own module with a loss as a part, and a step that wants pairs."""
+
+    def __init__(self, manual: bool = False):
+        super().__init__()
+        self.net, self.loss = network(), nn.CrossEntropyLoss()
+        self.automatic_optimization = not manual
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        loss = self.loss(self(x), y)
+        if not self.automatic_optimization:
+            self.optimizers().zero_grad()
+            self.manual_backward(loss)
+            self.optimizers().step()
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
+
+
+def by_hand(source, search: str, beta: float, gamma: float, eps_max: float) -> nn.Module:
+    """The same in a loop."""
+    net = network()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+    data = batches()
+    for epoch in range(2):
+        data.set_epoch(epoch)
+        draws = torch.rand(4 if search == "worst_of_k" else 1, N, 2, generator=stream(5, "natra", epoch))
+        for x, y, index in data:
+            worst, loss = None, torch.full((len(x),), -1.0)
+            net.eval()
+            for pairs in draws:
+                moved = source.at(index, *source.choose(pairs[index], eps_max))
+                with torch.no_grad():
+                    found = functional.cross_entropy(net(NORMALISE(moved)), y, reduction="none")
+                more = (found > loss)[:, None, None, None]
+                worst = moved if worst is None else torch.where(more, moved, worst)
+                loss = torch.maximum(loss, found)
+            net.train()
+            here, there = net(torch.cat([x, NORMALISE(worst)])).chunk(2)
+            total = functional.cross_entropy(here, y) + beta * functional.cross_entropy(there, y)
+            p = here.softmax(1)
+            total = total + gamma * (p * (here.log_softmax(1) - there.log_softmax(1))).sum(1).mean()
+            optimizer.zero_grad()
+            total.backward()
+            optimizer.step()
+    return net
+
+
+@pytest.mark.parametrize("manual", [False, True])
+@pytest.mark.parametrize(("search", "beta", "gamma"), [("worst_of_k", 1.0, 0.0), ("random", 0.5, 2.0)])
+def test_it_is_the_loop_that_one_would_write(search, beta, gamma, manual):
+    source = transform()
+    method = NaTraTraining(source, search, 4, beta, gamma, 1.5, seed=5, normalise=NORMALISE)
+    module = train([method], module=Plain(manual))
+    expected = by_hand(source, search, beta, gamma, 1.5).state_dict()
+    for name, value in module.net.state_dict().items():
+        assert torch.allclose(value, expected[name], atol=1e-5), name
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_without_weight_it_is_plain_training_bit_for_bit(indexed):
+    plain = Classifier(network(), lr=0.05)
+    fit(plain, Batches(pictures(), BATCH, seed=1, normalise=NORMALISE), epochs=2)
+    module = train([NaTraTraining(transform() if indexed else None, beta=0.0)])
+    assert all(torch.equal(value, module.state_dict()[name]) for name, value in plain.state_dict().items())
+    other = train([NaTraTraining(transform(), normalise=NORMALISE)])
+    assert not torch.allclose(other.network[0].weight, plain.network[0].weight)
+
+
+def test_statistics_are_those_of_both_kinds_of_images():
+    seen = []
+    module = Classifier(network(), lr=0.05)
+    module.network[1].register_forward_hook(lambda part, given, out: seen.append((part.training, len(given[0]))))
+    train([NaTraTraining(transform(), k=3)], epochs=1, module=module)
+    assert seen[:4] == [(False, BATCH)] * 3 + [(True, 2 * BATCH)]
+    assert int(module.network[1].num_batches_tracked) == N // BATCH
+    assert not module._forward_hooks
+    assert not module._forward_pre_hooks
+    assert "training_step" not in module.__dict__
+
+
+def test_a_grid_is_the_transformation_at_its_steps():
+    source = transform()
+    grid = source.grid(2.0, values=2)
+    first, second = (train([NaTraTraining(grid, "random")], epochs=1).network[0].weight.detach() for _ in range(2))
+    assert torch.equal(first, second)
+
+    class Snapped(NaturalTransform):
+        def choose(self, draws, eps_max):
+            return grid.choose(draws, eps_max)
+
+    same = Snapped(source.generator, source.codes, source.directions, source.images)
+    exact = train([NaTraTraining(same, "random")], epochs=1).network[0].weight.detach()
+    other = train([NaTraTraining(source, "random")], epochs=1).network[0].weight.detach()
+    assert float((first - exact).abs().max()) < 0.4 * float((first - other).abs().max())  # a byte a pixel
+
+
+def test_pgd_trains():
+    plain, found = train([NaTraTraining(None, beta=0.0)]), train([NaTraTraining(transform(), "pgd")])
+    assert not torch.allclose(plain.network[0].weight, found.network[0].weight)
+    with pytest.raises(ValueError, match="'pgd' needs a NaturalTransform"):
+        NaTraTraining(transform().grid(), "pgd")
+
+
+def test_beside_methods_that_remember_examples():
+    natra, pskd, elr = NaTraTraining(transform(), k=2), PSKDCallback(0.9), ELRCallback()
+    module = train([natra, pskd, elr], epochs=3)
+    assert bool(pskd.targets.seen.all())
+    assert torch.allclose(elr.target.sum(1), torch.full((N,), 1 - 0.7**3), atol=1e-5)
+    alone = PSKDCallback(0.9)
+    without = train([alone, ELRCallback()], epochs=3)
+    assert not torch.allclose(module.network[0].weight, without.network[0].weight)
+    assert all(bool(part.isfinite().all()) for part in module.parameters())
+    with pytest.raises(ValueError, match=r"ELR\+ mixes examples"):
+        train([NaTraTraining(transform()), ELRPlusCallback()])
+
+
+def test_a_stopped_training_goes_on_bit_for_bit(tmp_path):
+    class Stop(lightning.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 2:
+                raise RuntimeError("killed")
+
+    def run(*more, checkpoint=None):
+        module = Classifier(network(), lr=0.05)
+        fit(module, batches(), epochs=3, callbacks=[NaTraTraining(transform()), *more], checkpoint=checkpoint)
+        return module
+
+    whole = run()
+    with pytest.raises(RuntimeError, match="killed"):
+        run(Stop(), checkpoint=tmp_path / "a.ckpt")
+    again = run(checkpoint=tmp_path / "a.ckpt")
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"search": "best"}, ValueError, "search must be one of"),
+        ({"k": 0}, ValueError, "k must be >= 1, got 0"),
+        ({"k": 2.5}, TypeError, "k must be a whole number"),
+        ({"beta": -1.0}, ValueError, "beta must be >= 0 and finite, got -1"),
+        ({"gamma": float("nan")}, ValueError, "gamma must be >= 0"),
+        ({"eps_max": 0.0}, ValueError, "eps_max must be > 0 and finite, got 0"),
+        ({"num_codes": 0}, ValueError, "num_codes must be a whole number >= 1"),
+        ({"generator_steps": 0.5}, ValueError, "generator_steps must be a whole number"),
+        ({"directions": "svd"}, ValueError, "directions must be 'weights' or 'pca'"),
+        ({"max_flip": 2.0}, ValueError, r"max_flip must lie in \[0, 1\]"),
+        ({"min_change": "a"}, ValueError, "min_change must be >= 0"),
+        ({"source": 3}, TypeError, "source must be a NaturalTransform or a TransformGrid, got int"),
+        ({"unlabelled": 7}, TypeError, "unlabelled must be a path"),
+        ({"seed": -1}, ValueError, "seed must be an integer >= 0"),
+    ],
+)
+def test_bad_arguments(change, error, message):
+    with pytest.raises(error, match=message):
+        NaTraTraining(**change)
+
+
+def test_bad_training():
+    with pytest.raises(RuntimeError, match="no transformations: give source"):
+        train([NaTraTraining()])
+    with pytest.raises(ValueError, match="NaTra needs batches"):
+        fit(Classifier(network()), Batches(pictures(), BATCH), epochs=1, callbacks=[NaTraTraining(transform())])
+    source = transform()
+
+    class Thief(Classifier):
+        def configure_optimizers(self):
+            return torch.optim.SGD([*self.parameters(), *source.generator.parameters()], lr=0.1)
+
+    with pytest.raises(RuntimeError, match="the generator must stay as it is"):
+        train([NaTraTraining(source)], module=Thief(network()))
+    source.generator.requires_grad_(False)
+    train([NaTraTraining(source)], epochs=1, module=Thief(network()))
+
+
+def blobs(count: int = 96) -> TensorImages:
+    """Bright spots left or right, of varying brightness."""
+    draws = stream(0, "blobs")
+    labels = torch.arange(count) % 2
+    level = 100 + torch.randint(0, 156, (count, 1, 1), generator=draws)
+    images = torch.randint(0, 30, (count, 8, 8), generator=draws)
+    columns = torch.arange(8)
+    inside = torch.where(labels[:, None] == 0, columns < 4, columns >= 4)[:, None, :].expand(count, 8, 8)
+    images = torch.where(inside, level, images)
+    return TensorImages(images.byte()[:, None], labels)
+
+
+@pytest.fixture(scope="module")
+def prepared() -> Prepared:
+    data = blobs()
+    recipe = Recipe(
+        generator_steps=80, w_dim=6, inversion_steps=5, reference_epochs=6, min_change=0.005, max_directions=3
+    )
+    return prepare_natural_transform(data.images, data.labels, unlabelled=blobs(64).images, recipe=recipe)
+
+
+def test_what_is_prepared(prepared):
+    transform, x = prepared.transform, blobs().images / 255
+    assert prepared.reconstruction < 0.5 * float((x - x.mean(0)).square().mean())
+    assert prepared.reference > 0.9
+    assert 1 <= transform.num_directions <= 3
+    assert all(flip <= 0.1 for flip in transform.directions.flip)
+    assert all(change >= 0.005 for change in transform.directions.change)
+    index = torch.arange(8)
+    assert torch.equal(transform(index, torch.zeros(8, transform.num_directions)), x[:8])
+    assert not any(part.requires_grad for part in transform.generator.parameters())
+
+
+def test_kept_and_read_again(prepared, tmp_path):
+    path, x = tmp_path / "natra.safetensors", blobs().images
+    prepared.save(path)
+    again = Prepared.load(path, x)
+    index, coeff = torch.arange(6), torch.ones(6, prepared.transform.num_directions)
+    assert torch.equal(prepared.transform(index, coeff), again.transform(index, coeff))
+    assert again.figures() == prepared.figures()
+    with pytest.raises(UserError, match="no natural transformations of these images"):
+        Prepared.load(path, x[:5])
+    (tmp_path / "bad.safetensors").write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match="damaged"):
+        Prepared.load(tmp_path / "bad.safetensors", x)
+
+
+def test_the_generator_learns():
+    x = blobs(256).images
+    network, history = fit_style_autoencoder(x, epochs=8, w_dim=4, channels=(8, 8), batch_size=32, latent_weight=0.01)
+    losses = history.column("reconstruction")
+    assert losses[-1] < 0.5 * losses[0]
+    assert float(network.generator.w_cov.diagonal().min()) > 0
+    first, _ = fit_style_autoencoder(x[:64], epochs=1, w_dim=4, channels=(8, 8), seed=3)
+    second, _ = fit_style_autoencoder(x[:64], epochs=1, w_dim=4, channels=(8, 8), seed=3)
+    assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
+
+
+def test_bad_preparation():
+    x = torch.zeros(4, 1, 8, 8)
+    with pytest.raises(ValueError, match=r"images must lie in \[0, 1\]"):
+        fit_style_autoencoder(x - 1)
+    with pytest.raises(ValueError, match="kl_weight must be >= 0"):
+        fit_style_autoencoder(x, kl_weight=-1.0)
+    with pytest.raises(ValueError, match=r"unlabelled must be of \(1, 8, 8\)"):
+        prepare_natural_transform(x, torch.zeros(4, dtype=torch.long), unlabelled=torch.zeros(2, 1, 4, 4))
+    with pytest.raises(ValueError, match="labels must be 4 whole numbers"):
+        prepare_natural_transform(x, torch.zeros(3, dtype=torch.long))
+    assert Recipe().steps_for(1000) == 30
+    assert Recipe().steps_for(50_000) == 3
+    assert Recipe(inversion_steps=7).steps_for(50_000) == 7
+    assert Recipe(generator_steps=100).epochs_for(640) == 10
