@@ -333,7 +333,9 @@ def test_names():
     assert parse("tract") == ("tract", {})
     assert parse("ps-kd:alpha_T=0.5,teacher=snapshot")[1] == {"alpha_T": 0.5, "teacher": "snapshot"}
     assert parse("weight-compander:learnable=true")[1] == {"learnable": True}
-    found = by_name([name for name in reversed(METHODS) if name not in ("plain", "elr+")]) + by_name(["elr+"])
+    apart = ("elr+", "cdvg")  # they refuse others
+    found = by_name([name for name in reversed(METHODS) if name not in ("plain", *apart)])
+    found += [by_name([name])[0] for name in apart]
     kinds = [
         TrActCallback,
         WeightCompanderCallback,
@@ -341,12 +343,15 @@ def test_names():
         NaTraTraining,
         PSKDCallback,
         ELRCallback,
-        CDvGCallback,
         ELRPlusCallback,
+        CDvGCallback,
     ]
     assert [type(callback) for callback in found] == kinds
     assert by_name(["gradient-noise:eta=0.3"])[0].eta == 0.3
     assert by_name(["plain"]) == []
+    for pair in (["natra", "elr+"], ["cdvg", "natra"], ["ps-kd", "cdvg"]):
+        with pytest.raises(UserError, match="cannot be trained with together"):
+            by_name(pair)
     assert by_name(["elr:lam=7,beta=0.9"])[0].lam == 7
     assert by_name(["elr+:relabel=true"])[0].relabel is True
 

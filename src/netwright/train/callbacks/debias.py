@@ -62,6 +62,7 @@ class CDvGCallback(TermCallback):
     Attributes:
         translator: The translator, once prepared.
         cache: All views, once prepared.
+        refuses: Names of methods that it cannot stand beside.
 
     Raises:
         ValueError: If a number is out of its range; in training if it was not prepared, a batch has no indices, or the
@@ -74,6 +75,8 @@ class CDvGCallback(TermCallback):
     """
 
     method, logged = "CDvG", "contrast"
+
+    refuses = ("natra", "ps-kd", "elr", "elr+")  # which remember something of each example, where CDvG shows views
 
     def __init__(
         self,
