@@ -27,6 +27,7 @@ class Brief:
         limits: What the network may cost.
         chosen: How the genotype is read off; by default as the method does, within the limits.
         lr, alpha_lr: Learning rates of the weights and of the architecture parameters.
+        wait: Share of the search for which the architecture waits first, in methods without a warm-up of their own.
     """
 
     epochs: Sequence[int]
@@ -35,6 +36,7 @@ class Brief:
     chosen: Selector | None = None
     lr: float = field(default=0.1, kw_only=True)
     alpha_lr: float = field(default=3e-3, kw_only=True)
+    wait: float = field(default=0.0, kw_only=True)
 
     @property
     def objective(self) -> Objective | None:

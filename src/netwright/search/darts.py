@@ -31,6 +31,7 @@ class DARTS(Searcher):
         epochs: Epochs of the search.
         lr, lr_min: Learning rate of the weights at the start and at the end of a cosine.
         weight_decay: Weight decay of the weights.
+        wait: Share of the search, in [0, 1), for which the architecture waits first.
         **options: ``momentum``, ``clip``, ``alpha_lr``, ``alpha_betas``, ``alpha_weight_decay`` of :class:`Searcher`.
 
     Raises:
@@ -57,6 +58,7 @@ class DARTS(Searcher):
         lr: float = 0.025,
         lr_min: float = 0.001,
         weight_decay: float = 3e-4,
+        wait: float = 0.0,
         **options: Any,
     ):
         if order not in (1, 2):
@@ -66,7 +68,7 @@ class DARTS(Searcher):
             objective=objective,
             selector=selector,
             method=FirstOrder() if order == 1 else SecondOrder(),
-            stages=[Stage("search", epochs, lr, lr_min, weight_decay)],
+            stages=[Stage("search", epochs, lr, lr_min, weight_decay, wait=wait)],
             **options,
         )
         self.order = order
@@ -81,4 +83,5 @@ class DARTS(Searcher):
             epochs=sum(brief.epochs),
             lr=brief.lr,
             alpha_lr=brief.alpha_lr,
+            wait=brief.wait,
         )

@@ -42,6 +42,7 @@ class DASSStages:
         lr_min: Learning rate at the end of each stage.
         weight_decay: Weight decay of weights and scores.
         momentum: Momentum of SGD; the published search passes none.
+        wait: Share of the first stage, in [0, 1), for which the architecture waits first.
     """
 
     pretrain: int = 50
@@ -52,6 +53,7 @@ class DASSStages:
     lr_min: float = 1e-3
     weight_decay: float = 1e-3
     momentum: float = 0.0
+    wait: float = 0.0
 
 
 class DASS(Searcher):
@@ -110,7 +112,7 @@ class DASS(Searcher):
             selector=selector,
             method=SecondOrder() if unrolled else FirstOrder(),
             stages=[
-                Stage(PRETRAIN, plan.pretrain, plan.lr, plan.lr_min, plan.weight_decay),
+                Stage(PRETRAIN, plan.pretrain, plan.lr, plan.lr_min, plan.weight_decay, wait=plan.wait),
                 Stage(PRUNE, plan.prune, plan.prune_lr, plan.lr_min, plan.weight_decay, alpha_step=alpha_in_prune),
                 Stage(FINETUNE, plan.finetune, plan.lr, plan.lr_min, plan.weight_decay),
             ],
@@ -124,7 +126,7 @@ class DASS(Searcher):
     def short(cls, supernet: Supernet, brief: Brief) -> Self:
         """First order, with momentum."""
         pretrain, prune, finetune = brief.epochs
-        stages = DASSStages(pretrain, prune, finetune, lr=brief.lr, momentum=0.9)
+        stages = DASSStages(pretrain, prune, finetune, lr=brief.lr, momentum=0.9, wait=brief.wait)
         return cls(
             supernet, brief.density, stages, unrolled=False,
             objective=brief.objective, selector=brief.selector, alpha_lr=brief.alpha_lr,

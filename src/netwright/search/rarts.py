@@ -37,6 +37,7 @@ class RARTS(Searcher):
         lr, lr_min: Learning rate of the weights at the start and at the end of a cosine.
         y_lr: Learning rate of the second set at the start, with the same cosine; ``lr`` by default.
         weight_decay: Weight decay of both sets.
+        wait: Share of the search, in [0, 1), for which the architecture waits first.
         fused: All gradients at the old point in two passes; else the exact order in four.
         monotone_check: Warn when the objective rises; only where each batch is the whole data.
         **options: ``momentum``, ``clip``, ``alpha_lr``, ``alpha_betas``, ``alpha_weight_decay`` of :class:`Searcher`.
@@ -68,13 +69,14 @@ class RARTS(Searcher):
         lr_min: float = 0.001,
         y_lr: float | None = None,
         weight_decay: float = 3e-4,
+        wait: float = 0.0,
         fused: bool = True,
         monotone_check: bool = False,
         **options: Any,
     ):
         if not lam > 0:
             raise ValueError(f"lam must be > 0, got {lam}")
-        stage = Stage("search", epochs, lr, lr_min, weight_decay)
+        stage = Stage("search", epochs, lr, lr_min, weight_decay, wait=wait)
         y_lr = lr if y_lr is None else y_lr
         if not y_lr > 0:
             raise ValueError(f"y_lr must be > 0, got {y_lr}")
@@ -100,4 +102,5 @@ class RARTS(Searcher):
             epochs=sum(brief.epochs),
             lr=brief.lr,
             alpha_lr=brief.alpha_lr,
+            wait=brief.wait,
         )

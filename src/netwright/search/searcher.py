@@ -331,6 +331,7 @@ class Searcher:
         if not self._started or self.finished:
             raise RuntimeError("the search is finished" if self._started else "prepare() must come before step()")
         stage, seed = self.stage, self.seed or 0
+        moves = stage.moves(self._progress)
         w_opt, a_opt = optimizers or (self.w_opt, self.a_opt)
         self.schedule()
         self.objective.on_step(self.supernet, self.progress)
@@ -345,9 +346,9 @@ class Searcher:
                     self.supernet,
                     self.objective,
                     w_opt,
-                    a_opt if stage.alpha_step else None,
+                    a_opt if moves else None,
                     train_batch,
-                    val_batch if stage.alpha_step else None,
+                    val_batch if moves else None,
                     clip=self.clip,
                 )
         except FloatingPointError as error:

@@ -16,6 +16,8 @@ class Stage:
         lr, lr_min: Learning rate of the weights at its start and its end; a cosine joins them.
         weight_decay: Weight decay of the weights.
         alpha_step: Whether the architecture is updated.
+        wait: Share of the stage, in [0, 1), for which the architecture waits first. Operations without weights are
+            good from the first step on, so that of an architecture that moves at once they are soon a large part.
 
     Raises:
         ValueError: If a value is out of range.
@@ -27,6 +29,7 @@ class Stage:
     lr_min: float = 0.001
     weight_decay: float = 3e-4
     alpha_step: bool = True
+    wait: float = 0.0
 
     def __post_init__(self) -> None:
         if self.epochs < 0:
@@ -37,6 +40,17 @@ class Stage:
             raise ValueError(f"lr_min of stage {self.name!r} must lie in [0, {self.lr:g}], got {self.lr_min}")
         if not self.weight_decay >= 0:
             raise ValueError(f"weight_decay of stage {self.name!r} must be >= 0, got {self.weight_decay}")
+        if not 0 <= self.wait < 1:
+            raise ValueError(f"wait of stage {self.name!r} must lie in [0, 1), got {self.wait}")
+
+    def moves(self, progress: float) -> bool:
+        """Whether the architecture is updated after a share ``progress`` of the stage.
+
+        Example:
+            >>> Stage(wait=0.5).moves(0.4), Stage(wait=0.5).moves(0.5)
+            (False, True)
+        """
+        return self.alpha_step and progress >= self.wait
 
     def lr_at(self, progress: float) -> float:
         """The learning rate after a share ``progress`` in [0, 1] of the stage.
