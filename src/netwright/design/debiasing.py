@@ -61,6 +61,7 @@ def _answers(network: nn.Module, data: Data, images: Any) -> Tensor:
 def _translated(run: RunFolder, translator: Any, network: nn.Module, data: Data) -> dict[str, Any]:
     """Keeps strips of validation images in other classes, and measures what translating does to them."""
     from netwright.data import TensorImages, subset
+    from netwright.train.debias import translation_rates
     from netwright.train.debias.views import panel, translated
 
     part = data.validation
