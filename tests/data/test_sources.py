@@ -256,7 +256,7 @@ def test_the_data_folder_is_in_the_cache(monkeypatch, tmp_path, empty_machine):
 
 def test_unknown_names_and_paths():
     refused(lambda: load("fashon-mnist"), 'no data set or folder "fashon-mnist"', "did you mean fashion-mnist?")
-    refused(lambda: load("zebra"), "choose one of cifar10, cifar100, digits")
+    refused(lambda: load("zebra"), "choose one of cifar10, cifar100, coloured-fashion-mnist")
     refused(lambda: load("/no/such/place"), "no such file or folder", "/no/such/place")
     refused(lambda: load("digits", size=(4, 4)), "digits has a fixed size")
 

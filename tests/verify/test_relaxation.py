@@ -152,6 +152,9 @@ def test_radii_of_a_deep_network():
     x = torch.stack(inputs_of(made, 4)[1::2])
     labels = made.logits(x).argmax(1)
     found = robustness_radii(made, x, labels, timeout=60.0)
+    quick = robustness_radii(made, x, labels, tight=False)
+    assert all(0 < a <= b for a, b in zip(quick.proved, found.proved, strict=True))
+    assert quick.broken == found.broken
     for one, label, proved, broken in zip(x, labels.tolist(), found.proved, found.broken, strict=True):
         assert 0 < proved < (broken or math.inf)
         points = points_of((one - proved).clamp(0, 1), (one + proved).clamp(0, 1), 2000)

@@ -14,7 +14,6 @@ from netwright.console import UserError
 from netwright.design.run import RunFolder
 from netwright.design.verdict import percent
 from netwright.page import Block, Cell, Images, Page, Paragraph, Picture, Section, Table, Value, png
-from netwright.train.debias.measures import bias_metrics, translation_rates
 
 if TYPE_CHECKING:
     from netwright.data import Data
@@ -34,6 +33,8 @@ def write(run: RunFolder, methods: Sequence[Any], network: nn.Module, data: Data
         network: That was trained, for images that ``data`` normalises.
         data: That it was trained on.
     """
+    from netwright.train.debias import bias_metrics
+
     figures: dict[str, Any] = {}
     bias = getattr(data.test, "bias", None)
     if isinstance(bias, Tensor):
@@ -60,6 +61,7 @@ def _answers(network: nn.Module, data: Data, images: Any) -> Tensor:
 def _translated(run: RunFolder, translator: Any, network: nn.Module, data: Data) -> dict[str, Any]:
     """Keeps strips of validation images in other classes, and measures what translating does to them."""
     from netwright.data import TensorImages, subset
+    from netwright.train.debias import translation_rates
     from netwright.train.debias.views import panel, translated
 
     part = data.validation

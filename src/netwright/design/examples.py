@@ -166,7 +166,7 @@ def radii(network: nn.Module, data: Data, probs: Tensor, limit: int = RADII) -> 
         chosen = right[seen.logits(scaled(images[right])).argmax(1) == labels[right]][:limit]
     if not len(chosen):
         return None
-    found = robustness_radii(seen, scaled(images[chosen]), labels[chosen], timeout=RADII_SECONDS)
+    found = robustness_radii(seen, scaled(images[chosen]), labels[chosen], tight=False, timeout=RADII_SECONDS)
     return {
         "images": onnx_input(images[chosen], True),
         "true": labels[chosen].numpy(),
