@@ -174,6 +174,48 @@ def test_the_search_prefers_what_helps():
     assert result.epochs[-1]["val_loss"] < result.epochs[0]["val_loss"]
 
 
+def test_the_architecture_waits_for_its_share_of_the_search():
+    """Half of four epochs of three steps: the first six leave alphas as they were, the seventh moves them."""
+    searcher = darts(epochs=4, wait=0.5)
+    train, val = loaders()
+    searcher.prepare(seed=0, steps_per_epoch=len(train))
+    seen, start = [], {name: alpha.detach().clone() for name, alpha in searcher.supernet.arch.items()}
+    while not searcher.finished:
+        for batches in Pairs(train, val, searcher):
+            figures = searcher.step(*batches)
+            still = all(torch.equal(alpha, start[name]) for name, alpha in searcher.supernet.arch.items())
+            seen.append((still, "val_loss" in figures))
+        searcher.end_epoch()
+    assert seen == [(True, False)] * 6 + [(False, True)] * 6
+    assert ["val_loss" in epoch for epoch in searcher.result().epochs] == [False, False, True, True]
+
+
+def test_weights_that_wait_are_those_of_a_search_without_architecture_steps():
+    train, val = loaders()
+    waiting = darts(epochs=3, wait=0.99)
+    frozen = Searcher(supernet(), stages=[Stage("search", 3, alpha_step=False)])
+    for searcher in (waiting, frozen):
+        searcher.search(train, val, seed=0)
+        assert [a["train_loss"] for a in searcher.result().epochs]
+    losses = [[epoch["train_loss"] for epoch in searcher.result().epochs] for searcher in (waiting, frozen)]
+    assert losses[0] == losses[1]
+
+
+def test_short_searches_wait_and_published_ones_do_not():
+    from netwright.search import DASS, RARTS, SDDARTS, Brief
+
+    for kind, parts in ((DARTS, 1), (RARTS, 1), (SDDARTS, 1), (DASS, 3)):
+        assert kind(supernet()).stages[0].wait == 0
+        assert kind.short(supernet(), Brief([2] * parts)).stages[0].wait == 0.5
+        assert kind.short(supernet(), Brief([2] * parts, wait=0.0)).stages[0].wait == 0
+
+
+@pytest.mark.parametrize("wait", [-0.1, 1.0, math.nan])
+def test_a_wait_outside_its_range(wait):
+    with pytest.raises(ValueError, match=r"wait of stage 'search' must lie in \[0, 1\)"):
+        darts(wait=wait)
+
+
 def test_the_learning_rate_is_a_cosine_of_progress():
     searcher = darts(epochs=2)
     seen = []

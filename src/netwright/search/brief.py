@@ -36,7 +36,7 @@ class Brief:
     chosen: Selector | None = None
     lr: float = field(default=0.1, kw_only=True)
     alpha_lr: float = field(default=3e-3, kw_only=True)
-    wait: float = field(default=0.0, kw_only=True)
+    wait: float = field(default=0.5, kw_only=True)
 
     @property
     def objective(self) -> Objective | None:
