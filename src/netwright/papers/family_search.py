@@ -10,7 +10,8 @@ How many epochs fit is found by a rehearsal that is not counted, and corrected a
 learning rate comes to its end; what each used is stated. The rates are those of short searches, 0.1 for weights and
 0.003 for alphas, for all methods but FBNet, whose temperature and theta go as far as in the paper's 80 epochs, and
 Single-Path NAS, which has one RMSProp for both, learns from the first half alone, and has a price on multiply-adds,
-without which it would keep the largest network. DASS searches at a density of 0.1, and what it finds is trained dense
+without which it would keep the largest network. Methods without a warm-up of their own let the architecture wait for
+half of their first stage. DASS searches at a density of 0.1, and what it finds is trained dense
 as all are. The best architecture of each table is trained again from other seeds: its rank says how much of a rank is
 chance.
 """
@@ -88,7 +89,7 @@ class Method:
 def _second_order(supernet: Any, brief: Brief, batches: int) -> Searcher:
     from netwright.search import DARTS
 
-    return DARTS(supernet, 2, epochs=sum(brief.epochs), lr=brief.lr, alpha_lr=brief.alpha_lr)
+    return DARTS(supernet, 2, epochs=sum(brief.epochs), lr=brief.lr, alpha_lr=brief.alpha_lr, wait=brief.wait)
 
 
 def _removals(supernet: Any, brief: Brief, batches: int) -> Searcher:
