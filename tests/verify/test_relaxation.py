@@ -13,7 +13,7 @@ from netwright.deploy.graph.ir import IDENTITY
 from netwright.verify import Network, robustness_radii
 from netwright.verify.bounds import analyse
 from netwright.verify.forms import bare
-from netwright.verify.relaxation import ALL, Relaxation
+from netwright.verify.relaxation import ALL, Lines, Relaxation
 
 
 def box(made, radius, seed=1):
@@ -115,6 +115,20 @@ def test_a_margin_within_rounding_is_not_certain():
     assert float(made.logits(x)[0, 0]) > 0
     assert float(Relaxation(made, x, x).margins(0)[0]) < 0
     assert float(Relaxation(made, x * 0, x * 0).margins(0)[0]) > 0
+
+
+def test_an_activation_that_rounds_is_part_of_it():
+    """leaky_relu(x) of x = -3 is -3 s, which float32 rounds: no margin below that is certain, as one of a ReLU is."""
+    slack = {}
+    for act in (nn.ReLU(), nn.LeakyReLU(0.1)):
+        made = Network(drawn(0, lambda act=act: nn.Sequential(nn.Linear(2, 2), act, nn.Linear(2, 2))), (2,))
+        found = Relaxation(made, torch.full((2,), 0.5), torch.full((2,), 0.5))
+        (lines,) = (step for step in found._steps if isinstance(step, Lines))
+        z = found.ranges[lines.source].largest
+        slack[type(act)] = float((lines.slack / z).max())
+        if isinstance(act, nn.LeakyReLU):
+            assert bool((lines.slack >= 2**-24 * (0.1 * z).clamp(max=1)).all())
+    assert slack[nn.ReLU] < 2**-30 < slack[nn.LeakyReLU]
 
 
 def test_from_a_hidden_layer():

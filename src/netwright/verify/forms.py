@@ -379,13 +379,12 @@ def _bent(act: Activation, node: Node, z: Form, basis: Basis | None) -> Form:
     elif act.kind == "leaky_relu" and act.low < 0:
         low, high = torch.minimum(low, high), torch.maximum(low, high)
         low = torch.where((z.low < 0) & (z.high > 0), 0, low)
-    if act.kind not in {"relu", "clamp"}:
+    exact = act.kind in {"relu", "clamp"}
+    if not exact:
         slack = WIDEN * torch.maximum(low.abs(), high.abs())
         low, high = low - slack, high + slack
     steepest = {"leaky_relu": max(1.0, abs(act.low)), "elu": max(1.0, abs(act.low))}.get(act.kind, 1.2)
-    if act.kind in {"relu", "clamp"}:
-        steepest = 1.0
-    error = steepest * z.error + (0 if steepest == 1.0 else 4 * UNIT * torch.maximum(low.abs(), high.abs()))
+    error = z.error if exact else steepest * z.error + 4 * UNIT * torch.maximum(low.abs(), high.abs())
     result = Form(low, high, error)
     if basis is not None:
         assert broken is not None

@@ -167,9 +167,9 @@ class Relaxation:
         if self.most and knees:
             z = self.ranges[before] = self._narrowed(z, knees, before)
         self.open += int(_open(z, knees).sum())
-        y, _ = _rounded(transform(Activate(act), node, shape, [z], None))
+        y, error = _rounded(transform(Activate(act), node, shape, [z], None))
         self.ranges[output] = y
-        self._steps.append(_lines(act, z, y, before, output))
+        self._steps.append(_lines(act, z, y, error, before, output))
 
     def _record(
         self,
@@ -270,8 +270,8 @@ def _open(z: Form, knees: list[float]) -> Tensor:
     return found
 
 
-def _lines(act: Activation, z: Form, y: Form, source: Key, output: Key) -> Lines:
-    """The lines of an activation over a range."""
+def _lines(act: Activation, z: Form, y: Form, error: Tensor, source: Key, output: Key) -> Lines:
+    """The lines of an activation over a range; ``error`` is what its own arithmetic may be off by."""
     broken = pieces(act)
     zero = torch.zeros_like(z.low)
     if broken is None:
@@ -291,4 +291,4 @@ def _lines(act: Activation, z: Form, y: Form, source: Key, output: Key) -> Lines
         below = below[0] + weight * under[0], below[1] + weight * under[1]
         above = above[0] + weight * over[0], above[1] + weight * over[1]
     size = sum(line[0].abs() * z.largest + line[1].abs() for line in (below, above)) + z.largest
-    return Lines(output, source, below, above, WIDEN * size)
+    return Lines(output, source, below, above, error + WIDEN * size)
