@@ -107,7 +107,7 @@ def robustness_radii(
     try:
         for most in (0, ALL) if tight else (0,):
             for search in searches:
-                search.restart()
+                search.start()
             # In turns, so that no input waits for another when the time is over.
             while active := [i for i, search in enumerate(searches) if search.place is not None]:
                 for i in active:
@@ -123,15 +123,15 @@ class _Search:
 
     Attributes:
         good: The last place at which it is known to hold; -1 for none.
-        place: The next one to look at; None at the end.
+        place: The next one to look at; None before the start and at the end.
     """
 
     def __init__(self, bad: int):
         self.good, self.most = -1, bad
-        self.restart()
+        self.place: int | None = None
 
-    def restart(self) -> None:
-        """Looks once more, above what holds."""
+    def start(self) -> None:
+        """Looks above what holds."""
         self.bad, self.stride = self.most, PER_OCTAVE
         self._next()
 

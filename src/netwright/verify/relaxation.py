@@ -16,6 +16,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
+from typing import Self
 
 import torch
 from jaxtyping import Float, Int
@@ -63,12 +64,32 @@ class Lines:
 
 @dataclasses.dataclass
 class Map:
-    """An affine operation as a function of its inputs; ``slack`` as for :class:`Lines`."""
+    """An affine operation; ``slack`` as for :class:`Lines`.
+
+    ``offset`` is what it gives for ``zeros`` as inputs, with the graph that leads back to them.
+    """
 
     output: Key
     sources: list[Key]
-    function: Callable[..., Tensor]
+    zeros: list[Tensor]
+    offset: Tensor
     slack: Tensor
+
+    @classmethod
+    def of(
+        cls, output: Key, sources: list[Key], inputs: list[Form], function: Callable[..., Tensor], slack: Tensor
+    ) -> Self:
+        """From the operation as a function of its inputs."""
+        with torch.enable_grad():
+            zeros = [torch.zeros_like(form.low).requires_grad_() for form in inputs]
+            return cls(output, sources, zeros, function(*zeros), slack)
+
+    def transposed(self, row: Tensor) -> list[Tensor]:
+        """Rows over the inputs from rows over the output."""
+        if not self.zeros:
+            return []
+        found = torch.autograd.grad(self.offset, self.zeros, row[:, None], retain_graph=True, is_grads_batched=True)
+        return [part[:, 0].contiguous() for part in found]
 
 
 class Relaxation:
@@ -187,14 +208,19 @@ class Relaxation:
         if chosen is not None:
             places, certain = chosen
             middle = (output[0], -1)
-            self._steps.append(Map(middle, sources, lambda x: x.flatten(1)[:, places].reshape(shape), zero))
+
+            def pick(x: Tensor) -> Tensor:
+                return x.flatten(1)[:, places].reshape(shape)
+
+            self._steps.append(Map.of(middle, sources, inputs, pick, zero))
             above = certain.double(), torch.where(certain, zero, found.high)
             self._steps.append(Lines(output, middle, (zero + 1, zero), above, 2 * WIDEN * found.largest))
         elif maximum or isinstance(op, NOT_AFFINE):
             self._steps.append(Lines(output, None, (zero, found.low), (zero, found.high), WIDEN * found.largest))
         else:
             kernel = kernel_of(op, shape, dtype=torch.float64)
-            self._steps.append(Map(output, sources, kernel, error + WIDEN * magnitude(op, shape, inputs)))
+            slack = error + WIDEN * magnitude(op, shape, inputs)
+            self._steps.append(Map.of(output, sources, inputs, kernel, slack))
 
     def _narrowed(self, z: Form, knees: list[float], key: Key) -> Form:
         """The same with a narrower range wherever the side of a knee is open."""
@@ -231,13 +257,13 @@ class Relaxation:
             if isinstance(step, Lines):
                 up, down = row.clamp(min=0), row.clamp(max=0)
                 least += up.flatten(1) @ step.below[1].flatten() + down.flatten(1) @ step.above[1].flatten()
-                parts = [up.mul_(step.below[0][0]).add_(down.mul_(step.above[0][0]))]
+                # Without a source the slopes are 0 and all is in the constants.
                 sources = [] if step.source is None else [step.source]
+                parts = [up.mul_(step.below[0][0]).add_(down.mul_(step.above[0][0]))][: len(sources)]
             else:
-                offset, parts = self._transposed(step, row)
-                least += row.flatten(1) @ offset.flatten()
-                sources = step.sources
-            for source, part in zip(sources, parts, strict=False):
+                least += row.flatten(1) @ step.offset.detach().flatten()
+                parts, sources = step.transposed(row), step.sources
+            for source, part in zip(sources, parts, strict=True):
                 pending[source] = pending[source] + part if source in pending else part
         row = pending.pop(self._start, None)
         if row is None:
@@ -246,16 +272,6 @@ class Relaxation:
         flat = row.flatten(1)
         least += flat.clamp(min=0) @ box.low.flatten() + flat.clamp(max=0) @ box.high.flatten()
         return least - WIDEN * (flat.abs() @ box.largest.flatten())
-
-    def _transposed(self, step: Map, row: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """What an operation gives for zeros, and the rows over its inputs."""
-        with torch.enable_grad():
-            zeros = [torch.zeros_like(self.ranges[key].low).requires_grad_() for key in step.sources]
-            offset = step.function(*zeros)
-            if not zeros:
-                return offset, []
-            found = torch.autograd.grad(offset, zeros, row[:, None], is_grads_batched=True)
-        return offset.detach(), [part[:, 0].contiguous() for part in found]
 
 
 def _rounded(form: Form) -> tuple[Form, Tensor]:
