@@ -145,12 +145,7 @@ def pretrain(
             ContrastiveModule(prepared.host, lr=options.lr, weight_decay=options.weight_decay),
             Batches(data.train, options.batch_size, seed=options.seed, augment=prepared.views, normalise=normalise),
             epochs=options.epochs,
-            seed=options.seed,
-            checkpoint=run / "work/train.ckpt",
-            devices=options.devices,
-            nodes=options.nodes,
-            strategy=options.strategy,
-            precision=options.precision,
+            **options.fitting(run),
             description=f"pre-train: {options.methods[0].partition(':')[0]}",
         )
     if not main:

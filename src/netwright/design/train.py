@@ -111,6 +111,11 @@ class TrainOptions(Result):
         elif not self.augment:
             raise UserError(f"{method.partition(':')[0]} compares augmented views, and --no-augment leaves none")
 
+    def fitting(self, run: RunFolder) -> dict[str, Any]:
+        """What :func:`netwright.train.fit` is told of seed, machine and checkpoint."""
+        same = {name: getattr(self, name) for name in ("seed", "devices", "nodes", "strategy", "precision")}
+        return {**same, "checkpoint": run / "work/train.ckpt"}
+
     def identity(self) -> dict[str, Any]:
         """What decides the outcome: two runs with equal identity are the same run."""
         found = {name: value for name, value in self.to_dict().items() if name not in MOVABLE}
@@ -377,12 +382,7 @@ def _fit(
         epochs=options.epochs,
         validation=Batches(data.validation, 256, shuffle=False, normalise=normalise),
         callbacks=[*methods, CosineProgress()],
-        seed=options.seed,
-        checkpoint=run / "work/train.ckpt",
-        devices=options.devices,
-        nodes=options.nodes,
-        strategy=options.strategy,
-        precision=options.precision,
+        **options.fitting(run),
         description=f"train: {Path(options.model).name}",
     )
     return history, module
