@@ -15,7 +15,8 @@ import shutil
 import socket
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -343,3 +344,18 @@ def free_bytes(path: str | os.PathLike[str]) -> int:
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
+
+
+def read_arrays(file: Path, names: Sequence[str], cure: str = "delete it and run the command again") -> list[Any]:
+    """Arrays of an ``.npz`` file by name.
+
+    Raises:
+        UserError: If the file is damaged or holds others.
+    """
+    import numpy as np
+
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return [arrays[name] for name in names]
+    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"damaged file: {error}", where=file, cure=cure) from error

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from netwright import storage
-from netwright.console import UserError
 from netwright.design.run import RunFolder
 from netwright.design.verdict import percent
 from netwright.page import Block, Cell, Images, Page, Paragraph, Picture, Section, Table, Value, png
@@ -168,7 +167,8 @@ def translation_block(run: RunFolder, each: int = ROWS_A_CLASS) -> Images:
         UserError: If a file is damaged.
     """
     figures = run.read(FIGURES)["translations"]
-    strips, seen = _stored(run), dict.fromkeys(figures["labels"], 0)
+    (strips,) = storage.read_arrays(run / PICTURES, ["strips"], "delete the folder and run the command again")
+    seen = dict.fromkeys(figures["labels"], 0)
     pictures: list[Picture] = []
     for strip, label in zip(strips, figures["labels"], strict=True):
         seen[label] += 1
@@ -192,12 +192,3 @@ def _strip(pictures: np.ndarray) -> np.ndarray:
     for picture in pictures[1:]:
         parts += [picture, apart]
     return np.concatenate(parts[:-1], 1).repeat(times, 0).repeat(times, 1)
-
-
-def _stored(run: RunFolder) -> np.ndarray:
-    try:
-        with np.load(run / PICTURES, allow_pickle=False) as arrays:
-            return arrays["strips"]
-    except (KeyError, ValueError, OSError) as error:
-        cure = "delete the folder and run the command again"
-        raise UserError(f"damaged file: {error}", where=run / PICTURES, cure=cure) from error

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from netwright import storage
 from netwright.console import UserError
 from netwright.design.verdict import percent
 from netwright.page import Block, Bullets, Images, Paragraph, Picture, png
@@ -204,11 +204,7 @@ def _reach(proved: float, broken: float) -> str:
 
 
 def _arrays(file: Path, keys: Sequence[str]) -> list[np.ndarray]:
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            found = [arrays[key] for key in keys]
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"damaged file: {error}", where=file, cure="delete it and run the command again") from error
+    found: list[np.ndarray] = storage.read_arrays(file, keys)
     if len({len(array) for array in found}) > 1:
         raise UserError("damaged file: arrays of different lengths", where=file, cure="delete it and run again")
     return found

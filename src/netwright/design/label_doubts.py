@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from netwright import storage
-from netwright.console import UserError
 from netwright.design.run import RunFolder
 from netwright.design.verdict import percent
 from netwright.page import Block, Bullets, Images, Paragraph, Picture, Table, Value, png
@@ -151,8 +150,5 @@ def _name(row: Sequence[Any]) -> str:
 def _stored(file: Path) -> np.ndarray | None:
     if not file.exists():
         return None
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            return arrays["images"]
-    except (KeyError, ValueError, OSError) as error:
-        raise UserError(f"damaged file: {error}", where=file, cure="delete it and run the command again") from error
+    images: np.ndarray = storage.read_arrays(file, ["images"])[0]
+    return images

@@ -98,7 +98,7 @@ def blocks(run: RunFolder, *, verdict: bool = True) -> list[Block]:
     figures = read(run)
     if figures is None:
         return []
-    images = _stored(run)
+    (images,) = storage.read_arrays(run / PICTURES, ["images"])
     steps = ", ".join(f"{value:g}" for value in figures["eps"])
     reading = (
         f"{told(figures) + ' ' if verdict else ''}A pixel of what the generator makes of the codes of images is off by "
@@ -138,13 +138,3 @@ def _strip(images: np.ndarray) -> np.ndarray:
             y, x = row * (times * height + GAP), column * (times * width + GAP)
             sheet[y : y + times * height, x : x + times * width] = large[row, column]
     return sheet
-
-
-def _stored(run: RunFolder) -> np.ndarray:
-    try:
-        with np.load(run / PICTURES, allow_pickle=False) as arrays:
-            return arrays["images"]
-    except (KeyError, ValueError, OSError) as error:
-        raise UserError(
-            f"damaged file: {error}", where=run / PICTURES, cure="delete it and run the command again"
-        ) from error
