@@ -90,14 +90,14 @@ def test_architectures_take_turns_and_keep_their_own_times(monkeypatch):
     slow, fast = (space.genotype({"a": a, "b": b}) for a, b in (("8 ms", "5 ms"), ("2 ms", "skip")))
     order, waited = [], Wait.forward
     monkeypatch.setattr(Wait, "forward", lambda self, x: (order.append(self.milliseconds), waited(self, x))[1])
-    times = measured_all(space, [slow, fast], (1, 4, 4), 3, Setup(repeats=4), rounds=2)
+    times = measured_all(space, [slow, fast], (1, 4, 4), 3, Setup(repeats=4))
     assert times[0] >= 16
     assert 5 <= times[1] < times[0]
-    # a turn is five untimed calls and two timed ones; the second round begins with the other network
+    # a turn is five untimed calls and a timed one; the second round begins with the other network
     first = [place for place, ms in enumerate(order) if ms == 8]
-    assert first[:7] == [3 * i for i in range(7)]
-    assert len(first) == 14
-    assert first[7] - first[6] == 3 + 2 * 14
+    assert len(first) == 4 * 6
+    assert first[:6] == [3 * i for i in range(6)]
+    assert first[6] - first[5] == 3 + 2 * 12
 
 
 def test_a_prediction_is_a_constant_and_the_sum_of_operations():

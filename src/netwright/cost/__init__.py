@@ -4,6 +4,7 @@ Multiply-adds (MACs) are those of convolutions and matrix products; what papers 
 number. A convolution has k_h k_w (C_in / groups) C_out H_out W_out of them.
 """
 
+from netwright.cost.allocator import memory_kept
 from netwright.cost.counting import Cost, LayerCost, count
 from netwright.cost.memory import saved_bytes
 from netwright.cost.timing import (
@@ -27,6 +28,7 @@ __all__ = [
     "compare_times",
     "count",
     "cpu_name",
+    "memory_kept",
     "saved_bytes",
     "threads",
     "turn",

@@ -20,6 +20,7 @@ from torch import nn
 
 from netwright import storage
 from netwright.console import UserError, table, task
+from netwright.cost.allocator import memory_kept
 from netwright.nn.modes import in_mode
 from netwright.results import Result, new_axes
 from netwright.seeding import stream
@@ -131,7 +132,8 @@ class LatencyTable(Result, Mapping[Key, float]):
         if not ops:
             raise ValueError("ops must hold at least 1 operation, got 0")
         found: dict[Key, float] = {}
-        with _fixed_threads(threads), torch.inference_mode(), task("latencies", total=len(ops)) as bar:
+        fixed, bars = _fixed_threads(threads), task("latencies", total=len(ops))
+        with fixed, memory_kept(), torch.inference_mode(), bars as bar:
             for key, (op, shape) in ops.items():
                 x = torch.rand(batch, *shape, generator=stream(0, "latency")).to(dtype)
                 with in_mode(op, training=False) if isinstance(op, nn.Module) else nullcontext():
@@ -342,7 +344,8 @@ def alternate(
 ) -> dict[str, Float[np.ndarray, "rounds calls"]]:
     """Lets competitors take turns, so that a change of the machine's speed meets all of them.
 
-    In each round every competitor has one turn, and the order is rotated from round to round.
+    In each round every competitor has one turn, and the order is rotated from round to round. What is freed stays with
+    the process meanwhile (:func:`netwright.cost.memory_kept`).
 
     Args:
         turns: By name, what takes one turn and gives the seconds of its calls, equally many each time.
@@ -369,12 +372,13 @@ def alternate(
     names = list(turns)
     times: dict[str, list[Sequence[float]]] = {name: [] for name in names}
     begin = time.perf_counter()
-    for number in range(rounds):
-        if seconds is not None and number >= fewest and time.perf_counter() - begin >= seconds:
-            break
-        start = number % len(names)
-        for name in names[start:] + names[:start]:
-            times[name].append(turns[name]())
+    with memory_kept():
+        for number in range(rounds):
+            if seconds is not None and number >= fewest and time.perf_counter() - begin >= seconds:
+                break
+            start = number % len(names)
+            for name in names[start:] + names[:start]:
+                times[name].append(turns[name]())
     return {name: np.array(taken) for name, taken in times.items()}
 
 

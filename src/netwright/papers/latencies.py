@@ -29,7 +29,7 @@ def settings(run: Run, devices: Mapping[str, int]) -> dict[str, Settings]:
         run: The reproduction; it notes threads and timed calls.
         devices: Inputs at once, by name.
     """
-    repeats = run.size("timed calls", full=100, fast=2, scaled=False)
+    repeats = run.size("timed calls", full=200, fast=2, scaled=False)
     threads = run.size("threads of a device with several inputs at once", full=2, fast=1, scaled=False)
     calibration = run.size("networks that correct a latency table", full=30, fast=2, scaled=False)
     return {

@@ -14,11 +14,8 @@ then correct the table (:mod:`netwright.search.calibration`). Two runtimes: PyTo
 
 from __future__ import annotations
 
-import math
-import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -28,15 +25,15 @@ import torch
 from torch import Tensor, nn
 
 from netwright.console import task
-from netwright.cost.timing import LatencyTable, alternate, cpu_name, threads, turn
+from netwright.cost.timing import LatencyTable, alternate, cpu_name, threads
 from netwright.nn.modes import in_mode
 from netwright.search.calibration import calibrate
 from netwright.search.genotype import Chosen
 from netwright.search.pricing import ExpectedCost
-from netwright.seeding import derive, stream
+from netwright.search.turns import QUIET, rounds_of, turn_inside, turns_of, usual
+from netwright.seeding import stream
 
 if TYPE_CHECKING:
-    from netwright.deploy import SparseModel
     from netwright.search.genotype import Genotype
     from netwright.search.pricing import Costs
     from netwright.search.spaces import AnySpace
@@ -57,7 +54,7 @@ class Setup:
         sparsity: Share of zeros, in [0, 1), drawn at random in all convolutions and linear layers but depthwise ones.
         threads: Threads of the runtime.
         batch: Inputs at once.
-        repeats: Timed calls of each network.
+        repeats: Timed calls of each network, spread over rounds in which all networks have their turns.
         calibration: Random networks whose whole calls correct the table; 0 for none, otherwise at least 2.
         options: Handed to ``space.build``: ``channels``, ``cells``, ``stem``.
 
@@ -155,29 +152,40 @@ def measure(space: AnySpace, shape: Shape, num_classes: int = 10, setup: Setup |
         ValueError: If an operation of the space occurs in none of the networks tried.
     """
     setup = setup or Setup()
-    supernet = space.supernet(shape[0], num_classes, **(setup.options or {}))
-    wanted = set(supernet.operations(shape))
+    covering = _networks(space, shape, num_classes, setup)
+    draws = stream(0, "latency", "calibration")
+    drawn = [space.random(draws) for _ in range(setup.calibration)]
+    x, (rounds, calls) = setup.input(shape), rounds_of(setup)
+    with threads(setup.threads), task("latencies", total=rounds * (len(covering) + len(drawn))) as bar:
+
+        def taken(call: Callable[[], list[float]]) -> list[float]:
+            bar.advance()
+            return call()
+
+        # All in the same rounds: a table that is made while the machine is slow cannot be corrected when it is not.
+        turns = {
+            f"covering {number}": partial(taken, turn_inside(network, list(keys), x, setup, calls))
+            for number, (network, keys) in enumerate(covering)
+        }
+        whole_turns = turns_of(space, drawn, x, num_classes, setup, 1, calls)
+        spent = alternate(
+            {**turns, **{name: partial(taken, call) for name, call in whole_turns.items()}}, rounds=rounds
+        )
     times: defaultdict[OperationKey, list[float]] = defaultdict(list)
     rest: list[float] = []
-    with task("latencies", total=len(wanted)) as bar, threads(setup.threads):
-        for number, genotype in enumerate(_covering(space)):
-            network = setup.network(space, genotype, shape, num_classes, seed=number)
-            keys = operations_of(network, shape)
-            if not times or any(key is not None and key not in times for key in keys.values()):
-                whole, parts = _timed(network, list(keys), shape, setup)
-                for path, milliseconds in parts.items():
-                    if (key := keys[path]) is not None:
-                        times[key].append(milliseconds)
-                rest.append(whole - sum(milliseconds for path, milliseconds in parts.items() if keys[path] is not None))
-                bar.update(len(wanted & set(times)))
-            if wanted <= set(times):
-                break
-    if missing := sorted(map(str, wanted - set(times))):
-        raise ValueError(f"no network of {space.name!r} held {', '.join(missing)}")
+    for (_, keys), name in zip(covering, turns, strict=True):
+        whole, *parts = np.quantile(spent[name], QUIET, axis=0).tolist()
+        priced = [(key, part) for key, part in zip(keys.values(), parts, strict=True) if key is not None]
+        for key, milliseconds in priced:
+            times[key].append(milliseconds)
+        rest.append(whole - sum(milliseconds for _, milliseconds in priced))
     found: dict[Any, float] = {key: float(np.median(each)) for key, each in times.items()}
     constant = max(0.0, float(np.median(rest)))
-    if setup.calibration:
-        found, constant = _calibrated(found, constant, space, shape, num_classes, setup)
+    if drawn:
+        options = setup.options or {}
+        built = (space.build(each, shape[0], num_classes, **options) for each in drawn)
+        held = [[key for key in operations_of(each, shape).values() if key is not None] for each in built]
+        found, constant = calibrate(found, constant, held, [usual(spent[name]) for name in whole_turns])
     return LatencyTable(
         {**found, CONSTANT: constant},
         cpu_name(),
@@ -190,15 +198,23 @@ def measure(space: AnySpace, shape: Shape, num_classes: int = 10, setup: Setup |
     )
 
 
-def _calibrated(
-    table: dict[Any, float], constant: float, space: AnySpace, shape: Shape, num_classes: int, setup: Setup
-) -> tuple[dict[Any, float], float]:
-    draws = stream(0, "latency", "calibration")
-    drawn = [space.random(draws) for _ in range(setup.calibration)]
-    options = setup.options or {}
-    keys = [operations_of(space.build(each, shape[0], num_classes, **options), shape).values() for each in drawn]
-    whole = measured_all(space, drawn, shape, num_classes, setup, seed=1)
-    return calibrate(table, constant, [[key for key in each if key is not None] for each in keys], whole)
+def _networks(
+    space: AnySpace, shape: Shape, num_classes: int, setup: Setup
+) -> list[tuple[nn.Module, dict[str, OperationKey | None]]]:
+    """Networks that together hold every operation, with the key of the one at each path."""
+    wanted = set(space.supernet(shape[0], num_classes, **(setup.options or {})).operations(shape))
+    found: list[tuple[nn.Module, dict[str, OperationKey | None]]] = []
+    known: set[OperationKey] = set()
+    for number, genotype in enumerate(_covering(space)):
+        network = setup.network(space, genotype, shape, num_classes, seed=number)
+        keys = operations_of(network, shape)
+        own = {key for key in keys.values() if key is not None}
+        if not found or not own <= known:
+            found.append((network, keys))
+            known |= own
+        if wanted <= known:
+            return found
+    raise ValueError(f"no network of {space.name!r} held {', '.join(sorted(map(str, wanted - known)))}")
 
 
 def _covering(space: AnySpace) -> Iterator[Genotype]:
@@ -212,78 +228,6 @@ def _covering(space: AnySpace) -> Iterator[Genotype]:
     draws = stream(0, "latency", "genotypes")
     for _ in range(MOST_NETWORKS):
         yield space.random(draws)
-
-
-def _timed(network: nn.Module, paths: list[str], shape: Shape, setup: Setup) -> tuple[float, dict[str, float]]:
-    """Milliseconds of a whole call, and of the operation at every path inside it."""
-    x = setup.input(shape)
-    if setup.runtime == "native":
-        return _timed_native(network, paths, x, setup)
-    spent: defaultdict[str, list[float]] = defaultdict(list)
-    with torch.inference_mode():
-        whole = turn(lambda: network(x), calls=setup.repeats, untimed=3)
-        with _clocked(network, paths, spent):
-            for _ in range(setup.repeats):
-                network(x)
-    return 1e3 * float(np.median(whole)), {path: 1e3 * float(np.median(times)) for path, times in spent.items()}
-
-
-@contextmanager
-def _clocked(network: nn.Module, paths: Iterable[str], spent: defaultdict[str, list[float]]) -> Iterator[None]:
-    """Notes the seconds of every call of the modules at these paths."""
-    handles, since = [], {}
-
-    def before(path: str) -> Any:
-        def hook(*_: Any) -> None:
-            since[path] = time.perf_counter()
-
-        return hook
-
-    def after(path: str) -> Any:
-        def hook(*_: Any) -> None:
-            spent[path].append(time.perf_counter() - since[path])
-
-        return hook
-
-    for path in paths:
-        module = network.get_submodule(path)
-        handles += [module.register_forward_pre_hook(before(path)), module.register_forward_hook(after(path))]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _timed_native(network: nn.Module, paths: list[str], x: Tensor, setup: Setup) -> tuple[float, dict[str, float]]:
-    compiled = _compiled(network, x, setup.threads)
-    whole = 1e3 * float(np.median(_calls(compiled, x, setup.repeats)))
-    profile = compiled.profile(x, repeats=setup.repeats)
-    # Steps are timed one by one: what the clock adds to each is what their sum exceeds the whole call by. A profile
-    # gives shortest times, so the steps are stretched to the median call.
-    clock = max(0.0, profile.step_microseconds - profile.call_microseconds) / len(profile.steps)
-    stretch = whole / profile.call_microseconds
-    parts = dict.fromkeys(paths, 0.0)
-    for step in profile.steps:
-        for path in paths:
-            if step.path == path or step.path.startswith(f"{path}."):
-                parts[path] += stretch * max(0.0, step.microseconds - clock)
-    return whole, parts
-
-
-def _compiled(network: nn.Module, x: Tensor, threads: int) -> SparseModel:
-    """Not by ``deploy.compile``, which would advise another runtime for networks with few zeros."""
-    from netwright.deploy.graph import capture, optimise
-    from netwright.deploy.model import SparseModel
-
-    return SparseModel(optimise(capture(network, (x,))), threads=threads)
-
-
-def _calls(compiled: SparseModel, x: Tensor, repeats: int) -> list[float]:
-    """Seconds of calls."""
-    given = x.numpy()
-    out = compiled(given)
-    return turn(lambda: compiled(given, out=out), calls=repeats, untimed=5)
 
 
 def predict(space: AnySpace, genotype: Genotype, table: Mapping[Any, float], shape: Shape, **options: Any) -> float:
@@ -306,7 +250,7 @@ def predict(space: AnySpace, genotype: Genotype, table: Mapping[Any, float], sha
 def measured(
     space: AnySpace, genotype: Genotype, shape: Shape, num_classes: int = 10, setup: Setup | None = None, seed: int = 0
 ) -> float:
-    """Milliseconds of an architecture by the clock: the median of whole calls.
+    """Milliseconds of a whole call of an architecture by the clock; see :func:`measured_all`.
 
     Args:
         space: The space of the genotype.
@@ -316,7 +260,7 @@ def measured(
         setup: As for :func:`measure`.
         seed: Of the pattern of zeros.
     """
-    return measured_all(space, [genotype], shape, num_classes, setup, seed, rounds=1)[0]
+    return measured_all(space, [genotype], shape, num_classes, setup, seed)[0]
 
 
 def measured_all(
@@ -326,34 +270,25 @@ def measured_all(
     num_classes: int = 10,
     setup: Setup | None = None,
     seed: int = 0,
-    rounds: int = 10,
 ) -> list[float]:
     """Milliseconds of several architectures by the clock, in rounds in which each has its turn.
 
-    A change of the machine's speed then meets all of them, so that they can be compared.
+    A change of the machine's speed then meets all of them, so that they can be compared. Of each round the median
+    counts, of the rounds the lower quartile: what else the machine does meanwhile only adds.
 
     Args:
         space: The space of the genotypes.
         genotypes: The architectures.
         shape: (C, H, W) of one input.
         num_classes: Number of classes.
-        setup: As for :func:`measure`; its repeats are spread over the rounds.
+        setup: As for :func:`measure`.
         seed: Of the pattern of zeros.
-        rounds: Rounds, at least 1; no more than there are repeats.
     """
     setup = setup or Setup()
-    rounds = min(rounds, setup.repeats)
-    calls = math.ceil(setup.repeats / rounds)
-    x = setup.input(shape)
-    with threads(setup.threads), torch.inference_mode():
-        turns = {}
-        for number, genotype in enumerate(genotypes):
-            network: Any = setup.network(space, genotype, shape, num_classes, seed=derive(seed, "measured"))
-            if setup.runtime == "native":
-                turns[str(number)] = partial(_calls, _compiled(network, x, setup.threads), x, calls)
-            else:
-                turns[str(number)] = partial(turn, partial(network, x), calls=calls, untimed=5)
-        return [1e3 * float(np.median(seconds)) for seconds in alternate(turns, rounds=rounds).values()]
+    x, (rounds, calls) = setup.input(shape), rounds_of(setup)
+    with threads(setup.threads):
+        turns = turns_of(space, genotypes, x, num_classes, setup, seed, calls)
+        return [usual(seconds) for seconds in alternate(turns, rounds=rounds).values()]
 
 
 class ExpectedLatency(ExpectedCost):

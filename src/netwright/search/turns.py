@@ -1,0 +1,134 @@
+"""How the networks behind a latency table are timed: in turns, whole and by their operations, in either runtime."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from netwright.cost.timing import turn
+from netwright.seeding import derive
+
+if TYPE_CHECKING:
+    from netwright.deploy import SparseModel
+    from netwright.search.genotype import Genotype
+    from netwright.search.latency import Setup
+    from netwright.search.spaces import AnySpace
+
+# Of the rounds' times the lower quartile counts: what else the machine does meanwhile only adds.
+ROUNDS, QUIET = 20, 0.25
+
+
+def rounds_of(setup: Setup) -> tuple[int, int]:
+    """Rounds, and calls in each."""
+    rounds = min(ROUNDS, setup.repeats)
+    return rounds, math.ceil(setup.repeats / rounds)
+
+
+def usual(seconds: Float[np.ndarray, "rounds calls"]) -> float:
+    """Milliseconds of a call: of each round the median, of the rounds the lower quartile."""
+    return 1e3 * float(np.quantile(np.median(seconds, axis=1), QUIET))
+
+
+def turns_of(
+    space: AnySpace, genotypes: Sequence[Genotype], x: Tensor, num_classes: int, setup: Setup, seed: int, calls: int
+) -> dict[str, Callable[[], list[float]]]:
+    """What takes the turn of each genotype's network: seconds of whole calls."""
+    turns: dict[str, Callable[[], list[float]]] = {}
+    for number, genotype in enumerate(genotypes):
+        network = setup.network(
+            space, genotype, (x.shape[1], x.shape[2], x.shape[3]), num_classes, seed=derive(seed, "measured")
+        )
+        if setup.runtime == "native":
+            turns[str(number)] = partial(_calls, _compiled(network, x, setup.threads), x, calls)
+        else:
+            turns[str(number)] = partial(_plain_calls, network, x, calls)
+    return turns
+
+
+def turn_inside(network: nn.Module, paths: list[str], x: Tensor, setup: Setup, calls: int) -> Callable[[], list[float]]:
+    """What takes a turn: milliseconds of a whole call, then of the operation at every path inside it."""
+    if setup.runtime == "native":
+        return partial(_native_turn, _compiled(network, x, setup.threads), paths, x, calls)
+    return partial(_torch_turn, network, paths, x, calls)
+
+
+def _plain_calls(network: nn.Module, x: Tensor, calls: int, untimed: int = 5) -> list[float]:
+    """Seconds of calls in PyTorch."""
+    with torch.inference_mode():
+        return turn(lambda: network(x), calls=calls, untimed=untimed)
+
+
+def _torch_turn(network: nn.Module, paths: list[str], x: Tensor, calls: int) -> list[float]:
+    spent: defaultdict[str, list[float]] = defaultdict(list)
+    whole = _plain_calls(network, x, calls, untimed=3)
+    with torch.inference_mode(), _clocked(network, paths, spent):
+        for _ in range(calls):
+            network(x)
+    return [1e3 * float(np.median(seconds)) for seconds in (whole, *(spent[path] for path in paths))]
+
+
+@contextmanager
+def _clocked(network: nn.Module, paths: Iterable[str], spent: defaultdict[str, list[float]]) -> Iterator[None]:
+    """Notes the seconds of every call of the modules at these paths."""
+    handles, since = [], {}
+
+    def before(path: str) -> Any:
+        def hook(*_: Any) -> None:
+            since[path] = time.perf_counter()
+
+        return hook
+
+    def after(path: str) -> Any:
+        def hook(*_: Any) -> None:
+            spent[path].append(time.perf_counter() - since[path])
+
+        return hook
+
+    for path in paths:
+        module = network.get_submodule(path)
+        handles += [module.register_forward_pre_hook(before(path)), module.register_forward_hook(after(path))]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _native_turn(compiled: SparseModel, paths: list[str], x: Tensor, calls: int) -> list[float]:
+    whole = 1e3 * float(np.median(_calls(compiled, x, calls)))
+    profile = compiled.profile(x, repeats=calls)
+    # Steps are timed one by one: what the clock adds to each is what their sum exceeds the whole call by. A profile
+    # gives shortest times, so the steps are stretched to the median call.
+    clock = max(0.0, profile.step_microseconds - profile.call_microseconds) / len(profile.steps)
+    stretch = whole / profile.call_microseconds
+    parts = dict.fromkeys(paths, 0.0)
+    for step in profile.steps:
+        for path in paths:
+            if step.path == path or step.path.startswith(f"{path}."):
+                parts[path] += stretch * max(0.0, step.microseconds - clock)
+    return [whole, *parts.values()]
+
+
+def _compiled(network: nn.Module, x: Tensor, threads: int) -> SparseModel:
+    """Not by ``deploy.compile``, which would advise another runtime for networks with few zeros."""
+    from netwright.deploy.graph import capture, optimise
+    from netwright.deploy.model import SparseModel
+
+    return SparseModel(optimise(capture(network, (x,))), threads=threads)
+
+
+def _calls(compiled: SparseModel, x: Tensor, repeats: int) -> list[float]:
+    """Seconds of calls."""
+    given = x.numpy()
+    out = compiled(given)
+    return turn(lambda: compiled(given, out=out), calls=repeats, untimed=5)
