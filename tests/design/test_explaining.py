@@ -48,6 +48,16 @@ def exploding():
 def wide():
     return nn.Sequential(nn.Conv2d(5, 8, 3), nn.ReLU())
 
+def by_cases(decoder=True):
+    from netwright.explain.prototypes import PrototypeClassifier, conv_decoder, conv_encoder
+    torch.manual_seed(0)
+    maps = (8, 4)
+    return PrototypeClassifier(conv_encoder(1, maps), conv_decoder(1, maps, 24) if decoder else None, 6, 3,
+                               input_shape=(1, 24, 24))
+
+def behind():
+    return nn.Sequential(nn.BatchNorm2d(1), by_cases(decoder=False))
+
 def idle():
     class Idle(nn.Sequential):
         def __init__(self):
@@ -87,6 +97,14 @@ def run(here: Path, *arguments: str):
     return CliRunner().invoke(cli.app, ["explain", *arguments])
 
 
+def nets(here: Path):
+    """The networks as a module."""
+    spec = importlib.util.spec_from_file_location("nets", here / "nets.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def shown(file: Path) -> np.ndarray:
     return np.asarray(Image.open(file).convert("RGB"))
 
@@ -110,12 +128,37 @@ def test_a_picture_of_each_image_and_a_page(here: Path, tmp_path: Path):
     assert "class " in page
 
 
-def test_probabilities_and_maps_are_those_of_the_network(here: Path, tmp_path: Path):
-    import importlib.util as util
+@pytest.mark.parametrize("method", ["eigen-cam", "grad-cam"])
+def test_a_network_that_goes_by_cases_shows_the_nearest(here: Path, tmp_path: Path, method: str):
+    out = tmp_path / "out"
+    images = [str(here / "a.png"), str(here / "grey.jpg")]
+    found = run(here, f"{here}/nets.py:by_cases", *images, "--method", method, "--out", str(out), "--json")
+    assert found.exit_code == 0, found.output
+    told = json.loads(found.stdout)
+    assert told["layers"] == ["encoder"]  # and not the decoder, whose places are those of the reconstruction
+    net = nets(here).by_cases().eval()
+    square = Image.open(here / "a.png").convert("L").crop((15, 0, 75, 60)).resize((24, 24), Image.Resampling.BILINEAR)
+    x = torch.from_numpy(np.asarray(square).copy())[None, None] / 255
+    distances = net(x).distances[0].detach()
+    assert [case["prototype"] for case in told["prototypes"][0]] == distances.argsort()[:3].tolist()
+    assert told["prototypes"][0][0]["distance"] == pytest.approx(float(distances.min()), rel=1e-4)
+    assert sorted(p.name for p in (out / "prototypes").iterdir()) == ["a.png", "grey.png"]
+    page = (out / "explained.html").read_text()
+    assert "Nearest learned cases" in page
+    assert page.count("data:image/png;base64,") == 2 + 2 * 4
+    assert "nearest cases" in run(here, f"{here}/nets.py:by_cases", *images, "--out", str(tmp_path / "o")).stdout
 
-    spec = util.spec_from_file_location("nets", here / "nets.py")
-    module = util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+
+def test_cases_behind_a_layer_and_without_a_decoder_are_named(here: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    found = run(here, f"{here}/nets.py:behind", str(here / "a.png"), "--size", "24", "--out", str(out))
+    assert found.exit_code == 0, found.output
+    assert not (out / "prototypes").exists()
+    assert " at " in (out / "explained.md").read_text().split("Nearest learned cases")[1]
+
+
+def test_probabilities_and_maps_are_those_of_the_network(here: Path, tmp_path: Path):
+    module = nets(here)
     found = explain_images(f"{here}/nets.py:good", [here / "a.png"], tmp_path / "out", size=60)
     # The central square of 90 x 60.
     square = Image.open(here / "a.png").convert("RGB").crop((15, 0, 75, 60))

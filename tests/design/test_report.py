@@ -11,6 +11,7 @@ import pytest
 
 from netwright import storage
 from netwright.console import UserError
+from netwright.design import charts
 from netwright.design.charts import NETWORKS
 from netwright.design.measure import wilson
 from netwright.design.report import build, readme_text
@@ -565,3 +566,26 @@ def test_the_onnx_lines_run_in_a_moved_folder_without_netwright(tmp_path):
     code = f"import sys; sys.modules['netwright'] = sys.modules['torch'] = None\n{lines}"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout == "['emu' 'cat' 'dog']\n", done.stderr
+
+
+def test_coherence_is_drawn_where_it_was_measured(undrawn, tmp_path):
+    parts = artefacts()
+    assert "Do examples agree?" not in build(write_run(tmp_path / "before", parts)).markdown()
+    learned = parts["training"]["model"]["pretrain"]
+    for number, epoch in enumerate(learned):
+        epoch["coherence_examples"] = 100
+        if number % 2:  # an epoch without a measurement leaves a gap
+            epoch["m_coherence"] = 20.0 / (number + 1)
+    page = build(write_run(tmp_path / "after", parts))
+    assert "Do examples agree?" in page.markdown()
+    chart = charts.coherence(parts["training"])
+    assert chart.data == [(i + 1, 20.0 / (i + 1)) for i in range(1, len(learned), 2)]
+
+
+def test_a_finished_run_has_the_coherence_of_its_training(finished):
+    epochs = storage.read_json(finished / "training.json")["model"]["pretrain"]
+    seen = [epoch["m_coherence"] for epoch in epochs if "m_coherence" in epoch]
+    assert seen
+    assert all(0 <= value <= 100 for value in seen)
+    assert epochs[0]["coherence_examples"] == 100
+    assert "Do examples agree?" in (finished / "report.md").read_text()

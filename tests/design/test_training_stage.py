@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from netwright.compress import prune
 from netwright.data.tensors import Batches, TensorImages
-from netwright.design.training_stage import FEWEST_VALIDATED, MOST_VALIDATED, SCOPES, _Ramp, _watched
+from netwright.design.training_stage import (
+    FEWEST_VALIDATED,
+    MOST_VALIDATED,
+    SCOPES,
+    SMOOTHING,
+    _coherence,
+    _Ramp,
+    _watched,
+)
+from netwright.diagnose import m_coherence
 from netwright.seeding import seeded
 from netwright.train import Classifier, fit
+from netwright.train.callbacks.layers import TrActCallback
 from netwright.train.schedules import Timetable
 
 
@@ -69,3 +81,36 @@ class TestWatched:
         part = TensorImages(torch.zeros(6000, 1, 1, 1, dtype=torch.uint8), labels)
         counts = _watched(SimpleNamespace(validation=part), 1280).labels.bincount()
         assert counts.max() - counts.min() <= 1
+
+
+class TestCoherence:
+    def stage(self, train: TensorImages) -> SimpleNamespace:
+        data = SimpleNamespace(train=train, normalise=lambda: nn.Identity())
+        return SimpleNamespace(data=data, options=SimpleNamespace(batch_size=8))
+
+    def phase(self, network: str = "model", name: str = "pretrain", epochs: int = 25) -> SimpleNamespace:
+        return SimpleNamespace(network=network, name=name, steps=10, epochs=epochs)
+
+    def test_the_curve_is_that_of_the_training_loss(self):
+        train = batches().dataset
+        watched = _coherence(self.stage(train), self.phase(), [])
+        with seeded(0, "init"):
+            net = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+        # 80 examples at 24 times that make 240 steps of 8: later than an epoch of 10.
+        fit(Classifier(net, lr=1e-9), batches(), epochs=25, callbacks=[watched])
+        assert watched.steps == [239]
+        loss = partial(functional.cross_entropy, reduction="none", label_smoothing=SMOOTHING)
+        images = train.images.float() / 255
+        found = m_coherence(net, loss, (images, train.labels))
+        assert watched.results[0].m == 80
+        assert watched.results[0].m_coherence == pytest.approx(found.m_coherence, rel=1e-3)
+
+    def test_where_it_is_not_measured(self):
+        stage = self.stage(batches().dataset)
+        assert _coherence(stage, self.phase("baseline"), []) is None
+        assert _coherence(stage, self.phase(name="prune"), []) is None
+        assert _coherence(stage, self.phase(), [TrActCallback()]) is None
+
+    def test_a_short_phase_has_one_point(self):
+        watched = _coherence(self.stage(batches().dataset), self.phase(epochs=3), [])
+        assert [step for step in range(60) if watched.every(step)] == [29, 59]

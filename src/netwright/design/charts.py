@@ -208,6 +208,34 @@ def curves(training: Figures) -> Figure | None:
     )
 
 
+def coherence(training: Figures) -> Figure | None:
+    """How many examples a step on one of them helps, while the designed network learns; None where nobody looked."""
+    epochs = (training.get("model") or {}).get("pretrain") or []
+    points = [(i + 1, epoch["m_coherence"]) for i, epoch in enumerate(epochs) if epoch.get("m_coherence") is not None]
+    if not points:
+        return None
+    examples = round(max(epoch.get("coherence_examples", 0) for epoch in epochs))
+
+    def paint(canvas: Canvas) -> None:
+        ax = canvas.subplots()
+        ax.plot(*zip(*points, strict=True), color=colour("blue"), marker="." if len(points) < 3 else None)
+        ax.axhline(1, color=colour("muted"), linewidth=0.7, linestyle=(0, (3, 3)))
+        ax.set_ylim(bottom=0)
+        ax.set_xlim(0.5, len(epochs) + 0.5)
+        ax.set_title(f"examples of {examples} that a step on one of them helps", color=colour("muted"))
+        ax.set_xlabel("epoch")
+        ax.locator_params(axis="x", integer=True)
+
+    return Figure(
+        svg(paint, width=430, height=210),
+        "A line well above 1 says that training examples pull the weights the same way, so that what is learned from "
+        "one serves others. At the dashed line each is fitted alone; a line that falls to it says that what was "
+        "common has been learned, and that further epochs mostly memorise.",
+        title="Coherence of gradients",
+        data=points,
+    )
+
+
 def skips(share: Sequence[float]) -> Figure:
     """Share of skip connections in the architecture that the search would choose, epoch by epoch."""
 

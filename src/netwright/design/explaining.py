@@ -14,8 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from netwright.console import UserError, nearest, table, task
+from netwright.design import cases
 from netwright.design.model import RunModel, input_channels, is_named, load
 from netwright.design.verdict import percent
+from netwright.explain.prototypes import PrototypeClassifier
+from netwright.nn.activations import logits_of
 from netwright.page import Images, KeyValues, Mono, Page, Picture, Section, Text, png
 from netwright.results import Result, save_figure
 from netwright.seeding import seeded
@@ -31,6 +34,7 @@ METHODS = {"eigen-cam": "Eigen-CAM", "grad-cam": "Grad-CAM", "grad-cam++": "Grad
 SIZE = 224  # of the input of a function in a Python file, unless it is told
 CHUNK = 32  # images of one pass
 LARGEST = 1024  # longer side of a picture, in pixels
+LEAST_EDGE = 128
 DPI = 300
 PAGE_BYTES = 2_400_000  # of pictures; the page itself stays under 3 MB
 PIXEL_BYTES = 2.2  # of a photograph as PNG
@@ -49,6 +53,8 @@ class Explained(Result):
         probabilities: Its probability, in [0, 1].
         pictures: The figure of each image, inside the folder.
         folder: Where they are, with ``explained.html``.
+        prototypes: The learned cases that each image is nearest to, the nearest first, where the network goes by such;
+            pictures of them, with the same names, are in the folder's ``prototypes``.
     """
 
     network: str
@@ -59,14 +65,16 @@ class Explained(Result):
     probabilities: tuple[float, ...]
     pictures: tuple[str, ...]
     folder: str
+    prototypes: tuple[cases.Near, ...] = ()
 
     def __str__(self) -> str:
         shares = (f"{p:.3f}" for p in self.probabilities)
         rows = [list(row) for row in zip(self.files, self.classes, shares, self.pictures, strict=True)]
-        told = f"{METHODS[self.method]} of {', '.join(self.layers)}"
-        return (
-            f"{table(rows, ['image', 'class', 'probability', 'picture'])}\n{told}\npage: {self.folder}/explained.html"
-        )
+        told = [table(rows, ["image", "class", "probability", "picture"])]
+        told.append(f"{METHODS[self.method]} of {', '.join(self.layers)}")
+        if self.prototypes:
+            told.append(cases.told(self.files, self.prototypes))
+        return "\n".join([*told, f"page: {self.folder}/explained.html"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +104,9 @@ def explain_images(
     seed: int = 0,
 ) -> Explained:
     """Writes a figure of each image (the image, its map over it, the scale) and a page of all.
+
+    Of a network that goes by learned cases (:class:`netwright.explain.PrototypeClassifier`) also those nearest to each
+    image.
 
     Args:
         model: A run; ``torchvision:NAME``, ``timm:NAME`` or a bare name, with its trained weights; or
@@ -132,12 +143,14 @@ def explain_images(
     network = _open(model, size, random_weights, download, seed)
     maker = _maker(network, layers, method, center)
     written, classes, shares, items = _file_names(files), [], [], []
-    edge = _edge(len(files))
+    edge, near = _edge(len(files)), cases.Cases(network.module, network.classes)
     with new_folder(out) as folder, task("images", total=len(files)) as bar:
         for start in range(0, len(files), CHUNK):
             part = files[start : start + CHUNK]
             pictures = [_read(file, network) for file in part]
-            cams, probs = _maps(network, maker, pictures)
+            x = torch.stack([_input(picture, network) for picture in pictures])
+            cams, probs = _maps(network, maker, x)
+            near.add(x, written[start : start + CHUNK], folder, DPI)
             confidence, best = probs.max(1)
             classes += [_class_name(network, i, probs.shape[1]) for i in best.tolist()]
             shares += [round(p, 6) for p in confidence.tolist()]
@@ -155,8 +168,9 @@ def explain_images(
             probabilities=tuple(shares),
             pictures=tuple(written),
             folder=str(out),
+            prototypes=tuple(near.near),
         )
-        _page(found, items).write(folder, "explained")
+        _page(found, items, near.section()).write(folder, "explained")
     return found
 
 
@@ -183,11 +197,18 @@ def _open(model: str, size: int | None, random_weights: bool, download: bool, se
         channels = input_channels(network)
         if channels not in (1, 3):
             raise UserError(f"the network takes {channels} channels, a picture has 1 or 3", where=model)
-        return _Network(Path(model).name, network, channels, sides or (SIZE, SIZE), 1.0, nn.Identity(), None)
+        sides = sides or _recorded(network) or (SIZE, SIZE)
+        return _Network(Path(model).name, network, channels, sides, 1.0, nn.Identity(), None)
     made = pretrained.preprocessing(model)
     classes = None if random_weights else pretrained.imagenet_classes()
     normalise = Normalise(made.mean, made.std)
     return _Network(model, network, len(made.mean), sides or made.size, made.crop, normalise, classes)
+
+
+def _recorded(network: nn.Module) -> tuple[int, int] | None:
+    """Height and width of the pictures that a prototype classifier was made for, if that is what it is."""
+    known = network.input_shape if isinstance(network, PrototypeClassifier) else None
+    return None if known is None or len(known) != 3 else (known[1], known[2])
 
 
 def _read(file: Path, network: _Network) -> Image:
@@ -206,9 +227,8 @@ def _read(file: Path, network: _Network) -> Image:
     return image.crop((left, top, left + max(1, round(across)), top + max(1, round(down))))
 
 
-def _maps(network: _Network, maker: Any, pictures: Sequence[Image]) -> tuple[Tensor, Tensor]:
+def _maps(network: _Network, maker: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """Maps and class probabilities, from one pass."""
-    x = torch.stack([_input(picture, network) for picture in pictures])
     try:
         cams = maker(x)
     except (UserError, MemoryError):
@@ -218,7 +238,7 @@ def _maps(network: _Network, maker: Any, pictures: Sequence[Image]) -> tuple[Ten
         told = "no map can be made" if isinstance(error, ValueError) else "the network fails on the images"
         cure = f"choose another --layer, or another --size than {network.size[0]}"
         raise UserError(f"{told}: {first}", where=network.name, cure=cure) from error
-    logits = maker.output
+    logits = logits_of(maker.output)
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise UserError(f"the network must give (batch, classes), got {shape}", where=network.name)
@@ -294,12 +314,14 @@ def _beside(picture: Image, cam: Tensor, edge: int, caption: Text) -> Picture:
     from netwright.explain.drawing import overlay
 
     shown = _shown(picture, edge)
+    larger = max(1, LEAST_EDGE // max(shown.shape[:2]))  # so that the gap is one, and a browser shows pixels
+    shown = shown.repeat(larger, axis=0).repeat(larger, axis=1)
     plain = (np.repeat(shown, 3, axis=2) if shown.shape[2] == 1 else shown).astype(np.float64) / 255
     both = np.concatenate([plain, np.ones((len(plain), 4, 3)), overlay(shown, cam)], axis=1)
     return Picture(png(both, edge=2 * edge + 4), caption)
 
 
-def _page(found: Explained, items: Sequence[Picture]) -> Page:
+def _page(found: Explained, items: Sequence[Picture], more: Sequence[Section]) -> Page:
     what = (
         "Bright is where the layer's features are strongest along their first principal direction; no class enters, "
         "so a wrong answer does not move the map."
@@ -312,5 +334,6 @@ def _page(found: Explained, items: Sequence[Picture]) -> Page:
     reading = (
         f"Each image as the network sees it, and its map over it. {what} Every map has a scale of its own, 0 to 1."
     )
-    sections = [Section("", [Images(items, reading, wide=True)]), Section("Settings", [KeyValues(facts)], folded=True)]
+    maps = Section("", [Images(items, reading, wide=True)])
+    sections = [maps, *more, Section("Settings", [KeyValues(facts)], folded=True)]
     return Page("Where a network looks", sentence, sections, found.to_dict())

@@ -77,6 +77,7 @@ def build(folder: str | Path) -> Page:
         ),
         ("The architecture", lambda: _search(parts.get("search"))),
         ("Training curves", lambda: _charts(charts.curves(parts.get("training") or {}))),
+        ("Do examples agree?", lambda: _charts(charts.coherence(parts.get("training") or {}))),
         ("Confusion matrix", lambda: confusion_blocks(measurements.get("model"), classes)),
         ("Mistakes", lambda: mistake_blocks(path / "mistakes.npz", classes)),
         ("Labels to check", lambda: label_doubts.blocks(RunFolder(path))),

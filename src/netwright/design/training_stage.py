@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import lightning
 import torch
 from torch import nn
+from torch.nn import functional
 
 from netwright import storage
 from netwright.compress import hydra, prune
@@ -23,10 +25,12 @@ from netwright.design.distributed import agree, barrier, in_turn, is_main
 from netwright.design.options import Options
 from netwright.design.plan import Phase, Plan, augmentation
 from netwright.design.run import RunFolder
+from netwright.diagnose.callbacks import SPARED, CoherenceCallback
 from netwright.nn.batchnorm import synchronise
 from netwright.nn.sparse import to_dense
 from netwright.seeding import derive, seeded
 from netwright.train import Classifier, fit, methods
+from netwright.train.callbacks.layers import TrActCallback, WeightCompanderCallback
 from netwright.train.schedules import CosineProgress, Deadline, Progress, Timetable, steps_left
 from netwright.train.tract import remove_tract
 from netwright.train.weight_compander import remove_weight_compander
@@ -38,6 +42,8 @@ if TYPE_CHECKING:
 # Validation after an epoch takes about this share of it, on no more examples than tell a curve.
 VALIDATION_SHARE, FEWEST_VALIDATED, MOST_VALIDATED = 0.05, 256, 2000
 RAMP_EVERY = 8  # steps between two prunings
+SMOOTHING = 0.1  # of labels, until weights are removed
+PROBED = 100  # training examples whose gradients are compared
 
 # Files that a run has still to write when a phase begins.
 _EXPORTS_LEFT = {
@@ -215,7 +221,7 @@ def _train_phase(stage: Stage, phase: Phase, network: nn.Module) -> None:
     share, floor = _SCHEDULES[phase.name, options.pruning]
     seed = derive(options.seed, phase.network, phase.name)
     same = [p for p in stage.plan.phases if p.network == phase.network]
-    module = Classifier(network, lr=options.lr * share, label_smoothing=0.1 if phase.name == "pretrain" else 0.0)
+    module = Classifier(network, lr=options.lr * share, label_smoothing=SMOOTHING if phase.name == "pretrain" else 0.0)
     module.example_input_array = torch.zeros(2, *data.shape)  # tells which layer is computed first
     callbacks = methods.callbacks(options.train_method) if phase.name == "pretrain" else []
     indexed = any(getattr(method, "indexed", False) for method in callbacks)
@@ -231,6 +237,11 @@ def _train_phase(stage: Stage, phase: Phase, network: nn.Module) -> None:
         callbacks.append(Deadline(phase.limit, most=2 * phase.epochs, amended=changed))
     elif phase.changes:
         callbacks.append(Timetable(phase.changes))
+    coherence = _coherence(stage, phase, callbacks)
+    probed: dict[str, float] = {}
+    if coherence is not None:
+        callbacks.append(coherence)
+        probed = {"coherence_examples": min(PROBED, len(data.train))}
     normalise = data.normalise()
     batches = Batches(
         data.train,
@@ -253,7 +264,7 @@ def _train_phase(stage: Stage, phase: Phase, network: nn.Module) -> None:
         nodes=options.nodes,
         strategy=options.strategy,
         logger=_logger(stage, phase),
-        figures=lambda: {"sparsity": prune.sparsity(network).sparsity},
+        figures=lambda: {"sparsity": prune.sparsity(network).sparsity, **probed},
         description=f"{phase.network}: {phase.name}",
     )
     if phase.name == "pretrain":
@@ -272,6 +283,24 @@ def _watched(data: Data, trained: int) -> Images:
     # A step forward and backward costs about three times as much as one that is only forward.
     wanted = min(MOST_VALIDATED, max(FEWEST_VALIDATED, round(3 * VALIDATION_SHARE * trained)), len(data.validation))
     return data.validation.subset(torch.arange(wanted) * len(data.validation) // wanted)
+
+
+def _coherence(stage: Stage, phase: Phase, callbacks: Sequence[lightning.Callback]) -> CoherenceCallback | None:
+    """Measures how far the gradients of some examples agree while the designed network learns, once an epoch at most.
+
+    Pruned weights and methods that change layers have no gradient by the layers' rules, which alone are cheap enough.
+    """
+    if (phase.network, phase.name) != ("model", "pretrain"):
+        return None
+    if any(isinstance(method, (TrActCallback, WeightCompanderCallback)) for method in callbacks):
+        return None
+    train, size = stage.data.train, min(PROBED, len(stage.data.train))
+    some = train.subset(torch.arange(size) * len(train) // size)
+    probe = Batches(some, size, shuffle=False, drop_last=False, normalise=stage.data.normalise())
+    every = max(phase.steps, math.ceil(SPARED * size / stage.options.batch_size))
+    every = min(every, phase.epochs * phase.steps)  # once, at least
+    loss = partial(functional.cross_entropy, reduction="none", label_smoothing=SMOOTHING)
+    return CoherenceCallback(probe, lambda step: step % every == every - 1, loss)
 
 
 def _logger(stage: Stage, phase: Phase) -> Any:

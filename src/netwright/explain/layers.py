@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from netwright.nn.activations import last_convolution
+from netwright.nn.activations import last_convolution, logits_of
 from netwright.nn.modes import in_mode
 
 Transform = Callable[[Tensor], Tensor]
@@ -80,6 +80,8 @@ def last_places(
     size = (example.shape[-2], example.shape[-1])
     with torch.no_grad():  # not inference mode: a network may keep what it computes, and be trained later
         events, answer = _run(model, example)
+    if not isinstance(answer, Tensor) and isinstance(logits_of(answer), Tensor):
+        events, answer = _before_logits(model, example)
     found = _with_places(_features(events, answer), len(example), size)
     if not found:
         raise ValueError(f"no layer of {type(model).__name__} gives a map with places: name one, with its transform")
@@ -103,6 +105,17 @@ def _run(model: nn.Module, example: Tensor) -> tuple[list[_Ran], Any]:
                 stack.callback(part.register_forward_hook(keep).remove)
         stack.enter_context(in_mode(model, training=False))
         return ran, model(example)
+
+
+def _before_logits(model: nn.Module, example: Tensor) -> tuple[list[_Ran], Tensor]:
+    """What the logits depend on, where a network gives more than these, such as a reconstruction; and the logits."""
+    with torch.enable_grad():
+        events, answer = _run(model, example.detach().clone().requires_grad_())
+        logits = logits_of(answer)
+        known = [ran for ran in events if ran.output.requires_grad]
+        gradients = torch.autograd.grad(logits.sum(), [ran.output for ran in known], allow_unused=True)
+    met = [ran for ran, gradient in zip(known, gradients, strict=True) if gradient is not None]
+    return [ran._replace(output=ran.output.detach()) for ran in met], logits.detach()
 
 
 def _features(events: list[_Ran], answer: Any) -> list[_Ran]:

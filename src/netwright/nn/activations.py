@@ -139,6 +139,11 @@ def class_map(
     return found
 
 
+def logits_of(output: Any) -> Any:
+    """What a network answered: its output, or the attribute ``logits`` of an output that holds several things."""
+    return output if isinstance(output, Tensor) else getattr(output, "logits", output)
+
+
 def class_maps(
     model: nn.Module,
     images: Float[Tensor, "batch channels height width"],
@@ -167,7 +172,7 @@ def class_maps(
     # Images ask for their gradient, so that the layer has one even where every parameter is frozen.
     with in_mode(model, training=False), frozen_statistics(model), torch.enable_grad(), ExitStack() as stack:
         seen = [stack.enter_context(caught(layer)) for layer in layers]
-        logits = model(images.detach().requires_grad_())
+        logits = logits_of(model(images.detach().requires_grad_()))
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(f"model must give logits (batch, classes), got {shape}")
