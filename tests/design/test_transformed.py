@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_run import TINY
 from typer.testing import CliRunner
 
 from netwright import cli, storage
 from netwright.console import UserError
-from netwright.design import transformed
+from netwright.design import remarks, transformed
 from netwright.design.run import RunFolder
 from netwright.design.train import TrainOptions, train
 from netwright.design.train_page import KIND, page
@@ -178,3 +179,17 @@ def test_damaged_pictures(finished: Path, tmp_path: Path):
     assert "Natural transformations" not in page(folder).html()
     with pytest.raises(UserError, match="no method of this run transforms images"):
         transformed.page(RunFolder(folder, KIND))
+
+
+@pytest.mark.slow
+def test_a_design_is_trained_so_and_its_report_shows_it(data: str, tmp_path: Path):
+    from netwright.design.pipeline import design
+    from netwright.design.report import build
+
+    folder = tmp_path / "run"
+    design(data, out=str(folder), train_method=(METHOD,), **{**TINY, "search": "random", "batch_size": 16})
+    assert (folder / "transformed.html").is_file()
+    report = build(folder)
+    assert "Natural transformations" in report.markdown()
+    assert len(report.to_dict()["figures"]["natra"]["flip"]) >= 1
+    assert f"transformed samples: {folder}/transformed.html" in remarks.lines(RunFolder(folder))

@@ -202,12 +202,12 @@ def design(
 
 
 def _told(folder: str | Path, page: Page | None = None) -> str:
-    from netwright.design.label_doubts import lines
+    from netwright.design import remarks
     from netwright.design.report import build
     from netwright.design.run import RunFolder
     from netwright.page import text_of
 
-    told = [text_of((page or build(folder)).verdict), *lines(RunFolder(folder))]
+    told = [text_of((page or build(folder)).verdict), *remarks.lines(RunFolder(folder))]
     return "\n".join([*told, f"report: {Path(folder) / 'report.html'}", f"run folder: {folder}"])
 
 

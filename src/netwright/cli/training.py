@@ -63,7 +63,7 @@ def train(
 ) -> None:
     """Train a network of your choice on DATA with any of the training methods. The same command goes on."""
     with guarded(quiet, debug):
-        from netwright.design import debiasing, label_doubts, transformed
+        from netwright.design import remarks
         from netwright.design.distributed import is_main, launch, needs_launch
         from netwright.design.run import RunFolder
         from netwright.design.train import TrainOptions
@@ -107,9 +107,7 @@ def train(
                 lambda: "\n".join(
                     [
                         verdict(result),
-                        *label_doubts.lines(RunFolder(result.folder, KIND)),
-                        *debiasing.lines(RunFolder(result.folder, KIND)),
-                        *transformed.lines(RunFolder(result.folder, KIND)),
+                        *remarks.lines(RunFolder(result.folder, KIND)),
                         f"report: {result.folder}/report.html",
                         f"run folder: {result.folder}",
                     ]

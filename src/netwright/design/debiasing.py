@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from netwright import storage
 from netwright.design.run import RunFolder
@@ -15,6 +13,8 @@ from netwright.design.verdict import percent
 from netwright.page import Block, Cell, Images, Page, Paragraph, Picture, Section, Table, Value, png
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from netwright.data import Data
 
 FIGURES, PICTURES, PAGE = "bias.json", "views.npz", "views"
@@ -23,18 +23,25 @@ GAP = 2  # pixels between two pictures of a strip
 READER_STEPS, READER_BATCH = 300, 64
 
 
-def write(run: RunFolder, methods: Sequence[Any], network: nn.Module, data: Data) -> None:
+def write(
+    run: RunFolder, methods: Sequence[Any], network: nn.Module, data: Data, changed: Tensor | None = None
+) -> None:
     """Leaves what there is to say: nothing where no method translates and the data tell no bias.
+
+    What an earlier call left of translations stays where no method translates, as for a network that is pruned.
 
     Args:
         run: Whose folder.
         methods: Of the training; one with a ``translator`` has its samples shown.
         network: That was trained, for images that ``data`` normalises.
         data: That it was trained on.
+        changed: Which labels were made wrong on purpose, which has no part in this.
     """
+    from torch import Tensor
+
     from netwright.train.debias import bias_metrics
 
-    figures: dict[str, Any] = {}
+    figures = read(run) or {}
     bias = getattr(data.test, "bias", None)
     if isinstance(bias, Tensor):
         figures["accuracies"] = bias_metrics(_answers(network, data, data.test), data.test.labels, bias)
@@ -59,6 +66,8 @@ def _answers(network: nn.Module, data: Data, images: Any) -> Tensor:
 
 def _translated(run: RunFolder, translator: Any, network: nn.Module, data: Data) -> dict[str, Any]:
     """Keeps strips of validation images in other classes, and measures what translating does to them."""
+    import torch
+
     from netwright.data import TensorImages, subset
     from netwright.train.debias import translation_rates
     from netwright.train.debias.views import panel, translated

@@ -16,7 +16,7 @@ from netwright.design.verdict import percent
 from netwright.page import Block, Bullets, Images, Paragraph, Picture, Table, Value, png
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from netwright.data import Data
     from netwright.train import LabelDoubts
@@ -35,7 +35,24 @@ def find(methods: Sequence[Any], data: Data) -> LabelDoubts | None:
     return None
 
 
-def write(run: RunFolder, data: Data, found: LabelDoubts, changed: Tensor | None = None) -> None:
+def write(
+    run: RunFolder, methods: Sequence[Any], network: nn.Module, data: Data, changed: Tensor | None = None
+) -> None:
+    """Leaves what the training method that doubts labels has to say; nothing without such a method.
+
+    Args:
+        run: Whose folder.
+        methods: That were trained with.
+        network: What came of it, which has no part in this.
+        data: That was trained on.
+        changed: Which labels were made wrong on purpose, if any were.
+    """
+    found = find(methods, data)
+    if found is not None:
+        write_list(run, data, found, changed)
+
+
+def write_list(run: RunFolder, data: Data, found: LabelDoubts, changed: Tensor | None = None) -> None:
     """Leaves the whole list as a table for any program, the figures, and pictures of the most doubtful.
 
     Args:
@@ -81,7 +98,7 @@ def _picture(data: Data, index: int) -> np.ndarray:
 
 
 def read(run: RunFolder) -> dict[str, Any] | None:
-    """What :func:`write` left of figures and first rows; None where no method doubts labels."""
+    """What :func:`write_list` left of figures and first rows; None where no method doubts labels."""
     return run.read(FIGURES) if run.has(FIGURES) else None
 
 

@@ -298,6 +298,7 @@ def _write_arrays(path: Path, arrays: dict[str, Any]) -> None:
 def _measure(
     stage: Stage, networks: dict[str, nn.Module], architectures: dict[str, Architecture], clock: RunClock
 ) -> None:
+    from netwright.design import remarks
     from netwright.design.examples import maps, mistakes, radii
     from netwright.design.measure import first_images, measure
     from netwright.design.speed import BATCHES, Subject, bound, latencies
@@ -330,6 +331,7 @@ def _measure(
             _write_arrays(run / "mistakes.npz", mistakes(stage.data, probs))
             if (shown := maps(network, stage.data, probs)) is not None:
                 _write_arrays(run / "maps.npz", shown)
+            remarks.write(run, [], network, stage.data)
             if (certain := radii(network, stage.data, probs)) is not None:
                 _write_arrays(run / "radii.npz", certain)
     images, _ = first_images(stage.data, BATCHES[-1])

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from netwright import storage
 from netwright.console import UserError, clock
-from netwright.design import charts, label_doubts
+from netwright.design import charts, remarks
 from netwright.design.examples import map_blocks, mistake_blocks, radius_blocks
 from netwright.design.readme import onnx_lines, readme_text
 from netwright.design.run import RunFolder
@@ -35,7 +36,7 @@ from netwright.page import (
 
 __all__ = ["build", "confusion_blocks", "data_blocks", "readme_text", "settings_blocks"]
 
-PARTS = ("run", "data", "plan", "search", "training", "measurements", "classes", "architecture", "doubts")
+PARTS = ("run", "data", "plan", "search", "training", "measurements", "classes", "architecture", *remarks.PARTS)
 MOST_CONFUSIONS = 10
 
 
@@ -69,7 +70,7 @@ def build(folder: str | Path) -> Page:
         first = [Section("Done so far", [Bullets(done)])] if done else []
         if (path / "model.onnx").exists():
             first.append(_use(parts))
-    folded = [
+    folded: list[tuple[str, Callable[[], Sequence[Block]]]] = [
         ("Every figure, four networks", lambda: _comparison(measurements)),
         (
             "Accuracy against sparsity",
@@ -80,7 +81,7 @@ def build(folder: str | Path) -> Page:
         ("Do examples agree?", lambda: _charts(charts.coherence(parts.get("training") or {}))),
         ("Confusion matrix", lambda: confusion_blocks(measurements.get("model"), classes)),
         ("Mistakes", lambda: mistake_blocks(path / "mistakes.npz", classes)),
-        ("Labels to check", lambda: label_doubts.blocks(RunFolder(path))),
+        *((title, partial(remarks.blocks, RunFolder(path), name)) for name, (title, _) in remarks.PARTS.items()),
         ("Where its features are", lambda: map_blocks(path / "maps.npz", classes)),
         ("How far an image may change", lambda: radius_blocks(path / "radii.npz", classes)),
         ("Data", lambda: data_blocks(parts.get("data"))),

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from netwright import metrics, storage
 from netwright.compress.prune import sparsity
 from netwright.console import UserError, nearest, note, warn
-from netwright.design import debiasing, distributed, label_doubts, transformed
+from netwright.design import distributed, remarks
 from netwright.design import pretraining as unlabelled
 from netwright.design.measure import wilson
 from netwright.design.model import Architecture, is_named, load, load_run
@@ -209,11 +209,8 @@ def _trained(run: RunFolder, options: TrainOptions, command: str) -> TrainResult
         low, high = wilson(accuracy, len(labels))
         pairs = labels * len(data.classes) + probs.argmax(1)
         counts = pairs.bincount(minlength=len(data.classes) ** 2).view(len(data.classes), -1)
-        doubts = label_doubts.find(methods, data)
-        if doubts is not None:
-            label_doubts.write(run, data, doubts, changed)
-        debiasing.write(run, methods, network, data)
-        transformed.write(run, methods, data)
+        remarks.write(run, methods, network, data, changed)
+        doubts = remarks.figures(run).get("doubts")
         result = TrainResult(
             folder=str(run.path),
             model=options.model,
@@ -229,7 +226,7 @@ def _trained(run: RunFolder, options: TrainOptions, command: str) -> TrainResult
             parameters=sum(p.numel() for p in network.parameters()),
             seconds=round(history.seconds, 1),
             confusion=tuple(map(tuple, counts.tolist())),
-            doubted=None if doubts is None else len(doubts),
+            doubted=None if doubts is None else doubts["doubtful"],
             before=None if probes is None else probes.before,
             neighbours=None if probes is None else probes.neighbours,
         )

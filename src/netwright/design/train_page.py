@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from netwright.design import debiasing, label_doubts, transformed
+from netwright.design import remarks
 from netwright.design.report import confusion_blocks, data_blocks, settings_blocks
 from netwright.design.run import RunFolder
 from netwright.design.verdict import percent
@@ -87,19 +87,13 @@ def page(folder: str | Path) -> Page:
         Section("", [curve] if (curve := curves(epochs)) is not None else []),
         Section("Figures", [_figures(result)]),
         Section("Methods", [Bullets(result.told)]),
-        Section("Labels to check", label_doubts.blocks(run)),
-        Section("Bias", debiasing.blocks(run)),
-        Section("Natural transformations", transformed.blocks(run)),
+        *(Section(title, remarks.blocks(run, name)) for name, (title, _) in remarks.PARTS.items()),
         Section("What to doubt", [Bullets(_doubts(result, data, described["options"]["seed"]))]),
         Section("Confusion matrix", confusion_blocks(result.to_dict(), data["classes"]), folded=True),
         Section("Data", data_blocks(data), folded=True),
         Section("Settings, versions and how to replay", settings_blocks(described), folded=True),
     ]
-    figures = {"run": described, "data": data, "result": result.to_dict(), "training": epochs}
-    if (doubted := label_doubts.read(run)) is not None:
-        figures["doubts"] = doubted
-    if (bias := debiasing.read(run)) is not None:
-        figures["bias"] = bias
+    figures = {"run": described, "data": data, "result": result.to_dict(), "training": epochs, **remarks.figures(run)}
     return Page(f"Training on {data['name']}", verdict(result), [s for s in sections if s.blocks], figures)
 
 

@@ -19,7 +19,7 @@ from netwright.compress.exact import Scope
 from netwright.console import Overall, note
 from netwright.cost import threads
 from netwright.data.tensors import Batches
-from netwright.design import label_doubts
+from netwright.design import remarks
 from netwright.design.budget import RunClock, opened, seconds_left, steps_seen
 from netwright.design.distributed import agree, barrier, in_turn, is_main
 from netwright.design.options import Options
@@ -270,8 +270,8 @@ def _train_phase(stage: Stage, phase: Phase, network: nn.Module) -> None:
     if phase.name == "pretrain":
         remove_tract(remove_weight_compander(network))
     if is_main():
-        if phase.network == "model" and (doubts := label_doubts.find(callbacks, data)) is not None:
-            label_doubts.write(stage.run, data, doubts)
+        if phase.network == "model":
+            remarks.write(stage.run, callbacks, network, data)
         stage.run.write(f"work/{phase.network}-{phase.name}.json", history.to_dict())
         accuracy = history.last.get("val_accuracy")
         if accuracy is not None:

@@ -9,27 +9,34 @@ import numpy as np
 
 from netwright import storage
 from netwright.console import UserError
-from netwright.data.loading import one_each
 from netwright.design.run import RunFolder
 from netwright.design.verdict import percent
 from netwright.page import Block, Cell, Images, Page, Paragraph, Picture, Section, Table, Value, png
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from netwright.data import Data
 
 FIGURES, PICTURES, NAME = "natra.json", "natra.npz", "transformed"
 ROWS, STEPS, GAP, EDGE = 5, 5, 2, 320
 
 
-def write(run: RunFolder, methods: Sequence[Any], data: Data) -> None:
+def write(
+    run: RunFolder, methods: Sequence[Any], network: nn.Module, data: Data, changed: Tensor | None = None
+) -> None:
     """Leaves figures, pictures and the page of the method that has transformed images; nothing without such a method.
 
     Args:
         run: Whose folder.
         methods: Those that were trained with.
+        network: What came of it, which has no part in this.
         data: That was trained on.
+        changed: Which labels were made wrong on purpose, which has no part in this.
     """
     import torch
+
+    from netwright.data.loading import one_each
 
     found = next((each for each in methods if hasattr(each, "transformed_samples")), None)
     prepared = None if found is None else found.transformed_samples()
