@@ -11,6 +11,7 @@ first three examples, whose gradients by the rules are compared with those of au
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Literal, NamedTuple
@@ -314,7 +315,9 @@ class ExampleGradients:
 
     def _along(self, x: Tensor, y: Any, direction: dict[str, Tensor]) -> Tensor:
         params = {name: param.detach() for name, param in self.params.items()}
-        with sdpa_kernel(SDPBackend.MATH):  # the one that has derivatives of both kinds
+        with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():  # the one that has derivatives of both kinds
+            # torch's own tables of forward-mode rules, made in the first call, use what torch has deprecated.
+            warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated", category=FutureWarning)
             try:
                 return jvp(lambda values: self._losses(x, y, values), (params,), (direction,))[1]
             except (NotImplementedError, RuntimeError):
