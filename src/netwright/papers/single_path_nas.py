@@ -10,7 +10,8 @@ a step of the search with its penalty and its looks at validation data, a step o
 same penalty. Searches for three values of lambda by Single-Path NAS and by that softmax, with the same data, epochs,
 optimiser and learning rate (the paper's rule, 0.016 for 256 images). Lambda is 0, 1 and 2: the published 20 is for
 networks of twenty layers whose constant part is a quarter of the latency, and here removes every layer that may go, as
-5 does; 0.5 removes none. Each architecture is trained by the protocol of
+5 does; 0.5 removes none. The softmax over all paths, whose weights follow the price from its first step on, ends near
+the smallest network under either, so the comparison with it holds at equal lambda alone. Each architecture is trained by the protocol of
 the table of random architectures. What it is held against is the mean of those random architectures of the table whose
 latencies are nearest to its own. The runtime model is compared with the clock on random decisions, whole networks
 measured in turns.
