@@ -11,10 +11,10 @@ same penalty. Searches for three values of lambda by Single-Path NAS and by that
 optimiser and learning rate (the paper's rule, 0.016 for 256 images). Lambda is 0, 1 and 2: the published 20 is for
 networks of twenty layers whose constant part is a quarter of the latency, and here removes every layer that may go, as
 5 does; 0.5 removes none. The softmax over all paths, whose weights follow the price from its first step on, ends near
-the smallest network under either, so the comparison with it holds at equal lambda alone. Each architecture is trained by the protocol of
-the table of random architectures. What it is held against is the mean of those random architectures of the table whose
-latencies are nearest to its own. The runtime model is compared with the clock on random decisions, whole networks
-measured in turns.
+the smallest network under either, so the comparison with it holds at equal lambda alone. Each architecture is trained
+by the protocol of the table of random architectures. What it is held against is the mean of those random architectures
+of the table whose latencies are nearest to its own. The runtime model is compared with the clock on random decisions,
+whole networks measured in turns.
 """
 
 from __future__ import annotations

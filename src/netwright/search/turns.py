@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 # Of the rounds' times the lower quartile counts: what else the machine does meanwhile only adds.
 ROUNDS, QUIET = 20, 0.25
+# A turn lasts at least so many seconds, in at most so many calls: else all calls of a small network would fall into one
+# of the machine's slower moments, which last for seconds.
+LEAST_TURN, MOST_CALLS = 5e-3, 200
 
 
 def rounds_of(setup: Setup) -> tuple[int, int]:
@@ -34,24 +37,25 @@ def rounds_of(setup: Setup) -> tuple[int, int]:
     return rounds, math.ceil(setup.repeats / rounds)
 
 
-def usual(seconds: Float[np.ndarray, "rounds calls"]) -> float:
-    """Milliseconds of a call: of each round the median, of the rounds the lower quartile."""
-    return 1e3 * float(np.quantile(np.median(seconds, axis=1), QUIET))
+def usual(medians: Float[np.ndarray, "rounds 1"]) -> float:
+    """Milliseconds of a call: the lower quartile of the medians of the rounds."""
+    return 1e3 * float(np.quantile(medians, QUIET))
 
 
 def turns_of(
     space: AnySpace, genotypes: Sequence[Genotype], x: Tensor, num_classes: int, setup: Setup, seed: int, calls: int
 ) -> dict[str, Callable[[], list[float]]]:
-    """What takes the turn of each genotype's network: seconds of whole calls."""
+    """What takes the turn of each genotype's network: the median of the seconds of its calls."""
     turns: dict[str, Callable[[], list[float]]] = {}
     for number, genotype in enumerate(genotypes):
         network = setup.network(
             space, genotype, (x.shape[1], x.shape[2], x.shape[3]), num_classes, seed=derive(seed, "measured")
         )
         if setup.runtime == "native":
-            turns[str(number)] = partial(_calls, _compiled(network, x, setup.threads), x, calls)
+            calling = partial(_calls, _compiled(network, x, setup.threads), x, calls)
         else:
-            turns[str(number)] = partial(_plain_calls, network, x, calls)
+            calling = partial(_plain_calls, network, x, calls)
+        turns[str(number)] = partial(_median, calling)
     return turns
 
 
@@ -62,10 +66,21 @@ def turn_inside(network: nn.Module, paths: list[str], x: Tensor, setup: Setup, c
     return partial(_torch_turn, network, paths, x, calls)
 
 
+def _median(seconds: Callable[[], list[float]]) -> list[float]:
+    return [float(np.median(seconds()))]
+
+
+def _lasting(call: Callable[[], Any], calls: int, untimed: int) -> list[float]:
+    """Seconds of calls, after untimed ones: so many, or more of short ones."""
+    warm = turn(call, untimed)
+    wanted = math.ceil(LEAST_TURN / max(min(warm), 1e-9))
+    return turn(call, max(calls, min(wanted, MOST_CALLS)))
+
+
 def _plain_calls(network: nn.Module, x: Tensor, calls: int, untimed: int = 5) -> list[float]:
     """Seconds of calls in PyTorch."""
     with torch.inference_mode():
-        return turn(lambda: network(x), calls=calls, untimed=untimed)
+        return _lasting(lambda: network(x), calls, untimed)
 
 
 def _torch_turn(network: nn.Module, paths: list[str], x: Tensor, calls: int) -> list[float]:
@@ -105,8 +120,9 @@ def _clocked(network: nn.Module, paths: Iterable[str], spent: defaultdict[str, l
 
 
 def _native_turn(compiled: SparseModel, paths: list[str], x: Tensor, calls: int) -> list[float]:
-    whole = 1e3 * float(np.median(_calls(compiled, x, calls)))
-    profile = compiled.profile(x, repeats=calls)
+    seconds = _calls(compiled, x, calls)
+    whole = 1e3 * float(np.median(seconds))
+    profile = compiled.profile(x, repeats=len(seconds))
     # Steps are timed one by one: what the clock adds to each is what their sum exceeds the whole call by. A profile
     # gives shortest times, so the steps are stretched to the median call.
     clock = max(0.0, profile.step_microseconds - profile.call_microseconds) / len(profile.steps)
@@ -131,4 +147,4 @@ def _calls(compiled: SparseModel, x: Tensor, repeats: int) -> list[float]:
     """Seconds of calls."""
     given = x.numpy()
     out = compiled(given)
-    return turn(lambda: compiled(given, out=out), calls=repeats, untimed=5)
+    return _lasting(lambda: compiled(given, out=out), repeats, 5)
