@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from types import SimpleNamespace
 
@@ -17,11 +18,12 @@ from netwright.design.training_stage import (
     MOST_VALIDATED,
     SCOPES,
     SMOOTHING,
+    _agreement,
     _coherence,
     _Ramp,
     _watched,
 )
-from netwright.diagnose import m_coherence
+from netwright.diagnose import CoherenceCallback, coherence_from_gradients, m_coherence
 from netwright.seeding import seeded
 from netwright.train import Classifier, fit
 from netwright.train.callbacks.layers import TrActCallback
@@ -104,6 +106,13 @@ class TestCoherence:
         found = m_coherence(net, loss, (images, train.labels))
         assert watched.results[0].m == 80
         assert watched.results[0].m_coherence == pytest.approx(found.m_coherence, rel=1e-3)
+
+    def test_an_epoch_without_a_measurement_repeats_no_other(self):
+        watched = CoherenceCallback((torch.zeros(2, 1), torch.zeros(2)), 1)
+        assert _agreement(watched, 0) == _agreement(None, 0) == {}
+        watched.steps, watched.results = [7], [coherence_from_gradients(torch.eye(4))]
+        assert _agreement(watched, 7) == {"coherence_examples": 4, "m_coherence": 1.0}
+        assert math.isnan(_agreement(watched, 8)["m_coherence"])
 
     def test_where_it_is_not_measured(self):
         stage = self.stage(batches().dataset)

@@ -238,10 +238,8 @@ def _train_phase(stage: Stage, phase: Phase, network: nn.Module) -> None:
     elif phase.changes:
         callbacks.append(Timetable(phase.changes))
     coherence = _coherence(stage, phase, callbacks)
-    probed: dict[str, float] = {}
     if coherence is not None:
         callbacks.append(coherence)
-        probed = {"coherence_examples": min(PROBED, len(data.train))}
     normalise = data.normalise()
     batches = Batches(
         data.train,
@@ -264,7 +262,10 @@ def _train_phase(stage: Stage, phase: Phase, network: nn.Module) -> None:
         nodes=options.nodes,
         strategy=options.strategy,
         logger=_logger(stage, phase),
-        figures=lambda: {"sparsity": prune.sparsity(network).sparsity, **probed},
+        figures=lambda: {
+            "sparsity": prune.sparsity(network).sparsity,
+            **_agreement(coherence, module.trainer.global_step - phase.steps),
+        },
         description=f"{phase.network}: {phase.name}",
     )
     if phase.name == "pretrain":
@@ -301,6 +302,14 @@ def _coherence(stage: Stage, phase: Phase, callbacks: Sequence[lightning.Callbac
     every = min(every, phase.epochs * phase.steps)  # once, at least
     loss = partial(functional.cross_entropy, reduction="none", label_smoothing=SMOOTHING)
     return CoherenceCallback(probe, lambda step: step % every == every - 1, loss)
+
+
+def _agreement(coherence: CoherenceCallback | None, since: int) -> dict[str, float]:
+    """What was measured from a step on, NaN if nothing was: Lightning itself repeats what an earlier epoch had."""
+    if coherence is None or not coherence.steps:
+        return {}
+    last, fresh = coherence.results[-1], coherence.steps[-1] >= since
+    return {"coherence_examples": last.m, coherence.name: last.m_coherence if fresh else math.nan}
 
 
 def _logger(stage: Stage, phase: Phase) -> Any:
