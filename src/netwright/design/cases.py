@@ -99,4 +99,4 @@ def told(files: Sequence[str], near: Sequence[Near]) -> str:
 
 
 def _told(cases: Near) -> str:
-    return "; ".join(f"{case.prototype} ({case.label}) at {case.distance:.3g}" for case in cases)
+    return "; ".join(map(str, cases))

@@ -271,7 +271,7 @@ def _train_phase(stage: Stage, phase: Phase, network: nn.Module) -> None:
     if phase.name == "pretrain":
         remove_tract(remove_weight_compander(network))
     if is_main():
-        if phase.network == "model":
+        if (phase.network, phase.name) == ("model", "pretrain"):  # the phase that the methods take part in
             remarks.write(stage.run, callbacks, network, data)
         stage.run.write(f"work/{phase.network}-{phase.name}.json", history.to_dict())
         accuracy = history.last.get("val_accuracy")

@@ -91,10 +91,7 @@ class Explanation(Result):
         ]
 
     def __str__(self) -> str:
-        rows = [
-            [str(i), name, "; ".join(f"{c.prototype} ({c.label}) at {c.distance:.3g}" for c in self.cases(i))]
-            for i, name in enumerate(self.predicted)
-        ]
+        rows = [[str(i), name, "; ".join(map(str, self.cases(i)))] for i, name in enumerate(self.predicted)]
         return table(rows, ["example", "class", "nearest prototypes"])
 
     def plot(self, ax: Axes | None = None, *, example: int = 0) -> Axes:
@@ -155,6 +152,9 @@ class NearPrototype:
     label: str
     distance: float
     contribution: float
+
+    def __str__(self) -> str:
+        return f"{self.prototype} ({self.label}) at {self.distance:.3g}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
