@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from netwright.cost import LatencyTable
+from netwright.cost.pace import PACE
 from netwright.search import latency, spaces
 from netwright.search.latency import (
     CONSTANT,
@@ -64,6 +65,13 @@ def test_operations_of_networks_are_those_of_the_supernet(space):
         assert network.training
 
 
+@pytest.fixture
+def even(monkeypatch):
+    """A processor of one pace: sleeping, unlike work, takes no longer on a slow one."""
+    monkeypatch.setattr(PACE, "now", lambda: 1.0)
+
+
+@pytest.mark.usefixtures("even")
 def test_times_of_known_length_are_found_again():
     space = ChoiceSpace("waiting", waiting, shape=(4, 4))
     table = measure(space, (1, 4, 4), 3, Setup(repeats=5))
@@ -75,6 +83,7 @@ def test_times_of_known_length_are_found_again():
     assert table[CONSTANT] >= 3 - 1
 
 
+@pytest.mark.usefixtures("even")
 def test_whole_calls_correct_a_table():
     """What the clock adds to an operation, or what nobody timed, is found from whole networks."""
     space = ChoiceSpace("waiting", waiting, shape=(4, 4))
@@ -85,6 +94,7 @@ def test_whole_calls_correct_a_table():
         assert predict(space, genotype, table, (1, 4, 4)) >= 0.95 * whole
 
 
+@pytest.mark.usefixtures("even")
 def test_architectures_take_turns_and_keep_their_own_times(monkeypatch):
     space = ChoiceSpace("waiting", waiting, shape=(4, 4))
     slow, fast = (space.genotype({"a": a, "b": b}) for a, b in (("8 ms", "5 ms"), ("2 ms", "skip")))

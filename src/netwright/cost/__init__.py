@@ -7,6 +7,7 @@ number. A convolution has k_h k_w (C_in / groups) C_out H_out W_out of them.
 from netwright.cost.allocator import memory_kept
 from netwright.cost.counting import Cost, LayerCost, count
 from netwright.cost.memory import saved_bytes
+from netwright.cost.pace import Pace
 from netwright.cost.timing import (
     Comparison,
     LatencyTable,
@@ -23,6 +24,7 @@ __all__ = [
     "Cost",
     "LatencyTable",
     "LayerCost",
+    "Pace",
     "Timing",
     "alternate",
     "compare_times",

@@ -274,7 +274,8 @@ def measured_all(
     """Milliseconds of several architectures by the clock, in rounds in which each has its turn.
 
     A change of the machine's speed then meets all of them, so that they can be compared. Of each round the median
-    counts, of the rounds the lower quartile: what else the machine does meanwhile only adds.
+    counts, of the rounds the lower quartile: what else the machine does meanwhile only adds. Times are those of the
+    processor's best pace (:class:`netwright.cost.Pace`).
 
     Args:
         space: The space of the genotypes.

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from netwright.cost.pace import PACE
 from netwright.cost.timing import turn
 from netwright.seeding import derive
 
@@ -55,15 +56,17 @@ def turns_of(
             calling = partial(_calls, _compiled(network, x, setup.threads), x, calls)
         else:
             calling = partial(_plain_calls, network, x, calls)
-        turns[str(number)] = partial(_median, calling)
+        turns[str(number)] = partial(PACE.at_best, partial(_median, calling))
     return turns
 
 
 def turn_inside(network: nn.Module, paths: list[str], x: Tensor, setup: Setup, calls: int) -> Callable[[], list[float]]:
     """What takes a turn: milliseconds of a whole call, then of the operation at every path inside it."""
     if setup.runtime == "native":
-        return partial(_native_turn, _compiled(network, x, setup.threads), paths, x, calls)
-    return partial(_torch_turn, network, paths, x, calls)
+        inside = partial(_native_turn, _compiled(network, x, setup.threads), paths, x, calls)
+    else:
+        inside = partial(_torch_turn, network, paths, x, calls)
+    return partial(PACE.at_best, inside)
 
 
 def _median(seconds: Callable[[], list[float]]) -> list[float]:
