@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import ctypes
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
 # glibc raises its threshold for maps of their own up to the first by itself, and twice that for what it hands back.
@@ -43,9 +44,17 @@ def memory_kept() -> Iterator[bool]:
 
 
 def _set(parameter: int, value: int) -> bool:
+    mallopt = _mallopt()
+    return mallopt is not None and bool(mallopt(parameter, value))
+
+
+@cache
+def _mallopt() -> Callable[[int, int], int] | None:
+    """That of glibc; None under another C library."""
     if platform.libc_ver()[0] != "glibc":
-        return False
+        return None
     try:
-        return bool(ctypes.CDLL(None).mallopt(parameter, value))
+        mallopt: Callable[[int, int], int] = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
-        return False
+        return None
+    return mallopt

@@ -156,24 +156,24 @@ def measure(space: AnySpace, shape: Shape, num_classes: int = 10, setup: Setup |
     draws = stream(0, "latency", "calibration")
     drawn = [space.random(draws) for _ in range(setup.calibration)]
     x, (rounds, calls) = setup.input(shape), rounds_of(setup)
-    with threads(setup.threads), task("latencies", total=rounds * (len(covering) + len(drawn))) as bar:
-
-        def taken(call: Callable[[], list[float]]) -> list[float]:
-            bar.advance()
-            return call()
-
+    with threads(setup.threads):
         # All in the same rounds: a table that is made while the machine is slow cannot be corrected when it is not.
-        turns = {
-            f"covering {number}": partial(taken, turn_inside(network, list(keys), x, setup, calls))
+        inside = {
+            f"covering {number}": turn_inside(network, list(keys), x, setup, calls)
             for number, (network, keys) in enumerate(covering)
         }
         whole_turns = turns_of(space, drawn, x, num_classes, setup, 1, calls)
-        spent = alternate(
-            {**turns, **{name: partial(taken, call) for name, call in whole_turns.items()}}, rounds=rounds
-        )
+        turns = inside | whole_turns
+        with task("latencies", total=rounds * len(turns)) as bar:
+
+            def taken(call: Callable[[], list[float]]) -> list[float]:
+                bar.advance()
+                return call()
+
+            spent = alternate({name: partial(taken, call) for name, call in turns.items()}, rounds=rounds)
     times: defaultdict[OperationKey, list[float]] = defaultdict(list)
     rest: list[float] = []
-    for (_, keys), name in zip(covering, turns, strict=True):
+    for (_, keys), name in zip(covering, inside, strict=True):
         whole, *parts = np.quantile(spent[name], QUIET, axis=0).tolist()
         priced = [(key, part) for key, part in zip(keys.values(), parts, strict=True) if key is not None]
         for key, milliseconds in priced:
