@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from netwright import cli, storage
 from netwright.console import UserError
-from netwright.design import remarks, transformed
+from netwright.design import preparation, remarks, transformed
 from netwright.design.run import RunFolder
 from netwright.design.train import TrainOptions, train
 from netwright.design.train_page import KIND, page
@@ -63,7 +63,10 @@ def test_what_it_leaves(finished: Path):
     assert "leave the class alone" in text
     report = (finished / "report.html").read_text()
     assert "Natural transformations" in report
-    assert storage.read_json(finished / "report.json")["figures"]["result"]["accuracy"] > 0.9
+    result = storage.read_json(finished / "report.json")["figures"]["result"]
+    assert result["accuracy"] > 0.9
+    assert result["preparation"] > result["seconds"]  # the generator and the reference take longer than three epochs
+    assert "time of what methods learn before, seconds" in (finished / "report.md").read_text()
     assert "trained with natra, is right on" in (finished / "report.md").read_text()
 
 
@@ -99,6 +102,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(finished: Path, data: str, tmp_path: 
         with pytest.raises(KeyboardInterrupt):
             train(options)
     assert (tmp_path / "run" / "natra.safetensors").is_file()
+    spent = preparation.seconds(tmp_path / "run")
 
     def never(*args, **kwargs):
         raise AssertionError("the generator is trained once")
@@ -107,6 +111,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(finished: Path, data: str, tmp_path: 
     train(options)
     a, b = (storage.read_tensors(folder / "model.safetensors") for folder in (finished, tmp_path / "run"))
     assert all(torch.equal(a[name], b[name]) for name in a)
+    assert preparation.seconds(tmp_path / "run") >= spent > 0
 
 
 def test_the_terminal_names_the_page(data: str, tmp_path: Path):

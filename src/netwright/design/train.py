@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from netwright import metrics, storage
 from netwright.compress.prune import sparsity
 from netwright.console import UserError, nearest, note, warn
-from netwright.design import distributed, remarks
+from netwright.design import distributed, preparation, remarks
 from netwright.design import pretraining as unlabelled
 from netwright.design.measure import wilson
 from netwright.design.model import Architecture, is_named, load, load_run
@@ -173,7 +173,7 @@ def train(options: TrainOptions, *, command: str = "") -> TrainResult:
 def _trained(run: RunFolder, options: TrainOptions, command: str) -> TrainResult:
     from netwright.data.tensors import Batches
     from netwright.train import evaluate
-    from netwright.train.methods import callbacks, check_data, described, prepare, pretraining
+    from netwright.train.methods import callbacks, check_data, described, pretraining
 
     if distributed.agree(run.has(FINISHED)):
         return kept(run)
@@ -194,7 +194,7 @@ def _trained(run: RunFolder, options: TrainOptions, command: str) -> TrainResult
     distributed.barrier()
     if run.read("data.json")["fingerprint"] != data.fingerprint():
         raise UserError("the data have changed since this run began", where=options.data, cure="choose another --out")
-    distributed.in_turn(lambda: prepare(methods, data, run.path, augment=options.augment))
+    preparation.prepare(methods, data, run.path, augment=options.augment)
     probes = None
     if prepared is not None:
         history, probes = unlabelled.pretrain(run, options, data, network, prepared)
@@ -225,6 +225,7 @@ def _trained(run: RunFolder, options: TrainOptions, command: str) -> TrainResult
             examples=len(labels),
             parameters=sum(p.numel() for p in network.parameters()),
             seconds=round(history.seconds, 1),
+            preparation=preparation.seconds(run.path),
             confusion=tuple(map(tuple, counts.tolist())),
             doubted=None if doubts is None else doubts["doubtful"],
             before=None if probes is None else probes.before,

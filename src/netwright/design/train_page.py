@@ -43,6 +43,8 @@ class TrainResult(Result):
         doubted: Training examples whose label the network doubts; None where no method tells.
         before: Accuracy of a linear probe on the features before pre-training without labels; None without such.
         neighbours: Accuracy of the nearest neighbours' vote on the features after it; None likewise.
+        preparation: Wall time of what the methods learned of the data before training, over all sittings; None where
+            they learn nothing.
     """
 
     folder: str
@@ -62,6 +64,7 @@ class TrainResult(Result):
     doubted: int | None = None
     before: float | None = None
     neighbours: float | None = None
+    preparation: float | None = None
 
 
 def kept(run: RunFolder) -> TrainResult:
@@ -126,6 +129,8 @@ def _figures(result: TrainResult) -> Table:
         ["parameters", Value(result.parameters, f"{result.parameters:,}")],
         ["training time, seconds", Value(result.seconds, f"{result.seconds:.0f}")],
     ]
+    if (before := result.preparation) is not None:
+        rows.append(["time of what methods learn before, seconds", Value(before, f"{before:.0f}")])
     return Table(["on the test part", ""], rows)
 
 

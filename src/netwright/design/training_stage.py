@@ -19,9 +19,9 @@ from netwright.compress.exact import Scope
 from netwright.console import Overall, note
 from netwright.cost import threads
 from netwright.data.tensors import Batches
-from netwright.design import remarks
+from netwright.design import preparation, remarks
 from netwright.design.budget import RunClock, opened, seconds_left, steps_seen
-from netwright.design.distributed import agree, barrier, in_turn, is_main
+from netwright.design.distributed import agree, barrier, is_main
 from netwright.design.options import Options
 from netwright.design.plan import Phase, Plan, augmentation
 from netwright.design.run import RunFolder
@@ -187,8 +187,9 @@ def train_network(
 
 
 def training_seconds(run: RunFolder, which: str) -> float:
-    """Wall time of all finished phases of a network."""
-    return sum(float(run.read(f"work/{which}-{name}.json")["seconds"]) for name in _finished(run, which))
+    """Wall time of all finished phases of a network, and of what its methods learned before."""
+    phases = sum(float(run.read(f"work/{which}-{name}.json")["seconds"]) for name in _finished(run, which))
+    return phases + (preparation.seconds(run / "work") or 0.0)
 
 
 def histories(run: RunFolder) -> dict[str, Any]:
@@ -225,7 +226,7 @@ def _train_phase(stage: Stage, phase: Phase, network: nn.Module) -> None:
     module.example_input_array = torch.zeros(2, *data.shape)  # tells which layer is computed first
     callbacks = methods.callbacks(options.train_method) if phase.name == "pretrain" else []
     indexed = any(getattr(method, "indexed", False) for method in callbacks)
-    in_turn(lambda: methods.prepare(callbacks, data, stage.run / "work", augment=True))
+    preparation.prepare(callbacks, data, stage.run / "work", augment=True)
     if phase.name == "prune" and options.pruning == "magnitude" and options.sparsity > 0:
         callbacks.append(_Ramp(network, options.sparsity, SCOPES[phase.network]))
     callbacks.append(CosineProgress(floor=floor, warmup=0.05 if phase.name == "pretrain" else 0.0))
