@@ -52,8 +52,9 @@ class Gate(ABC):
 
     Attributes:
         mask: One truth value a candidate, whether it runs; None runs all.
-        second_order: Whether losses of several passes may be subtracted, as
-            :class:`~netwright.search.bilevel.SecondOrder` does: not where each pass runs other candidates.
+        second_order: Whether gradients in alpha are those of the loss of the pass, so that their differences, as
+            :class:`~netwright.search.bilevel.SecondOrder` takes them, are second derivatives: not where one candidate
+            runs, and the gradient tells of others.
     """
 
     mask: tuple[bool, ...] | None = None
