@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from netwright.checks import number
 from netwright.nn.batchnorm import frozen_statistics
 from netwright.seeding import random_state, replayed
 
@@ -138,7 +139,12 @@ class FirstOrder:
         ...     figures = FirstOrder().step(nn.Module(), objective, w_opt, a_opt, None, None, clip=None)
         >>> round(a.item(), 4), round(w.item(), 4)    # first order misses the solution (1, 1)
         (2.0, 2.0)
+
+    Attributes:
+        needs_val: Tells that a step of the architecture needs a validation batch.
     """
+
+    needs_val = True
 
     def step(
         self,
@@ -304,10 +310,9 @@ class SecondOrder(FirstOrder):
     """
 
     def __init__(self, xi: float | None = None, eps: float = 1e-2):
-        if xi is not None and not xi >= 0:
-            raise ValueError(f"xi must be >= 0 or None, got {xi}")
-        if not eps > 0:
-            raise ValueError(f"eps must be > 0, got {eps}")
+        if xi is not None:
+            number("xi", xi, ">= 0")
+        number("eps", eps, "> 0")
         self.xi, self.eps = xi, eps
 
     def _gradient(
@@ -321,7 +326,7 @@ class SecondOrder(FirstOrder):
     ) -> tuple[Gradients, float]:
         if w_opt is None:
             return super()._gradient(supernet, objective, w_opt, alphas, train_batch, val_batch)
-        check_derivatives(supernet, "second order")
+        check_derivatives(supernet, "second order", "use FirstOrder")
         weights, state = trained(w_opt), random_state()
         lengths, direction = self._inner_step(w_opt, weights, objective(supernet, train_batch, part="weights"))
         saved = [p.detach().clone() for p in weights]
@@ -375,7 +380,7 @@ class SecondOrder(FirstOrder):
         return lengths, direction
 
 
-def check_derivatives(supernet: nn.Module, what: str) -> None:
+def check_derivatives(supernet: nn.Module, what: str, instead: str) -> None:
     """Refuses a supernet that gives the architecture estimates in place of the derivatives of its loss.
 
     Raises:
@@ -386,7 +391,7 @@ def check_derivatives(supernet: nn.Module, what: str) -> None:
         if not getattr(rule, "second_order", True):
             raise ValueError(
                 f"{what} must have derivatives of the loss in the architecture, got {type(rule).__name__} on {name}: "
-                "the loss of its passes goes in steps, and its gradients are estimates beside it"
+                f"the loss of its passes goes in steps, and its gradients are estimates beside it; {instead}"
             )
 
 

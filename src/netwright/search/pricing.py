@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from netwright.search.protocol import need
 from netwright.search.selection import mixing
 
 if TYPE_CHECKING:
@@ -47,7 +48,16 @@ class ExpectedCost:
 
     def __call__(self, supernet: Any) -> Tensor:
         """The expectation under what the gates drew for the last pass, in training, else under their expectation."""
+        self.check(supernet)
         return (supernet.priced(self.candidates(supernet)) + self.constant) / self.unit
+
+    def check(self, supernet: Any) -> None:
+        """Refuses a supernet that prices no candidates.
+
+        Raises:
+            ValueError: If it does not.
+        """
+        need(type(self).__name__, supernet, "priced")
 
     def of(self, supernet: Supernet, genotype: Genotype) -> float:
         """The cost of a genotype of the supernet's space, in the unit of the table."""

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -30,10 +31,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from netwright.console import task
+from netwright.checks import number, whole
+from netwright.console import nearest, task
+from netwright.search import SELECTORS
 from netwright.search.bilevel import FirstOrder, Step
 from netwright.search.objective import Objective, TaskLoss
 from netwright.search.pairs import Pairs, to_device
+from netwright.search.protocol import alphas_of, weights_of
 from netwright.search.result import SearchResult, expected_macs
 from netwright.search.stages import Stage
 from netwright.seeding import seeded
@@ -41,6 +45,7 @@ from netwright.seeding import seeded
 if TYPE_CHECKING:
     from netwright.search.brief import Brief
     from netwright.search.genotype import Genotype
+    from netwright.search.protocol import Searchable
     from netwright.search.selection import Selector
     from netwright.search.supernet import Supernet
 
@@ -71,7 +76,8 @@ class Searcher:
     A searcher is one search: it goes on from where it is, and a second search needs a second one.
 
     Args:
-        supernet: The network with the choices, see :class:`netwright.search.supernet.Supernet`.
+        supernet: The network with the choices: a :class:`netwright.search.supernet.Supernet`, or any module of
+            :class:`netwright.search.protocol.Searchable`.
         objective: Loss of both parts; cross-entropy by default.
         selector: How the genotype is read off at the end; the space's own rule by default.
         method: The step; first order by default.
@@ -86,16 +92,31 @@ class Searcher:
         restarts: Whether the optimiser of the weights forgets its momentum where a stage begins.
 
     Raises:
-        ValueError: If a value is out of range, two stages share a name, or there are no architecture parameters.
+        ValueError: If a value is out of range, two stages share a name, there are no architecture parameters, or the
+            objective asks what the supernet cannot tell.
+        TypeError: If an argument is unknown to the class that is called.
     """
 
     shares: ClassVar[tuple[float, ...]] = (1.0,)
     """Share of the epochs of a short search that each part of it gets."""
     restarts: ClassVar[bool] = True
+    settled: ClassVar[Mapping[str, str]] = {}
+    """What a method that hands its ``**options`` on takes no argument for, and why."""
+    selectors: ClassVar[tuple[str, ...]] = SELECTORS
+    """Names of the selectors that have a meaning after it."""
+
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        """Refuses unknown options in the name of the class that is called, wherever they would be found out."""
+        known, settled = _options_of(cls)
+        for name in options:
+            if known is not None and name not in known:
+                why = f"; {settled[name]}" if name in settled else f"; {nearest(name, known)}"
+                raise TypeError(f"{cls.__name__} has no argument {name!r}{why}")
+        return super().__new__(cls)
 
     def __init__(
         self,
-        supernet: Supernet,
+        supernet: Supernet | Searchable,
         *,
         objective: Objective | None = None,
         selector: Selector | None = None,
@@ -113,15 +134,21 @@ class Searcher:
             raise ValueError(f"stages must be at least one, each with a name of its own, got {names}")
         if sum(stage.epochs for stage in self.stages) < 1:
             raise ValueError("stages must hold at least 1 epoch together, got 0")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must lie in [0, 1), got {momentum}")
-        if clip is not None and not clip > 0:
-            raise ValueError(f"clip must be > 0 or None, got {clip}")
-        alphas, weights = list(supernet.arch_parameters()), list(supernet.weight_parameters())
+        number("momentum", momentum, "[0, 1)")
+        if clip is not None:
+            number("clip", clip, "> 0")
+        number("alpha_lr", alpha_lr, ">= 0")
+        number("alpha_weight_decay", alpha_weight_decay, ">= 0")
+        for beta in alpha_betas:
+            number("alpha_betas", beta, "[0, 1)")
+        alphas, weights = list(supernet.arch_parameters()), weights_of(supernet)
         if not alphas:
             raise ValueError("supernet must have architecture parameters, got none")
-        self.supernet, self.selector, self.clip = supernet, selector, clip
+        self.supernet: Any = supernet
+        self.selector, self.clip = selector, clip
         self.objective: Objective = objective or TaskLoss()
+        for term in self.objective.terms:
+            term.check(supernet)
         self.method: Step = method or FirstOrder()
         self.w_opt: torch.optim.Optimizer = torch.optim.SGD(weights, lr=self.stages[0].lr, momentum=momentum)
         self.a_opt: torch.optim.Optimizer = torch.optim.Adam(
@@ -256,8 +283,7 @@ class Searcher:
         Raises:
             ValueError: If the search was started with another seed, or ``steps_per_epoch`` is below 1.
         """
-        if steps_per_epoch < 1:
-            raise ValueError(f"steps_per_epoch must be >= 1, got {steps_per_epoch}")
+        whole("steps_per_epoch", steps_per_epoch, ">= 1")
         if self._started and seed != self.seed:
             raise ValueError(f"seed must be {self.seed}, with which this search was started, got {seed}")
         self._steps_per_epoch, self._since = steps_per_epoch, time.perf_counter()
@@ -379,7 +405,8 @@ class Searcher:
                     f"no step of epoch {self.epoch + 1} (stage {stage!r}) had a finite {name.split('_')[0]} gradient; "
                     "a smaller learning rate may help"
                 )
-        figures |= {"stage": float(self._stage), "skip_share": genotype.skip_share, **self.epoch_figures(genotype)}
+        skipped = {} if (share := getattr(genotype, "skip_share", None)) is None else {"skip_share": share}
+        figures |= {"stage": float(self._stage), **skipped, **self.epoch_figures(genotype)}
         self._figures.append(figures)
         self._alphas.append(self._alpha())
         self._sums.clear()
@@ -436,7 +463,7 @@ class Searcher:
             seed=self.seed or 0,
             wall_time=self.seconds,
             config=self.config(),
-            skip_share=tuple(figures["skip_share"] for figures in self._figures),
+            skip_share=tuple(figures["skip_share"] for figures in self._figures if "skip_share" in figures),
             epochs=tuple(self._figures),
         )
 
@@ -447,7 +474,7 @@ class Searcher:
         return {"expected_macs": expected_macs(self.supernet, (channels, height, width))}
 
     def _alpha(self) -> dict[str, Tensor]:
-        return {name: alpha.detach().cpu().clone() for name, alpha in self.supernet.arch.items()}
+        return {name: alpha.detach().cpu().clone() for name, alpha in alphas_of(self.supernet).items()}
 
     def _between_epochs(self, what: str) -> None:
         if self._step:
@@ -530,4 +557,25 @@ def _settings(method: Step) -> dict[str, Any]:
 
 def _message(ended: EpochEnd) -> str:
     losses = [f"{name.replace('_', ' ')} {value:.3f}" for name, value in ended.figures.items() if name.endswith("loss")]
-    return ", ".join([*losses, f"skip share {ended.figures['skip_share']:.2f}"])
+    share = [f"skip share {ended.figures['skip_share']:.2f}"] if "skip_share" in ended.figures else []
+    return ", ".join([*losses, *share])
+
+
+def _options_of(cls: type) -> tuple[set[str] | None, dict[str, str]]:
+    """Names of the arguments of a searcher, those that it hands on included, and why others are none.
+
+    None where a class of the user's own takes ``**options``, of which it may use some itself.
+    """
+    known: set[str] = set()
+    settled: dict[str, str] = {}
+    for each in cls.__mro__:
+        if "__init__" not in vars(each):
+            continue
+        parameters = inspect.signature(each.__init__).parameters.values()  # type: ignore[misc]
+        known |= {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)} - settled.keys()
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+            break
+        if not each.__module__.startswith("netwright."):
+            return None, {}
+        settled |= {name: why for name, why in vars(each).get("settled", {}).items() if name not in known}
+    return known - {"self"}, settled

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
+from netwright.checks import number
 from netwright.search.priced import WARMUP, PricedSearch
 from netwright.search.pricing import ExpectedCost, MultiplyAdds, WithinLimits
 from netwright.search.selection import ArgmaxSelector
@@ -40,8 +41,9 @@ class SinglePathNAS(PricedSearch):
         supernet: A supernet of superkernels.
         latency, lam, warmup: As for :class:`~netwright.search.priced.PricedSearch`.
         indicator_dropout: Share of the indicators dropped in each step of the first stage, in [0, 1).
-        **options: ``epochs``, ``lr``, ``decay``, ``decay_epochs``, ``weight_decay``, ``label_smoothing``, ``ema``,
-            ``optimizer``, ``selector`` and ``clip`` of :class:`~netwright.search.priced.PricedSearch`.
+        **options: ``objective``, ``epochs``, ``lr``, ``decay``, ``decay_epochs``, ``weight_decay``,
+            ``label_smoothing``, ``ema``, ``optimizer``, ``selector`` and ``clip`` of
+            :class:`~netwright.search.priced.PricedSearch`.
 
     Raises:
         ValueError: If a value is out of range, or the supernet has no superkernels; in the first step, if a latency is
@@ -70,8 +72,7 @@ class SinglePathNAS(PricedSearch):
     ):
         if not isinstance(supernet, SuperKernelSupernet):
             raise ValueError(f"supernet must be a SuperKernelSupernet, got a {type(supernet).__name__}")
-        if not 0 <= indicator_dropout < 1:
-            raise ValueError(f"indicator_dropout must lie in [0, 1), got {indicator_dropout}")
+        number("indicator_dropout", indicator_dropout, "[0, 1)")
         super().__init__(supernet, latency, lam, warmup, **options)
         self.superkernels, self.indicator_dropout = supernet, indicator_dropout
 

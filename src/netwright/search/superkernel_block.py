@@ -46,11 +46,14 @@ class SuperKernelMBConv(nn.Module):
 
     Attributes:
         names: The candidates' names.
+        second_order: False: outputs go in steps of norms and thresholds; see :class:`~netwright.search.supernet.Gate`.
         decided: What the next pass is to use; the layer's own decision if None.
 
     Raises:
         ValueError: If the candidates are no such pairs.
     """
+
+    second_order = False
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from netwright.search.spaces.operations import channels_last
 from netwright.search.superkernel import Decided, Scale, decide, draw_scales, runtime
 from netwright.search.superkernel_block import Candidates, SuperKernelMBConv
-from netwright.search.supernet import Supernet
+from netwright.search.supernet import Supernet, check_costs
 from netwright.seeding import seeded
 
 if TYPE_CHECKING:
@@ -195,8 +195,10 @@ class SuperKernelSupernet(Supernet):
             drawn: Without effect: what is dropped in a pass is not cheaper.
 
         Raises:
-            ValueError: If a cost that is used is not positive.
+            ValueError: If ``costs`` has not one number for every candidate of every layer, or one that is used is not
+                positive.
         """
+        check_costs(costs, {layer.key: layer.names for layer in self._layers})
         rows = [layer.rows(costs[layer.key]) for layer in self._layers]
         decided = self.decide()
         by_ratio, by_kernel = (decided.rings.new_tensor(side) for side in zip(*rows, strict=True))
