@@ -555,7 +555,7 @@ def test_fbnet_c_is_that_of_other_packages():
 def test_the_space_has_nine_blocks_where_shapes_allow():
     space = spaces.get("fbnet")
     assert [len(names) for names in space.choices().values()] == [9, *[8, 9, 9, 9] * 3, 8, 9, 9, 9, 8, 9, 9, 9, 8]
-    every = fbnet_space("fbnet-every-skip", skip_projection=True, shape=(64, 64))
+    every = fbnet_space(name="fbnet-every-skip", skip_projection=True, shape=(64, 64))
     assert every.size == 9**22
     cost = count(every.build(every.genotype(dict.fromkeys(every.choices(), "skip"))), (3, 64, 64))
     widths = (16, 24, 32, 64, 112, 184, 352)
@@ -566,7 +566,7 @@ def test_the_space_has_nine_blocks_where_shapes_allow():
 def test_a_grouped_block_of_expansion_one_shuffles_after_its_first_convolution():
     names = CHAIN.choices()
     assert "layer_0" in names
-    space = fbnet_space("fbnet-one", [spaces.chain.Stage(16, 1, 1)], ("k5_e1_g2",), head=None, shape=(8, 8))
+    space = fbnet_space([spaces.chain.Stage(16, 1, 1)], ("k5_e1_g2",), name="fbnet-one", head=None, shape=(8, 8))
     network = space.build(space.genotype({"layer_0": "k5_e1_g2"}))
     block = next(m for m in network.modules() if isinstance(m, MBConv))
     kinds = [type(m).__name__ for m in block.conv]

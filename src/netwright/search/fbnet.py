@@ -281,8 +281,7 @@ class FBNet(Searcher):
         objective = TaskLoss() if objective is None else objective.complete()
         if self.latency is not None:
             objective += CostPenalty(form, self.latency, alpha=alpha, beta=beta, apply_to="both")
-        whole = Stage(SEARCH, epochs, lr, lr_min, weight_decay)
-        turn = whole.lr_at(warmup_epochs / epochs)
+        turn = Stage(SEARCH, epochs, lr, lr_min, weight_decay).lr_at(warmup_epochs / epochs)
         super().__init__(
             supernet,
             objective=objective,

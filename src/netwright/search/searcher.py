@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import inspect
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -32,8 +31,9 @@ import torch
 from torch import Tensor
 
 from netwright.checks import number, whole
-from netwright.console import nearest, task
+from netwright.console import task
 from netwright.search import SELECTORS
+from netwright.search.arguments import refuse_unknown
 from netwright.search.bilevel import FirstOrder, Step
 from netwright.search.objective import Objective, TaskLoss
 from netwright.search.pairs import Pairs, to_device
@@ -107,11 +107,7 @@ class Searcher:
 
     def __new__(cls, *args: Any, **options: Any) -> Self:
         """Refuses unknown options in the name of the class that is called, wherever they would be found out."""
-        known, settled = _options_of(cls)
-        for name in options:
-            if known is not None and name not in known:
-                why = f"; {settled[name]}" if name in settled else f"; {nearest(name, known)}"
-                raise TypeError(f"{cls.__name__} has no argument {name!r}{why}")
+        refuse_unknown(cls, options)
         return super().__new__(cls)
 
     def __init__(
@@ -165,6 +161,14 @@ class Searcher:
         self._counts: defaultdict[str, int] = defaultdict(int)
         self._figures: list[dict[str, float]] = []
         self._alphas: list[dict[str, Tensor]] = []
+
+    @classmethod
+    def fits(cls, space: Any) -> None:
+        """Refuses a space that the method cannot search; most search any.
+
+        Raises:
+            ValueError: If it cannot.
+        """
 
     @classmethod
     def supernet_of(cls, space: Any, in_channels: int, num_classes: int, **options: Any) -> Supernet:
@@ -259,17 +263,17 @@ class Searcher:
         self._between_epochs("set_epochs")
         changes = {self.stage.name: epochs} if isinstance(epochs, int) else dict(epochs)
         names = [stage.name for stage in self.stages]
-        for name, number in changes.items():
+        for name, wanted in changes.items():
             if name not in names[self._stage :]:
                 raise ValueError(f"stage must be one of {names[self._stage :]}, got {name!r}")
             least = self._stage_epoch if name == self.stage.name else 0
-            if number < least:
-                raise ValueError(f"epochs of stage {name!r} must be >= {least}, got {number}")
+            if wanted < least:
+                raise ValueError(f"epochs of stage {name!r} must be >= {least}, got {wanted}")
         if sum(changes.get(stage.name, stage.epochs) for stage in self.stages) < 1:
             raise ValueError("stages must hold at least 1 epoch together, got 0")
-        for name, number in changes.items():
+        for name, wanted in changes.items():
             place = names.index(name)
-            self.stages[place] = dataclasses.replace(self.stages[place], epochs=number)
+            self.stages[place] = dataclasses.replace(self.stages[place], epochs=wanted)
         if self._started:
             self._advance()
 
@@ -559,23 +563,3 @@ def _message(ended: EpochEnd) -> str:
     losses = [f"{name.replace('_', ' ')} {value:.3f}" for name, value in ended.figures.items() if name.endswith("loss")]
     share = [f"skip share {ended.figures['skip_share']:.2f}"] if "skip_share" in ended.figures else []
     return ", ".join([*losses, *share])
-
-
-def _options_of(cls: type) -> tuple[set[str] | None, dict[str, str]]:
-    """Names of the arguments of a searcher, those that it hands on included, and why others are none.
-
-    None where a class of the user's own takes ``**options``, of which it may use some itself.
-    """
-    known: set[str] = set()
-    settled: dict[str, str] = {}
-    for each in cls.__mro__:
-        if "__init__" not in vars(each):
-            continue
-        parameters = inspect.signature(each.__init__).parameters.values()  # type: ignore[misc]
-        known |= {p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)} - settled.keys()
-        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
-            break
-        if not each.__module__.startswith("netwright."):
-            return None, {}
-        settled |= {name: why for name, why in vars(each).get("settled", {}).items() if name not in known}
-    return known - {"self"}, settled

@@ -21,7 +21,7 @@ from netwright.checks import number
 from netwright.search.priced import WARMUP, PricedSearch
 from netwright.search.pricing import ExpectedCost, MultiplyAdds, WithinLimits
 from netwright.search.selection import ArgmaxSelector
-from netwright.search.superkernel_supernet import SuperKernelSupernet
+from netwright.search.superkernel_supernet import SuperKernelSupernet, check_space
 
 if TYPE_CHECKING:
     from netwright.search.brief import Brief
@@ -61,6 +61,8 @@ class SinglePathNAS(PricedSearch):
         (6, 3.0)
     """
 
+    selectors = ("argmax",)  # thresholds decide: there is nothing to draw from or to take away
+
     def __init__(
         self,
         supernet: Supernet,
@@ -75,6 +77,11 @@ class SinglePathNAS(PricedSearch):
         number("indicator_dropout", indicator_dropout, "[0, 1)")
         super().__init__(supernet, latency, lam, warmup, **options)
         self.superkernels, self.indicator_dropout = supernet, indicator_dropout
+
+    @classmethod
+    def fits(cls, space: Any) -> None:
+        """Refuses a space whose layers no superkernel holds."""
+        check_space(space)
 
     @classmethod
     def supernet_of(cls, space: Any, in_channels: int, num_classes: int, **options: Any) -> Supernet:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from netwright.search.spaces.operations import channels_last
 from netwright.search.superkernel import Decided, Scale, decide, draw_scales, runtime
-from netwright.search.superkernel_block import Candidates, SuperKernelMBConv
+from netwright.search.superkernel_block import Candidates, SuperKernelMBConv, sides
 from netwright.search.supernet import Supernet, check_costs
 from netwright.seeding import seeded
 
@@ -31,6 +31,21 @@ if TYPE_CHECKING:
     from netwright.search.selection import Selector
     from netwright.search.spaces.choices import ChoiceSpace
     from netwright.search.supernet import Gate, OperationKey
+
+
+def check_space(space: Any) -> None:
+    """Refuses a space whose layers no superkernel holds.
+
+    Raises:
+        ValueError: If its network is no chain of blocks, or a layer does not choose among all pairs of some kernels and
+            expansions, in the same way as the others.
+    """
+    if not callable(getattr(space, "network", None)):
+        raise ValueError(
+            f"a supernet of superkernels must have a space of blocks, such as 'micro-chain', got {space.name!r}"
+        )
+    if len({str(sides(key, names)) for key, names in space.choices().items()}) != 1:
+        raise ValueError("all layers must choose among the same kernels and ratios")
 
 
 class SuperKernelSupernet(Supernet):
@@ -87,10 +102,7 @@ class SuperKernelSupernet(Supernet):
         scale: Scale = "none",
         **options: Any,
     ) -> None:
-        if not callable(getattr(space, "network", None)):
-            raise ValueError(
-                f"a supernet of superkernels must have a space of blocks, such as 'micro-chain', got {space.name!r}"
-            )
+        check_space(space)
         super().__init__(space, num_classes)
         self.indicator_dropout = 0.0
         self.squared, self.scale = squared, scale
@@ -108,8 +120,6 @@ class SuperKernelSupernet(Supernet):
         self.network.to(memory_format=torch.channels_last)
         self._layers = tuple(layer for _, layer in self.named_choices())
         self._scales: Tensor | None = None
-        if len({(layer.superkernel.kernels, layer.superkernel.ratios) for layer in self._layers}) != 1:
-            raise ValueError("all layers must choose among the same kernels and ratios")
 
     def named_choices(self) -> Iterator[tuple[str, Any]]:
         """Every layer with a superkernel, with its module name."""
