@@ -139,19 +139,21 @@ class Options(Result):
     def _check_space(self) -> None:
         from netwright.search import method, spaces
 
-        if callable(fits := getattr(method(self.search), "fits", None)):
-            fitting, why = [], ""
-            for name in spaces.SPACES:
-                try:
-                    fits(spaces.get(name))
-                    fitting.append(name)
-                except ValueError as error:
-                    why = str(error) if name == self.space else why
-            if why:
-                raise UserError(
-                    f"{self.search} cannot search the space {self.space}: {why}",
-                    cure=f"add --space with one of {', '.join(fitting)}",
-                )
+        searcher = method(self.search)
+
+        def refusal(space: str) -> str:
+            try:
+                searcher.fits(spaces.get(space))
+            except ValueError as error:
+                return str(error)
+            return ""
+
+        if self.search != "random" and (why := refusal(self.space)):
+            fitting = [name for name in spaces.SPACES if not refusal(name)]
+            raise UserError(
+                f"{self.search} cannot search the space {self.space}: {why}",
+                cure=f"add --space with one of {', '.join(fitting)}",
+            )
 
     def _check_selector(self, name: str) -> None:
         if self.search == "random":

@@ -1,4 +1,4 @@
-"""Arguments of searchers that hand ``**options`` on: unknown ones are refused in the name of the class that is called."""
+"""Arguments of searchers that hand ``**options`` on: unknown ones are refused in the name of the class called."""
 
 from __future__ import annotations
 

@@ -44,7 +44,8 @@ def check_space(space: Any) -> None:
         raise ValueError(
             f"a supernet of superkernels must have a space of blocks, such as 'micro-chain', got {space.name!r}"
         )
-    if len({str(sides(key, names)) for key, names in space.choices().items()}) != 1:
+    layers = [sides(key, names) for key, names in space.choices().items()]
+    if len({(*kernels, *(e / expansions[-1] for e in expansions)) for kernels, expansions in layers}) != 1:
         raise ValueError("all layers must choose among the same kernels and ratios")
 
 
