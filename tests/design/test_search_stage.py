@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from netwright.console import UserError
 from netwright.design.options import Options
 from netwright.design.search_stage import make_searcher, make_supernet
 from netwright.search import METHODS, method
