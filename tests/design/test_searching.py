@@ -102,7 +102,7 @@ def test_a_search_that_was_stopped_goes_on_to_the_same_end(tmp_path, monkeypatch
     ("arguments", "message"),
     [
         (["--method", "random"], "there is nothing to search with random"),
-        (["--method", "dart"], "unknown --method 'dart'\n  do did you mean darts?"),
+        (["--method", "dart"], "unknown --method 'dart'\n  did you mean darts?"),
         (["--method", "randon"], "unknown --method 'randon'\n  do choose one of darts, dass,"),
         (
             ["--method", "single-path"],

@@ -29,6 +29,7 @@ from netwright.console import nearest, task
 from netwright.nn.batchnorm import frozen_statistics
 from netwright.nn.modes import in_mode
 from netwright.search.pairs import Pairs, to_device
+from netwright.search.protocol import need_gates
 from netwright.search.searcher import Searcher
 from netwright.search.spaces import edge_key
 from netwright.search.stages import Stage
@@ -175,6 +176,7 @@ def _key(supernet: Supernet, edge: Edge, cell: str | None) -> str:
 
 
 def _open_choice(supernet: Supernet, edge: Edge, cell: str | None) -> tuple[str, Choice]:
+    need_gates("a removal", supernet, "which leave one candidate out")
     key = _key(supernet, edge, cell)
     choice = supernet.keyed_choices()[key]
     if isinstance(choice.gate, FixedGate):
@@ -291,6 +293,7 @@ def _removals(candidates: int, gone: Sequence[int]) -> Tensor:
 
 def _without(supernet: Supernet, keys: Sequence[str]) -> dict[str, Tensor]:
     """Factors of several edges: with all of them, then without each."""
+    need_gates("a removal", supernet, "which leave one candidate out")
     choices = supernet.keyed_choices()
     found = {}
     for number, key in enumerate(keys, start=1):
@@ -382,6 +385,7 @@ class PerturbationSelector:
             raise ValueError("validation must be batches (inputs, labels), got None")
         if self.tune_epochs and train is None:
             raise ValueError("train must be batches (inputs, labels) when tune_epochs > 0, got None")
+        need_gates("PerturbationSelector", supernet, "which leave one candidate out")
         made = copy.deepcopy(supernet)
         if not made.keyed_choices():
             raise ValueError("supernet must have choices, got none")
