@@ -176,7 +176,6 @@ def _key(supernet: Supernet, edge: Edge, cell: str | None) -> str:
 
 
 def _open_choice(supernet: Supernet, edge: Edge, cell: str | None) -> tuple[str, Choice]:
-    need_gates("a removal", supernet, "which leave one candidate out")
     key = _key(supernet, edge, cell)
     choice = supernet.keyed_choices()[key]
     if isinstance(choice.gate, FixedGate):
@@ -293,7 +292,6 @@ def _removals(candidates: int, gone: Sequence[int]) -> Tensor:
 
 def _without(supernet: Supernet, keys: Sequence[str]) -> dict[str, Tensor]:
     """Factors of several edges: with all of them, then without each."""
-    need_gates("a removal", supernet, "which leave one candidate out")
     choices = supernet.keyed_choices()
     found = {}
     for number, key in enumerate(keys, start=1):
