@@ -121,7 +121,7 @@ class Options(Result):
             value = getattr(self, name)
             if value not in known:
                 raise UserError(f"unknown --{name} {value!r}", cure=nearest(value, known))
-        self._check_space()
+        self._check_fit()
         if self.select is not None:
             self._check_selector(self.select)
         from netwright.train import PRETRAINING
@@ -136,7 +136,7 @@ class Options(Result):
                 cure="leave out one of the two",
             )
 
-    def _check_space(self) -> None:
+    def _check_fit(self) -> None:
         from netwright.search import method, spaces
 
         searcher = method(self.search)
