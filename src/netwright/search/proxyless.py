@@ -264,7 +264,7 @@ class ProxylessNAS(Searcher):
         cost: Cost | None = latency if callable(latency) or latency is None else ExpectedLatency(latency)
         objective = TaskLoss(label_smoothing=0.1) if objective is None else objective
         if cost is not None and algo == "grad":
-            objective = _priced(objective, cost, ref)
+            objective = _with_cost(objective, cost, ref)
         elif cost is not None and ref is None:
             raise ValueError("ref must be given with latency, got None")
         inner = GateGradient() if algo == "grad" else Reinforce(samples, cost=cost, ref=ref)
@@ -346,7 +346,7 @@ class ProxylessNAS(Searcher):
         self._priced = True
 
 
-def _priced(objective: Objective, cost: Cost, ref: float | None) -> Objective:
+def _with_cost(objective: Objective, cost: Cost, ref: float | None) -> Objective:
     """The objective with a cost in each of its penalties; with one of the paper's form where it has none."""
     penalties = [term for term in objective.terms if isinstance(term, CostPenalty)]
     if any(term.cost is not None for term in penalties):
