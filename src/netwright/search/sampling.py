@@ -142,7 +142,7 @@ class SampleSelector:
     def candidates(self, supernet: Supernet, *, seed: int = 0) -> list[Genotype]:
         """What is scored: the most probable architecture, then the drawn ones, each once."""
         limits = self.limits
-        found = [supernet.derive(None if limits is None else WithinLimits(limits))]
+        found = [supernet.derive() if limits is None else WithinLimits(limits).select(supernet)]
         if self.samples:
             drawn = sample_genotypes(supernet, self.samples, generator=stream(seed, "samples"))
             found += [genotype for genotype in drawn if limits is None or not limits.over(supernet, genotype)]
