@@ -32,13 +32,13 @@ def test_the_ends_of_a_bound(bound, inside, outside):
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, "1", None, True, [1.0], 1j])
 def test_what_is_no_finite_number(value):
     for bound in (">= 0", "[0, 1]"):
-        with pytest.raises(ValueError, match="^x must"):
+        with pytest.raises(ValueError, match=r"^x must"):
             number("x", value, bound)
 
 
 @pytest.mark.parametrize("value", [1.0, 1.5, "1", None, True, math.inf])
 def test_what_is_no_whole_number(value):
-    with pytest.raises(ValueError, match="^x must be a whole number >= 1, got"):
+    with pytest.raises(ValueError, match=r"^x must be a whole number >= 1, got"):
         whole("x", value, ">= 1")
 
 
@@ -46,5 +46,5 @@ def test_whole_numbers_have_a_range_too():
     whole("x", np.int64(3), "[0, 3]")
     with pytest.raises(ValueError, match=r"^x must lie in \[0, 3\), got 3$"):
         whole("x", 3, "[0, 3)")
-    with pytest.raises(ValueError, match="^x must be >= 1, got 0$"):
+    with pytest.raises(ValueError, match=r"^x must be >= 1, got 0$"):
         whole("x", 0, ">= 1")
