@@ -86,7 +86,7 @@ def random_state() -> tuple[torch.Tensor, ...]:
 
 @contextmanager
 def replayed(state: tuple[torch.Tensor, ...]) -> Iterator[None]:
-    """Inside the block torch's global generators draw again what they drew from ``state`` on; then they go on as if not.
+    """Lets torch's global generators draw again what they drew from ``state`` on; after the block they go on.
 
     Example:
         >>> import torch
