@@ -15,7 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+
+from torch import nn
 
 from netwright.nn.sparse import init_scores, set_density, sparsify, train_mode
 from netwright.search.bilevel import FirstOrder, SecondOrder
@@ -110,7 +112,7 @@ class DASS(Searcher):
     ):
         plan = stages or DASSStages()
         with seeded(0, "scores"):  # overwritten by prepare(), which knows the seed
-            sparse: Any = sparsify(supernet, density, skip=skip)
+            sparse: Any = sparsify(cast(nn.Module, supernet), density, skip=skip)
         super().__init__(
             sparse,
             objective=objective,

@@ -299,8 +299,8 @@ class CostPenalty(Objective):
         """Refuses a penalty without a cost, and a table where the supernet prices none."""
         if self.cost is None:
             raise ValueError(
-                f"the cost of CostPenalty({self.form!r}) must be a table or a function of the supernet, got None; only "
-                "a searcher that is given a latency beside its objective fills it in"
+                f"the cost of CostPenalty({self.form!r}) must be a table or a function of the supernet, got None; "
+                "ProxylessNAS alone, given a latency beside its objective, fills it in"
             )
         if not callable(self.cost):
             need("a CostPenalty with a table", supernet, "expected_cost")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from netwright.checks import number
 from netwright.search.protocol import need
 from netwright.search.selection import mixing
 
@@ -104,8 +105,7 @@ class NetworkCost(ExpectedCost):
         unit: float = 1.0,
         **options: Any,
     ):
-        if not unit > 0:
-            raise ValueError(f"unit must be > 0, got {unit}")
+        number("unit", unit, "> 0")
         # on no memory: only the shapes of its operations are asked for
         network = space.supernet(shape[0], num_classes, **options)
         self.constant, self.unit = float(table.get("constant", 0.0)), unit
@@ -205,8 +205,7 @@ class Limit:
     name: str = "cost"
 
     def __post_init__(self) -> None:
-        if not 0 < self.most < math.inf:
-            raise ValueError(f"{self.name} must be > 0 and finite, got {self.most}")
+        number(self.name, self.most, "> 0")
 
 
 class Limits(ExpectedCost):

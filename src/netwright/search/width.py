@@ -40,11 +40,6 @@ class Widths(Result):
     channels: dict[str, int]
     total: dict[str, int]
 
-    @property
-    def skip_share(self) -> float:
-        """0: widths hold no skip connections to watch."""
-        return 0.0
-
     def __str__(self) -> str:
         return ", ".join(f"{name} {kept} of {self.total[name]}" for name, kept in self.channels.items())
 
