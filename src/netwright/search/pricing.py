@@ -9,7 +9,6 @@ network that is built from what it finds; :class:`NetworkCost` prices its decisi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
