@@ -565,7 +565,9 @@ def test_published_networks(genotype, parameters, macs):
     assert len(genotype.decisions) == 22
 
 
-@pytest.mark.parametrize(("genotype", "macs"), [(FBNET_A, 244.45), (FBNET_B, 291.00), (FBNET_C, 378.14)], ids="ABC")
+@pytest.mark.parametrize(
+    ("genotype", "macs"), [(FBNET_A, 244.45), (FBNET_B, 291.00), (FBNET_C, 378.14)], ids=["A", "B", "C"]
+)
 def test_published_networks_whose_blocks_of_expansion_1_have_no_first_convolution(genotype, macs):
     space = spaces.get(genotype.space)
     shorter = dataclasses.replace(space, network=dataclasses.replace(space.network, keep_expansion=False))

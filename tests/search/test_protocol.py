@@ -173,8 +173,10 @@ def test_lightning_runs_a_search_of_it(tmp_path):
     import lightning
 
     module = SearchModule(DARTS(Own(), epochs=1), *loaders(), seed=0)
-    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = lightning.Trainer(max_epochs=1, accelerator="cpu", default_root_dir=tmp_path, **options)
+    trainer = lightning.Trainer(
+        max_epochs=-1, accelerator="cpu", devices=1, logger=False, enable_progress_bar=False,
+        enable_model_summary=False, enable_checkpointing=False, default_root_dir=tmp_path,
+    )  # fmt: skip
     trainer.fit(module)
     wanted = DARTS(Own(), epochs=1).search(*loaders(), seed=0)
     assert equal(module.result().alpha_history, wanted.alpha_history)
