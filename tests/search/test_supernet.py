@@ -356,6 +356,10 @@ def test_costs_that_are_not_one_for_every_candidate_are_refused(change, message,
     penalty = CostPenalty("add_power", Own())
     batch = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
     assert penalty(net, batch, "alpha").isfinite()
+    genotype = net.derive()
+    assert Own().of(net, genotype) > 0
     change(costs)
     with pytest.raises(ValueError, match=message):
         penalty(net, batch, "alpha")
+    with pytest.raises(ValueError, match=message):
+        Own().of(net, genotype)

@@ -116,6 +116,7 @@ _NAMES = {
     "rho_sharpness": "sharpness",
     "Stage": "stages",
     "EpochEnd": "searcher",
+    "Searchable": "protocol",
     "Searcher": "searcher",
     "Deadline": "deadline",
     "Pace": "deadline",
@@ -164,6 +165,7 @@ if TYPE_CHECKING:
     from netwright.search.phased import Phased
     from netwright.search.priced import PricedSearch
     from netwright.search.pricing import ExpectedCost, Limit, Limits, NetworkCost, WithinLimits, multiply_adds
+    from netwright.search.protocol import Searchable
     from netwright.search.proxyless import ProxylessNAS
     from netwright.search.random_search import RandomSearch, uniform_genotypes
     from netwright.search.rarts import RARTS
@@ -259,6 +261,7 @@ __all__ = [
     "SampleSelector",
     "SearchModule",
     "SearchResult",
+    "Searchable",
     "Searcher",
     "SecondOrder",
     "Selector",

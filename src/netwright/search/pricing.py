@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from netwright.checks import number
 from netwright.search.protocol import need
 from netwright.search.selection import mixing
+from netwright.search.supernet import check_costs
 
 if TYPE_CHECKING:
     from netwright.search.genotype import Genotype
@@ -60,8 +61,13 @@ class ExpectedCost:
         need(type(self).__name__, supernet, "priced")
 
     def of(self, supernet: Supernet, genotype: Genotype) -> float:
-        """The cost of a genotype of the supernet's space, in the unit of the table."""
+        """The cost of a genotype of the supernet's space, in the unit of the table.
+
+        Raises:
+            ValueError: If the genotype is not of the space, or :meth:`candidates` has not one number for each.
+        """
         costs, choices = self.candidates(supernet), supernet.keyed_choices()
+        check_costs(costs, {key: choice.names for key, choice in choices.items()})
         decisions = supernet.space.decisions(genotype)
         return self.constant + sum(costs[key][choices[key].names.index(name)] for key, name in decisions.items())
 
