@@ -354,10 +354,11 @@ def test_an_architecture_is_measured_by_the_thresholds_under_which_superkernels_
     assert accuracy == pytest.approx(torch.cat(right).float().mean().item())
 
 
-def test_the_steps_of_superkernels_and_binary_gates_have_no_sharpness():
-    kernels, binary, batches = superkernels(), spaces.get("micro-chain").supernet(1, 3, channels=4), list(halves()[1])
-    binary.set_gate(BinaryGate())
-    for net, name in ((kernels, "SuperKernelMBConv"), (binary, "BinaryGate")):
+def test_where_the_loss_goes_in_steps_of_the_architecture_it_has_no_sharpness():
+    gates = (BinaryGate(), GumbelSoftmaxGate(hard=True))
+    kernels, batches = superkernels(), list(halves()[1])
+    gated = [(spaces.get("micro-chain").supernet(1, 3, channels=4, gate=gate), type(gate).__name__) for gate in gates]
+    for net, name in ((kernels, "SuperKernelMBConv"), *gated):
         for wrt in ("alpha", "both"):
             with pytest.raises(ValueError, match=f"rho_sharpness with wrt='{wrt}' must have derivatives .* got {name}"):
                 rho_sharpness(net, batches, wrt=wrt)

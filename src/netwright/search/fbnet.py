@@ -71,6 +71,7 @@ class GumbelSoftmaxGate(Gate):
     def __init__(self, tau: float = 5.0, per_sample: bool = False, hard: bool = False, skip_below: float = 0.0):
         number("skip_below", skip_below, "[0, 1)")
         self.tau, self.per_sample, self.hard, self.skip_below = tau, per_sample, hard, skip_below
+        self.second_order = not hard
 
     @property
     def tau(self) -> float:
