@@ -144,7 +144,7 @@ def test_second_order_equals_double_backward_under_the_same_dropout():
     ids=["Gumbel", "Gumbel per sample", "Noise", "both"],
 )
 def test_second_order_of_a_supernet_that_draws_equals_double_backward_under_the_same_draws(space, gate):
-    net = spaces.get(space).supernet(1, 3, channels=2, seed=0, gate=gate()).double().train()
+    net = spaces.get(space).supernet(1, 3, channels=4, seed=0, gate=gate()).double().train()
     train, val = ((data.images.double(), data.labels) for data in (images(6, 0), images(6, 1)))
     names = [name for name, _ in net.named_parameters() if not name.startswith("arch.")]
     weights, alphas, loss = dict(net.named_parameters()), net.arch_parameters(), TaskLoss()
@@ -172,7 +172,7 @@ def test_second_order_of_a_supernet_that_draws_equals_double_backward_under_the_
         with seeded(0, "noise"):
             return step.architecture_gradient(net, loss, w_opt, alphas, train, val)[0]
 
-    assert relative(found(SecondOrder(eps=1e-6)), wanted) < 1e-5
+    assert relative(found(SecondOrder(eps=1e-6)), wanted) < 1e-4
     assert relative(found(FirstOrder()), wanted) > 1e-3
 
 

@@ -53,7 +53,7 @@ class Alternating:
     @property
     def needs_val(self) -> bool:
         """Whether the inner step needs a validation batch."""
-        return getattr(self.inner, "needs_val", False)
+        return bool(getattr(self.inner, "needs_val", False))
 
     def step(
         self,
