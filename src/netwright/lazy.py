@@ -14,7 +14,8 @@ def exports(
 
     Args:
         package: Its name.
-        names: Names that are resolved late: the module of each, relative to the package.
+        names: Names that are resolved late: the module of each, relative to the package, or by its whole name from
+            ``netwright`` on.
         exported: What the package exports, its ``__all__``.
         modules: Its modules that are attributes as well.
 
@@ -26,7 +27,9 @@ def exports(
 
     def get(name: str) -> Any:
         if name in names:
-            return getattr(importlib.import_module(f"{package}.{names[name]}"), name)
+            module = names[name]
+            whole = module if module.startswith("netwright.") else f"{package}.{module}"
+            return getattr(importlib.import_module(whole), name)
         if name in modules:
             return importlib.import_module(f"{package}.{name}")
         raise AttributeError(f"module {package!r} has no attribute {name!r}")

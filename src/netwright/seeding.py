@@ -74,3 +74,40 @@ def seeded(seed: int, *names: str | int) -> Iterator[None]:
     with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):
         torch.manual_seed(derive(seed, *names))
         yield
+
+
+def random_state() -> tuple[torch.Tensor, ...]:
+    """Where torch's global generators are: that of the CPU, then those of the accelerators in use."""
+    import torch
+
+    accelerators = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return (torch.get_rng_state(), *accelerators)
+
+
+@contextmanager
+def replayed(state: tuple[torch.Tensor, ...]) -> Iterator[None]:
+    """Lets torch's global generators draw again what they drew from ``state`` on; after the block they go on.
+
+    Example:
+        >>> import torch
+        >>> state = random_state()
+        >>> first = torch.rand(2)
+        >>> with replayed(state):
+        ...     again = torch.rand(2)
+        >>> torch.equal(first, again), torch.equal(first, torch.rand(2))
+        (True, False)
+    """
+    now = random_state()
+    try:
+        _go_to(state)
+        yield
+    finally:
+        _go_to(now)
+
+
+def _go_to(state: tuple[torch.Tensor, ...]) -> None:
+    import torch
+
+    torch.set_rng_state(state[0])
+    for device, own in enumerate(state[1:]):
+        torch.cuda.set_rng_state(own, device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from netwright.console import UserError
 from netwright.design.options import Options
 from netwright.design.search_stage import make_searcher, make_supernet
 from netwright.search import METHODS, method
@@ -21,10 +22,13 @@ def test_the_searcher_is_the_one_that_was_asked_for(name):
 
 
 def test_superkernels_need_a_chain_and_decide_by_thresholds():
-    options = Options(data="digits", search="single-path")
-    with pytest.raises(ValueError, match=r"a space of blocks, such as 'micro-chain', got 'micro-darts'"):
-        make_supernet(options, (1, 8, 8), 3, 4, "cifar")
-    options = Options(data="digits", search="single-path", space="micro-chain", select="sample")
-    supernet = make_supernet(options, (1, 8, 8), 3, 4, "cifar")
-    with pytest.raises(ValueError, match="select must be argmax, got SampleSelector"):
-        make_searcher(options, supernet, [1, 1])
+    with pytest.raises(UserError, match=r"a space of blocks, such as 'micro-chain', got 'micro-darts'"):
+        Options(data="digits", search="single-path")
+    with pytest.raises(
+        UserError, match=r"choice 'layer_0' must offer all pairs(.|\n)*add --space with one of micro-chain"
+    ):
+        Options(data="digits", search="single-path", space="fbnet")
+    for name in ("sample", "perturbation"):
+        with pytest.raises(UserError, match=f"select '{name}' has no meaning after single-path"):
+            Options(data="digits", search="single-path", space="micro-chain", select=name)
+    Options(data="digits", search="single-path", space="proxylessnas-cpu", select="argmax")

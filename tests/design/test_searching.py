@@ -102,7 +102,16 @@ def test_a_search_that_was_stopped_goes_on_to_the_same_end(tmp_path, monkeypatch
     ("arguments", "message"),
     [
         (["--method", "random"], "there is nothing to search with random"),
-        (["--method", "dart"], "unknown --search 'dart'"),
+        (["--method", "dart"], "unknown --method 'dart'\n  did you mean darts?"),
+        (["--method", "randon"], "unknown --method 'randon'\n  do choose one of darts, dass,"),
+        (
+            ["--method", "single-path"],
+            "single-path cannot search the space micro-darts: a supernet of superkernels must",
+        ),
+        (
+            ["--method", "single-path", "--space", "micro-chain", "--select", "sample"],
+            "select 'sample' has no meaning after single-path",
+        ),
         (["--select", "argmax"], "select 'argmax' does not fit the space 'micro-darts', whose rule is 'magnitude'"),
         (["--select", "best"], "unknown --select 'best'"),
         (["--flops", "many"], "not a number: 'many'"),
@@ -110,13 +119,22 @@ def test_a_search_that_was_stopped_goes_on_to_the_same_end(tmp_path, monkeypatch
         (["--latency-ms", "nan"], "latency-ms must be > 0 and finite, got nan"),
         (["--select", "perturbation", "--flops", "1M"], "looks at the accuracy alone and cannot keep to a limit"),
         (["--flops", "10"], "the cheapest network of micro-darts with 8 channels has"),
-        (["--epochs", "0"], "search-epochs must be >= 1, got 0"),
+        (["--epochs", "0"], "error: epochs must be >= 1, got 0"),
     ],
 )
 def test_a_search_refuses_what_it_cannot_do(arguments, message, tmp_path):
     found = invoke("search", "digits", *arguments, "--out", str(tmp_path / "out"))
     assert found.exit_code == 2
     assert message in found.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("more", [[], ["--space", "micro-chain", "--select", "perturbation"]])
+def test_a_design_by_a_search_that_cannot_be_leaves_no_folder(more, tmp_path):
+    found = invoke("design", "digits", "--search", "single-path", *more, "--out", str(tmp_path / "out"))
+    assert found.exit_code == 2
+    assert "single-path" in found.stderr
+    assert "--debug" not in found.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -1,11 +1,16 @@
 import copy
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
+from tests.support.searches import images
 from torch import nn
 
+from netwright.nn.batchnorm import frozen_statistics
+from netwright.search import GumbelSoftmaxGate, SoftmaxGate, TaskLoss, bilevel, spaces
 from netwright.search.bilevel import FirstOrder, SecondOrder, trained
+from netwright.seeding import seeded
 
 DOUBLE = torch.float64
 
@@ -13,20 +18,21 @@ DOUBLE = torch.float64
 class MixedMLP(nn.Module):
     """Three layers whose activations are mixtures weighted by softmax(alpha)."""
 
-    def __init__(self, seed=0, norm=False):
+    def __init__(self, seed=0, norm=False, dropout=0.0):
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.layers = nn.ModuleList([nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 3)])
             self.arch = nn.ParameterDict({str(i): nn.Parameter(0.3 * torch.randn(3)) for i in range(2)})
         self.norm = nn.BatchNorm1d(8) if norm else nn.Identity()
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.double()
 
     def forward(self, x):
         for i in range(2):
             z = self.layers[i](x)
             m = self.arch[str(i)].softmax(-1)
-            x = m[0] * torch.tanh(z) + m[1] * torch.sin(z) + m[2] * torch.sigmoid(z)
+            x = self.dropout(m[0] * torch.tanh(z) + m[1] * torch.sin(z) + m[2] * torch.sigmoid(z))
         return self.layers[2](self.norm(x))
 
     def arch_parameters(self):
@@ -109,6 +115,79 @@ def test_second_order_equals_double_backward():
     wanted = double_backward(net, w_opt, train, val)
     assert relative(gradient(SecondOrder(), net, w_opt, train, val), wanted) < 1e-5
     assert relative(gradient(FirstOrder(), net, w_opt, train, val), wanted) > 1e-3  # the term that is tested matters
+
+
+def test_second_order_equals_double_backward_under_the_same_dropout():
+    net = MixedMLP(dropout=0.4)
+    w_opt, _ = optimisers(net)
+    train, val = batches()
+    with seeded(0, "noise"):
+        wanted = double_backward(net, w_opt, train, val)
+    with seeded(0, "noise"):
+        found = gradient(SecondOrder(), net, w_opt, train, val)
+        after = torch.rand(3)
+    assert relative(found, wanted) < 1e-5
+    with seeded(0, "noise"):  # the draws go on behind those of both batches, so that the weights' step has its own
+        objective(net, train, "weights")
+        objective(net, val, "alpha")
+        assert torch.equal(after, torch.rand(3))
+
+
+@pytest.mark.parametrize(
+    ("space", "gate"),
+    [
+        ("micro-darts-2-shared", lambda: GumbelSoftmaxGate(1.0)),
+        ("micro-chain", lambda: GumbelSoftmaxGate(2.0, per_sample=True)),
+        ("micro-darts-s4", SoftmaxGate),
+        ("micro-darts-s4", lambda: GumbelSoftmaxGate(1.0)),
+    ],
+    ids=["Gumbel", "Gumbel per sample", "Noise", "both"],
+)
+def test_second_order_of_a_supernet_that_draws_equals_double_backward_under_the_same_draws(space, gate):
+    net = spaces.get(space).supernet(1, 3, channels=4, seed=0, gate=gate()).double().train()
+    train, val = ((data.images.double(), data.labels) for data in (images(6, 0), images(6, 1)))
+    names = [name for name, _ in net.named_parameters() if not name.startswith("arch.")]
+    weights, alphas, loss = dict(net.named_parameters()), net.arch_parameters(), TaskLoss()
+    w_opt = torch.optim.SGD([weights[name] for name in names], lr=0.5)
+
+    class Alone(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, batch):
+            return loss(self.net, batch, "alpha")
+
+    with seeded(0, "noise"), frozen_statistics(net):
+        slopes = torch.autograd.grad(
+            loss(net, train, "weights"), [weights[name] for name in names], create_graph=True, allow_unused=True
+        )
+        ahead = {
+            f"net.{name}": weights[name] if slope is None else weights[name] - 0.5 * slope
+            for name, slope in zip(names, slopes, strict=True)
+        }
+        wanted = torch.autograd.grad(torch.func.functional_call(Alone(), ahead, (val,)), alphas)
+
+    def found(step):
+        with seeded(0, "noise"):
+            return step.architecture_gradient(net, loss, w_opt, alphas, train, val)[0]
+
+    assert relative(found(SecondOrder(eps=1e-6)), wanted) < 1e-4
+    assert relative(found(FirstOrder()), wanted) > 1e-3
+
+
+def test_without_draws_second_order_is_what_it_was_to_the_bit(monkeypatch):
+    net = spaces.get("micro-darts-2-shared").supernet(1, 3, channels=2, seed=0)
+    train, val = ((data.images, data.labels) for data in (images(6, 0), images(6, 1)))
+    w_opt = torch.optim.SGD(net.weight_parameters(), lr=0.5)
+
+    def found():
+        return SecondOrder().architecture_gradient(net, TaskLoss(), w_opt, net.arch_parameters(), train, val)[0]
+
+    state, paired = torch.get_rng_state(), found()
+    assert torch.equal(state, torch.get_rng_state())
+    monkeypatch.setattr(bilevel, "replayed", lambda state: nullcontext())
+    assert all(torch.equal(a, b) for a, b in zip(paired, found(), strict=True))
 
 
 def test_second_order_with_momentum_weight_decay_and_two_groups():

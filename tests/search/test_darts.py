@@ -370,6 +370,18 @@ def test_order_of_calls():
         searcher.prepare(seed=0, steps_per_epoch=0)
 
 
+@pytest.mark.parametrize("order", [1, 2])
+def test_the_published_defaults(order):
+    config = DARTS(supernet(), order).config()
+    wanted = {"epochs": 50, "lr": 0.025, "lr_min": 0.001, "weight_decay": 3e-4, "alpha_step": True, "wait": 0.0}
+    assert config["stages"] == [{"name": "search", **wanted}]
+    assert (config["momentum"], config["clip"]) == (0.9, 5.0)
+    assert (config["alpha_lr"], config["alpha_betas"], config["alpha_weight_decay"]) == (3e-4, [0.5, 0.999], 1e-3)
+    steps = {1: {"name": "FirstOrder"}, 2: {"name": "SecondOrder", "xi": None, "eps": 1e-2}}
+    assert config["method"] == steps[order]
+    assert config["objective"] == ["TaskLoss"]
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -119,10 +119,10 @@ def test_stages_keep_their_proportions_and_none_is_lost(clock):
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda: Pace({"search": 1.0}).epochs(0.0, (1.0,)), "seconds must be > 0, got 0.0"),
+        (lambda: Pace({"search": 1.0}).epochs(0.0, (1.0,)), "seconds must be > 0 and finite, got 0.0"),
         (lambda: Pace({"search": 1.0}).epochs(1.0, (0.5, 0.5)), "shares must be 1 numbers > 0"),
         (lambda: Pace({"search": 1.0}).epochs(1.0, (0.0,)), "shares must be 1 numbers > 0"),
-        (lambda: Deadline(-1.0, Pace()), "seconds must be > 0, got -1.0"),
+        (lambda: Deadline(-1.0, Pace()), "seconds must be > 0 and finite, got -1.0"),
     ],
 )
 def test_refusals(call, says):

@@ -2,7 +2,9 @@
 
 import collections
 import copy
+import dataclasses
 import itertools
+import json
 import math
 
 import pytest
@@ -55,6 +57,28 @@ def snapshot(tensors):
 
 def same(before, after):
     return [torch.equal(a, b) for a, b in zip(before, after, strict=True)]
+
+
+def test_the_published_defaults():
+    supernet = CHAIN.supernet(1, 3, channels=4, seed=0)
+    search = FBNet(supernet, table(supernet))
+    config = search.config()
+    assert json.loads(json.dumps(config)) == config
+    warmup, searching = config["stages"]
+    assert (warmup["epochs"], searching["epochs"]) == (10, 80)
+    assert (warmup["alpha_step"], searching["alpha_step"]) == (False, True)
+    assert (warmup["lr"], searching["lr_min"]) == (0.1, 0.0)
+    assert warmup["lr_min"] == searching["lr"] == pytest.approx(0.05 * (1 + math.cos(math.pi / 9)))  # one cosine
+    assert {stage["weight_decay"] for stage in config["stages"]} == {1e-4}
+    assert (config["alpha_lr"], config["alpha_weight_decay"], config["momentum"]) == (0.01, 5e-4, 0.9)
+    assert (config["form"], config["alpha"], config["beta"], config["unit"]) == ("fbnet", 0.2, 0.6, 1e-3)
+    assert (config["w_split"], config["per_sample"], config["hard"]) == (0.8, False, False)
+    assert config["temperature"] == {"init": 5.0, "rate": 0.045}
+    assert isinstance(search.selector, SampleSelector)
+    assert search.selector.samples == 6
+    assert not any(theta.any() for theta in supernet.arch_parameters())  # all blocks alike
+    with pytest.raises(ValueError, match=r"epochs must be a whole number >= 1, got 2\.5"):
+        FBNet(supernet, epochs=2.5)
 
 
 # Masks ----------------------------------------------------------------------------------------------------------------
@@ -541,6 +565,17 @@ def test_published_networks(genotype, parameters, macs):
     assert len(genotype.decisions) == 22
 
 
+@pytest.mark.parametrize(
+    ("genotype", "macs"), [(FBNET_A, 244.45), (FBNET_B, 291.00), (FBNET_C, 378.14)], ids=["A", "B", "C"]
+)
+def test_published_networks_whose_blocks_of_expansion_1_have_no_first_convolution(genotype, macs):
+    space = spaces.get(genotype.space)
+    shorter = dataclasses.replace(space, network=dataclasses.replace(space.network, keep_expansion=False))
+    with torch.device("meta"):
+        network = shorter.build(genotype, 3, 1000)
+    assert count(network.to_empty(device="cpu"), (3, 224, 224)).macs / 1e6 == pytest.approx(macs, abs=0.005)
+
+
 def test_fbnet_c_is_that_of_other_packages():
     expected = 5_572_200
     timm = pytest.importorskip("timm")
@@ -555,7 +590,7 @@ def test_fbnet_c_is_that_of_other_packages():
 def test_the_space_has_nine_blocks_where_shapes_allow():
     space = spaces.get("fbnet")
     assert [len(names) for names in space.choices().values()] == [9, *[8, 9, 9, 9] * 3, 8, 9, 9, 9, 8, 9, 9, 9, 8]
-    every = fbnet_space("fbnet-every-skip", skip_projection=True, shape=(64, 64))
+    every = fbnet_space(name="fbnet-every-skip", skip_projection=True, shape=(64, 64))
     assert every.size == 9**22
     cost = count(every.build(every.genotype(dict.fromkeys(every.choices(), "skip"))), (3, 64, 64))
     widths = (16, 24, 32, 64, 112, 184, 352)
@@ -566,7 +601,7 @@ def test_the_space_has_nine_blocks_where_shapes_allow():
 def test_a_grouped_block_of_expansion_one_shuffles_after_its_first_convolution():
     names = CHAIN.choices()
     assert "layer_0" in names
-    space = fbnet_space("fbnet-one", [spaces.chain.Stage(16, 1, 1)], ("k5_e1_g2",), head=None, shape=(8, 8))
+    space = fbnet_space([spaces.chain.Stage(16, 1, 1)], ("k5_e1_g2",), name="fbnet-one", head=None, shape=(8, 8))
     network = space.build(space.genotype({"layer_0": "k5_e1_g2"}))
     block = next(m for m in network.modules() if isinstance(m, MBConv))
     kinds = [type(m).__name__ for m in block.conv]

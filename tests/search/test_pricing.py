@@ -128,7 +128,7 @@ def test_bad_values_are_named():
         Limit(cost, 0, "ms")
     with pytest.raises(ValueError, match="limits must be at least 1, got 0"):
         Limits()
-    with pytest.raises(ValueError, match="unit must be > 0, got 0"):
+    with pytest.raises(ValueError, match="unit must be > 0 and finite, got 0"):
         NetworkCost(spaces.get("micro-chain"), {}, SHAPE, unit=0)
     with pytest.raises(ValueError, match="select must be one of magnitude, argmax, sample, perturbation, got 'best'"):
         make_selector("best", spaces.get("micro-chain"))

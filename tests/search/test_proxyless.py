@@ -18,6 +18,7 @@ from netwright.search.objective import CostPenalty, Evaluation, TaskLoss
 from netwright.search.perturbation import PerturbationSelector, op_strengths
 from netwright.search.proxyless import GateGradient, ProxylessNAS, Reinforce
 from netwright.search.searcher import Searcher
+from netwright.search.self_distill import SelfDistillation, SnapshotTeachers
 from netwright.search.spaces.choices import ChoiceSpace
 from netwright.search.stages import Stage
 from netwright.search.supernet import FixedGate
@@ -340,6 +341,50 @@ def _seen(supernet, batch):
     return Evaluation(supernet, batch, supernet(batch[0]), "alpha")
 
 
+def losses_of(search, supernet, batch):
+    found = []
+    for part in ("alpha", "weights"):
+        with seeded(0, "draw"):
+            found.append(search.objective(supernet, batch, part))
+    return found
+
+
+def test_a_penalty_without_a_cost_takes_the_latency_of_the_searcher():
+    supernet, batch = CHAIN.supernet(1, 3, seed=0), images(8)
+    table = table_of(supernet, 3.0) | {"constant": 10.0}
+    wanted = losses_of(short(supernet, latency=table, ref=20.0), supernet, batch)
+    for objective in (TaskLoss(0.1) + CostPenalty("mul_log", ref=20.0), TaskLoss(0.1)):
+        ref = {} if len(objective.terms) == 2 else {"ref": 20.0}
+        found = losses_of(short(supernet, objective=objective, latency=table, **ref), supernet, batch)
+        assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    alone = CostPenalty("add_linear", ref=20.0)
+    found = losses_of(short(supernet, objective=alone, latency=table), supernet, batch)
+    assert alone.cost is None  # the searcher filled in a copy
+    costed = TaskLoss() + CostPenalty("add_linear", table_of(supernet, 3.0), ref=20.0)
+    wanted = losses_of(short(supernet, objective=costed), supernet, batch)
+    assert found[0].item() == pytest.approx(wanted[0].item() + 0.1 * 10.0 / 20.0, rel=1e-6)
+    assert torch.equal(found[1], wanted[1])
+
+
+def test_self_distillation_goes_with_the_latency():
+    supernet, batch = CHAIN.supernet(1, 3, seed=0), images(8)
+    table = table_of(supernet, 3.0) | {"constant": 10.0}
+    term = SelfDistillation(ramp=0.0, teachers=SnapshotTeachers(k=1))
+    search = short(supernet, objective=TaskLoss(0.1) + term, latency=table, ref=20.0, epochs=3)
+    result = search.search(*loaders(), seed=0)
+    assert result.config["objective"] == ["TaskLoss", "SelfDistillation", "CostPenalty"]
+    assert term.teachers.voting == 1
+    with torch.no_grad():
+        for parameter in supernet.weight_parameters():
+            parameter.mul_(1.3)  # away from its teacher
+    with_term, _ = losses_of(search, supernet, batch)
+    plain, _ = losses_of(short(supernet, latency=table, ref=20.0), supernet, batch)
+    term.lam = 0.0
+    without, _ = losses_of(search, supernet, batch)
+    assert torch.equal(without, plain)
+    assert abs(with_term.item() - without.item()) > 1e-6
+
+
 def test_a_strong_penalty_finds_skips():
     supernet = CHAIN.supernet(1, 3, seed=0)
     penalty = CostPenalty("add_linear", table_of(supernet), ref=1.0, alpha=50.0)
@@ -414,15 +459,28 @@ def one_candidate():
         (lambda: ProxylessNAS(CHAIN.supernet(), algo="evolution"), "algo must be 'grad' or 'reinforce'"),
         (lambda: ProxylessNAS(CHAIN.supernet(), epochs=3, settle_epochs=3), r"settle_epochs must lie in \[0, 3\)"),
         (lambda: ProxylessNAS(CHAIN.supernet(), latency={}), "ref must be given with latency"),
-        (lambda: ProxylessNAS(CHAIN.supernet(), latency={}, ref=1.0), "ref must be > 1 for 'mul_log', got 1"),
-        (lambda: ProxylessNAS(CHAIN.supernet(), TaskLoss(), {}, ref=2.0), "latency must be left to the objective"),
+        (lambda: ProxylessNAS(CHAIN.supernet(), latency={}, ref=1.0), "ref must be > 1 and finite, got 1.0"),
+        (lambda: ProxylessNAS(CHAIN.supernet(), TaskLoss(), {}), "ref must be given with latency, got None"),
+        (
+            lambda: ProxylessNAS(CHAIN.supernet(), TaskLoss() + CostPenalty("log", {}), {}),
+            r"latency must be None where a penalty .* CostPenalty\('log', ref=...\) takes the latency of the searcher",
+        ),
+        (
+            lambda: ProxylessNAS(CHAIN.supernet(), CostPenalty("mul_log", ref=2.0), {}, ref=2.0),
+            "ref must be None where the penalty of the objective has one, got 2.0",
+        ),
+        (
+            lambda: ProxylessNAS(CHAIN.supernet(), CostPenalty("mul_log", ref=2.0)),
+            r"the cost of CostPenalty\('mul_log'\) must be a table or a function of the supernet, got None",
+        ),
+        (lambda: ProxylessNAS(CHAIN.supernet(), epochs=2.5), "epochs must be a whole number >= 1, got 2.5"),
         (lambda: ProxylessNAS(one_candidate()), "'only' must have at least 2 candidates in mode 'two', got 1"),
         (lambda: ProxylessNAS(CHAIN.supernet(), arch_every=0), "every must be >= 1, got 0"),
         (lambda: Alternating(wait=-1), "wait must be >= 0, got -1"),
         (lambda: Reinforce(samples=0), "samples must be >= 1, got 0"),
         (lambda: Reinforce(decay=0.0), r"decay must lie in \(0, 1\], got 0.0"),
         (lambda: Reinforce(cost=lambda s: 1.0), "ref must be > 0 where there is a cost, got None"),
-        (lambda: Reinforce(power=-1.0), "power must be >= 0, got -1.0"),
+        (lambda: Reinforce(power=-1.0), "power must be >= 0 and finite, got -1.0"),
     ],
 )
 def test_bad_settings(make, message):

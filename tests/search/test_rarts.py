@@ -640,9 +640,10 @@ class TestSearch:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"lam": 0.0}, "lam must be > 0, got 0.0"),
+            ({"lam": "a"}, "lam must be a number > 0, got 'a'"),
+            ({"lam": 0.0}, "lam must be > 0 and finite, got 0.0"),
             ({"beta": -1.0}, "beta must be >= 0"),
-            ({"y_lr": 0.0}, "y_lr must be > 0, got 0.0"),
+            ({"y_lr": 0.0}, "y_lr must be > 0 and finite, got 0.0"),
             ({"beta": 40.0}, "beta must be < 40 with these learning rates, got 40.0"),
             ({"beta": 80.0, "fused": False}, "beta must be < 80"),
             ({"lr": 0.0}, "lr of stage 'search' must be > 0"),

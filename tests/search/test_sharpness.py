@@ -245,7 +245,7 @@ def test_a_sharpness_aware_step_takes_the_gradient_at_the_worst_place_nearby():
     ("call", "message"),
     [
         (lambda net: alpha_hessian_eig(net, [BATCH], 0), "k must lie in"),
-        (lambda net: rho_sharpness(net, [BATCH], 0.0), "rho must be > 0, got 0"),
+        (lambda net: rho_sharpness(net, [BATCH], 0.0), "rho must be > 0 and finite, got 0"),
         (lambda net: rho_sharpness(net, [BATCH], wrt="all"), "wrt must be one of alpha, weights, both, got 'all'"),
         (lambda net: rho_sharpness(net, [BATCH], n_steps=0), "n_steps must be >= 1, got 0"),
         (lambda net: SharpnessAware(0.0), "rho must be > 0"),

@@ -12,14 +12,18 @@ from netwright.cost import count
 from netwright.data.tensors import Batches
 from netwright.results import plain
 from netwright.search import spaces
+from netwright.search.alternating import Alternating
+from netwright.search.bilevel import FirstOrder
 from netwright.search.brief import Brief
 from netwright.search.history import paint_alphas
 from netwright.search.latency import CONSTANT, operations_of, predict
 from netwright.search.lightning import SearchModule
 from netwright.search.priced import PricedSearch, Watched
 from netwright.search.pricing import Limit, Limits, MultiplyAdds, NetworkCost, multiply_adds
+from netwright.search.relaxed_split import RelaxedSplit
 from netwright.search.result import SearchResult
 from netwright.search.sampling import SampleSelector
+from netwright.search.single_level import SingleLevel
 from netwright.search.single_path import SinglePathNAS
 from netwright.search.superkernel_supernet import SuperKernelSupernet
 from netwright.train.rmsprop import RMSpropTF
@@ -167,6 +171,10 @@ def test_a_look_at_every_so_many_steps():
     assert "val_loss" not in Watched().step(net, objective, opt, None, torch.ones(2, 1), None)
     with pytest.raises(ValueError, match="every must be >= 1, got 0"):
         Watched(every=0)
+    for inner in (FirstOrder(), RelaxedSplit(), Alternating(FirstOrder())):
+        with pytest.raises(ValueError, match=f"such as SingleLevel, got {type(inner).__name__}, which needs a valid"):
+            Watched(inner)
+    assert isinstance(Watched(Alternating(SingleLevel())).inner, Alternating)
 
 
 def test_latency_steers_the_search():
@@ -297,7 +305,9 @@ def test_another_optimiser():
         ({"indicator_dropout": 1.0}, r"indicator_dropout must lie in \[0, 1\), got 1.0"),
         ({"ema": 1.0}, r"ema must lie in \[0, 1\), got 1.0"),
         ({"decay": 0.0}, r"decay must lie in \(0, 1\]"),
-        ({"decay_epochs": 0.0}, "decay_epochs be > 0, got 0.97 and 0.0"),
+        ({"decay_epochs": 0.0}, "decay_epochs must be > 0 and finite, got 0.0"),
+        ({"lam": "a"}, "lam must be a number >= 0, got 'a'"),
+        ({"epochs": 1.5}, "epochs must be a whole number >= 1, got 1.5"),
         ({"epochs": 0}, "epochs must be >= 1, got 0"),
         ({"latency": {"constant": -1.0}}, "latencies must be >= 0, got -1.0"),
     ],

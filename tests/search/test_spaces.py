@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from netwright import search
-from netwright.search import spaces
+from netwright.search import fbnet_space, single_path_space, spaces
 from netwright.search.genotype import DARTS_V1
+from netwright.search.spaces import chain
 from netwright.search.spaces.operations import FactorizedReduce, operation
 from netwright.seeding import stream
 
@@ -180,3 +181,31 @@ def test_numbers_out_of_range_are_refused():
         darts.build(DARTS_V1, stem="mnist")
     with pytest.raises(ValueError, match="must be of space 'micro-darts'"):
         spaces.get("micro-darts").build(DARTS_V1)
+
+
+@pytest.mark.parametrize(
+    ("make", "own", "published"), [(fbnet_space, "fbnet", "fbnet"), (single_path_space, "single-path", "single-path")]
+)
+def test_spaces_of_the_papers_take_their_stages_first(make, own, published):
+    assert make() == spaces.get(published)
+    few = (chain.Stage(8, 2, 1), chain.Stage(16, 1, 2))
+    made = make(few, shape=(8, 8))
+    assert (made.name, len(made.choices())) == (f"{own}-own", 3)
+    assert make(few, name="few", shape=(8, 8)).name == "few"
+    with pytest.raises(ValueError, match=r"stages must be of Stage\(channels, layers, stride\), got 'm'"):
+        make("mine")
+    for name in ("", 3, few):
+        with pytest.raises(ValueError, match="name must be a string that is not empty, got"):
+            make(few, name=name)
+
+
+def test_names_of_other_packages_are_at_hand_in_search():
+    from netwright import compress, cost, train
+
+    assert search.LatencyTable is cost.LatencyTable
+    assert search.prune_channels is compress.prune_channels
+    assert search.distillation_loss is train.distillation_loss
+    assert spaces.get("fbnet").network.stages == search.FBNET_MACRO
+    assert spaces.get("fbnet").network.blocks == search.FBNET_BLOCKS
+    assert spaces.get("single-path").network.stages == search.MNASNET_MACRO
+    assert {"ChannelGate", "soft_threshold"} <= set(dir(search))

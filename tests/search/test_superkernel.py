@@ -290,20 +290,43 @@ def test_gradients_of_thresholds_by_the_chain_rule(on):
     assert d5 == 0 or abs(float(through)) > 0.1
 
 
+@pytest.mark.parametrize("scale", ["none", "sqrt_numel"])
+def test_ratios_that_end_below_1_are_those_of_a_narrower_layer(scale):
+    """Channels beyond the largest ratio say nothing and decide nothing."""
+    wide = layer(8, ratios=(0.25, 0.5), scale=scale)
+    narrow = SuperKernelDepthwise(4, ratios=(0.5, 1.0), scale=scale, weight=wide.weight.data[:4].clone())
+    x = image(8)
+    for thresholds in ([ON, ON, ON], [OFF, ON, ON], [ON, ON, OFF], [ON, OFF, ON]):
+        for made in (wide, narrow):
+            made.thresholds.data.copy_(torch.tensor(thresholds))
+        torch.testing.assert_close(wide(x)[:, :4], narrow(x[:, :4]))
+        assert not wide(x)[:, 4:].any()
+        assert list(wide.indicators().values()) == list(narrow.indicators().values())
+        assert (wide.decision() is None) == (narrow.decision() is None)
+    wide.thresholds.data.zero_()
+    assert wide.decision() == (5, 0.5)
+    assert list(wide.indicators()) == ["d5x5", "d25c", "d50c"]
+    row = {(3, 0.5): 2.0, (5, 0.25): 3.0, (5, 0.5): 4.0}
+    assert wide.expected_runtime(row).item() == pytest.approx(4.0)
+    wide(x).square().sum().backward()
+    assert not wide.weight.grad[4:].any()
+
+
 # Bad input ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SuperKernelDepthwise(0), r"channels and stride must be >= 1, got 0"),
+        (lambda: SuperKernelDepthwise(0), r"channels must be >= 1, got 0"),
+        (lambda: SuperKernelDepthwise(8, stride=1.5), r"stride must be a whole number >= 1, got 1.5"),
         (lambda: SuperKernelDepthwise(8, kernels=(3, 4)), r"kernels must be odd.*got \(3, 4\)"),
         (lambda: SuperKernelDepthwise(8, kernels=(5, 3)), r"kernels must be odd, >= 1 and ascending, got \(5, 3\)"),
         (lambda: SuperKernelDepthwise(8, kernels=()), r"kernels must be"),
-        (lambda: SuperKernelDepthwise(8, ratios=(0.5, 1.5)), r"ratios must lie in \(0, 1\].*got \(0.5, 1.5\)"),
+        (lambda: SuperKernelDepthwise(8, ratios=(0.5, 1.5)), r"ratios must lie in \(0, 1\], got 1.5"),
         (lambda: SuperKernelDepthwise(8, ratios=(0.0, 1.0)), r"ratios must lie in \(0, 1\]"),
         (lambda: SuperKernelDepthwise(8, ratios=(1.0, 0.5)), r"ascend"),
-        (lambda: SuperKernelDepthwise(8, ratios=(0.25, 0.5)), r"ascend to 1, got \(0.25, 0.5\)"),
+        (lambda: SuperKernelDepthwise(8, ratios=()), r"ratios must be at least one and ascend, got \(\)"),
         (lambda: SuperKernelDepthwise(2, ratios=(0.5, 0.6, 1.0)), r"different numbers of 2 channels"),
         (lambda: SuperKernelDepthwise(8, scale="root"), r"scale must be 'none' or 'sqrt_numel', got 'root'"),
         (lambda: SuperKernelDepthwise(8, weight=torch.zeros(8, 1, 3, 3)), r"weight must have shape \(8, 1, 5, 5\)"),

@@ -301,9 +301,9 @@ def plain(choose, in_channels, num_classes):
     [
         (ChoiceSpace("ragged", ragged), "all layers must choose among the same kernels and ratios"),
         (ChoiceSpace("plain", plain), "choice 'a' must be among inverted residual blocks, got Conv2d"),
-        (fbnet_space("grouped"), "must offer all pairs of kernels and expansions, got k3_e1, k3_e1_g2"),
+        (fbnet_space(name="grouped"), "must offer all pairs of kernels and expansions, got k3_e1, k3_e1_g2"),
         (
-            fbnet_space("projected", blocks=("k3_e1", "k3_e3"), skip_projection=True),
+            fbnet_space(blocks=("k3_e1", "k3_e3"), name="projected", skip_projection=True),
             "must be skipped by the identity, got another module",
         ),
     ],
@@ -352,4 +352,4 @@ def test_the_published_space():
     assert [len(names) for names in choices.values()] == [4, 5, 5, 5] * 5
     assert spaces.get("single-path") == SINGLE_PATH
     assert sum(stage.layers for stage in MNASNET_MACRO) == 22
-    assert single_path_space("other", expansions=(2, 4, 6)).choices()["layer_1"][:3] == ("k3_e2", "k3_e4", "k3_e6")
+    assert single_path_space(expansions=(2, 4, 6)).choices()["layer_1"][:3] == ("k3_e2", "k3_e4", "k3_e6")

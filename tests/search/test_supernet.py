@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from netwright.search import spaces
+from netwright.search import CostPenalty, ExpectedCost, SuperKernelSupernet, spaces
 from netwright.search.spaces.operations import FactorizedReduce, Zero, operation
 from netwright.search.supernet import Choice, Gate, MaskedGate, SoftmaxGate, Supernet
 from netwright.seeding import seeded, stream
@@ -329,3 +329,37 @@ def test_expected_cost_needs_a_whole_table_and_a_shape():
     assert supernet.training
     supernet(torch.zeros(2, 1, 8, 8))
     assert supernet.expected_cost(dict.fromkeys(operations, 1.0)).item() > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda costs: costs["layer_0"].pop(), "costs of choice 'layer_0' must be one for each of k3_e2, .*, got 3"),
+        (lambda costs: costs.pop("layer_3"), "costs must hold every choice, got none for 'layer_3'"),
+        (lambda costs: costs.update(extra=[1.0]), "costs must hold choices of the supernet alone, got 'extra'"),
+        # together they are as many as there are candidates, each beside the wrong one
+        (lambda costs: (costs["layer_0"].pop(), costs["layer_1"].append(1.0)), "costs of choice 'layer_0'"),
+    ],
+    ids=["short row", "missing", "extra", "lengths that cancel"],
+)
+@pytest.mark.parametrize("kind", ["paths", "superkernels"])
+def test_costs_that_are_not_one_for_every_candidate_are_refused(change, message, kind):
+    space = spaces.get("micro-chain")
+    net = space.supernet(1, 3, channels=4) if kind == "paths" else SuperKernelSupernet(space, 1, 3, channels=4)
+    costs = {key: [1.0 + i for i in range(len(names))] for key, names in space.choices().items()}
+    assert net.priced(costs).isfinite()
+
+    class Own(ExpectedCost):
+        def candidates(self, supernet):
+            return costs
+
+    penalty = CostPenalty("add_power", Own())
+    batch = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
+    assert penalty(net, batch, "alpha").isfinite()
+    genotype = net.derive()
+    assert Own().of(net, genotype) > 0
+    change(costs)
+    with pytest.raises(ValueError, match=message):
+        penalty(net, batch, "alpha")
+    with pytest.raises(ValueError, match=message):
+        Own().of(net, genotype)

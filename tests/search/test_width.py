@@ -11,6 +11,7 @@ from torch import nn
 from netwright.compress.channels import gates, prune_channels, soft_threshold
 from netwright.data.tensors import Batches
 from netwright.nn.convnet import SmallConvNet
+from netwright.search import CostPenalty, ExpectedLatency, PerturbationSelector, TaskLoss
 from netwright.search.width import GatedNetwork, WidthSearch
 from netwright.seeding import seeded, stream
 
@@ -101,3 +102,39 @@ def test_refusals():
         WidthSearch(nn.Sequential(nn.Linear(2, 2)))
     with pytest.raises(ValueError, match="l1 must be >= 0"):
         WidthSearch(network(), l1=-1.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"selector": PerturbationSelector()}, TypeError, "no argument 'selector'; widths are read off the gates"),
+        ({"alpha_betas": (0.5, 0.9)}, TypeError, "no argument 'alpha_betas'; gates move by proximal steps"),
+        ({"alpha_weight_decay": 1e-3}, TypeError, "no argument 'alpha_weight_decay'; gates are penalised by l1"),
+        ({"penalty": 1.0}, TypeError, "WidthSearch has no argument 'penalty'; choose one of alpha_lr, beta, clip"),
+        (
+            {"objective": TaskLoss() + CostPenalty("log", {("conv", 1): 2.0})},
+            ValueError,
+            "a CostPenalty with a table needs a supernet with expected_cost, which GatedNetwork has not",
+        ),
+        (
+            {"objective": TaskLoss() + CostPenalty("log", ExpectedLatency({}))},
+            ValueError,
+            "ExpectedLatency needs a supernet with priced, which GatedNetwork has not",
+        ),
+    ],
+)
+def test_what_has_no_meaning_for_widths_says_why(options, error, message):
+    with pytest.raises(error, match=message):
+        WidthSearch(network(), **options)
+
+
+def test_a_penalty_may_be_a_function_of_the_gated_network():
+    def kept(net):
+        return sum(alpha.abs().sum() for alpha in net.arch_parameters())
+
+    search = WidthSearch(
+        network(), objective=TaskLoss() + CostPenalty("add_power", kept, alpha=3.0, beta=1.0), epochs=1
+    )
+    free = WidthSearch(network(), epochs=1)
+    sums = [float(kept(made.supernet)) for made in (search, free) if made.search(*loaders(), seed=0)]
+    assert sums[0] < sums[1]

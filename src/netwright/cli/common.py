@@ -22,9 +22,16 @@ Jobs = Annotated[int, typer.Option("--jobs", help="Processes at once; -1 for eve
 Download = Annotated[bool, typer.Option("--download", help="Allow the network, to fetch a data set.")]
 SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave out files that cannot be read.")]
 DropUnknown = Annotated[bool, typer.Option("--drop-unknown", help="Leave out test classes that training lacks.")]
+Space = Annotated[
+    str | None,
+    typer.Option(help="Search space; single-path needs one of blocks, like micro-chain.  [micro-darts]"),
+]
 Select = Annotated[
     str | None,
-    typer.Option(help="How the search decides: magnitude, argmax, sample or perturbation.  [as the method does]"),
+    typer.Option(
+        help="How the search decides: magnitude, argmax, sample or perturbation; single-path by its thresholds alone.  "
+        "[as the method does]"
+    ),
 ]
 LatencyMs = Annotated[
     float | None, typer.Option(help="Most milliseconds of one image on one thread, in the sparse runtime.")

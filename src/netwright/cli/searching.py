@@ -18,6 +18,7 @@ from netwright.cli.common import (
     Quiet,
     Select,
     SkipBroken,
+    Space,
     command_line,
     guarded,
     show,
@@ -30,7 +31,7 @@ def search(
     method: Annotated[
         str | None, typer.Option(help="dass, darts, rarts, sd-darts, proxylessnas, fbnet or single-path.  [dass]")
     ] = None,
-    space: Annotated[str | None, typer.Option(help="Search space.  [micro-darts]")] = None,
+    space: Space = None,
     select: Select = None,
     latency_ms: LatencyMs = None,
     flops: Flops = None,
@@ -79,6 +80,7 @@ def search(
         from netwright.design.searching import KIND
         from netwright.design.searching import search as run_search
 
+        _check_own_names(method, epochs)
         settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         if time_budget is not None:
             settings["time_budget"] = duration(time_budget)
@@ -88,6 +90,17 @@ def search(
         folder = find_folder(options, KIND)
         result = run_search(dataclasses.replace(options, out=str(folder)), command_line())
         show(result, as_json, lambda: f"{result}\nfolder: {folder}")
+
+
+def _check_own_names(method: str | None, epochs: int | None) -> None:
+    """What Options would refuse under the names that these have in ``netwright design``."""
+    from netwright.search import METHODS
+
+    known = [name for name in METHODS if name != "random"]
+    if method not in (None, "random", *known):
+        raise UserError(f"unknown --method {method!r}", cure=nearest(str(method), known))
+    if epochs is not None and epochs < 1:
+        raise UserError(f"epochs must be >= 1, got {epochs}")
 
 
 def latency_table(

@@ -121,6 +121,7 @@ class Options(Result):
             value = getattr(self, name)
             if value not in known:
                 raise UserError(f"unknown --{name} {value!r}", cure=nearest(value, known))
+        self._check_fit()
         if self.select is not None:
             self._check_selector(self.select)
         from netwright.train import PRETRAINING
@@ -135,12 +136,36 @@ class Options(Result):
                 cure="leave out one of the two",
             )
 
+    def _check_fit(self) -> None:
+        from netwright.search import method, spaces
+
+        searcher = method(self.search)
+
+        def refusal(space: str) -> str:
+            try:
+                searcher.fits(spaces.get(space))
+            except ValueError as error:
+                return str(error)
+            return ""
+
+        if self.search != "random" and (why := refusal(self.space)):
+            fitting = [name for name in spaces.SPACES if not refusal(name)]
+            raise UserError(
+                f"{self.search} cannot search the space {self.space}: {why}",
+                cure=f"add --space with one of {', '.join(fitting)}",
+            )
+
     def _check_selector(self, name: str) -> None:
         if self.search == "random":
             raise UserError("select has no meaning with --search random, which draws its architecture")
-        from netwright.search import spaces
+        from netwright.search import method, spaces
         from netwright.search.brief import refuse
 
+        if name not in (useful := method(self.search).selectors):
+            raise UserError(
+                f"select {name!r} has no meaning after {self.search}, which leaves no mixing weights to select by",
+                cure=f"leave it out, or take {' or '.join(useful)}",
+            )
         try:
             refuse(name, spaces.get(self.space), limited=self.latency_ms is not None or self.flops is not None)
         except ValueError as error:

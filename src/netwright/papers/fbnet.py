@@ -121,7 +121,7 @@ def space() -> ChoiceSpace:
     stages = Stage(12, 2, 1), Stage(16, 2, 2), Stage(24, 2, 2)
     blocks = "k3_e1", "k3_e3", "k5_e1", "k5_e3"
     return spaces.register(
-        fbnet_space("fbnet-small", stages, blocks, stem=8, stem_stride=1, head=None, shape=chains.SHAPE[1:])
+        fbnet_space(stages, blocks, name="fbnet-small", stem=8, stem_stride=1, head=None, shape=chains.SHAPE[1:])
     )
 
 

@@ -46,6 +46,8 @@ _NAMES = {
     "FBNET_A": "spaces.fbnet",
     "FBNET_B": "spaces.fbnet",
     "FBNET_C": "spaces.fbnet",
+    "FBNET_BLOCKS": "spaces.fbnet",
+    "FBNET_MACRO": "spaces.fbnet",
     "fbnet_space": "spaces.fbnet",
     "draw": "drawing",
     "Choice": "supernet",
@@ -92,6 +94,7 @@ _NAMES = {
     "ProxylessGPU": "spaces.proxyless",
     "ProxylessMobile": "spaces.proxyless",
     "ProxylessMobile14": "spaces.proxyless",
+    "MNASNET_MACRO": "spaces.single_path",
     "SINGLE_PATH_NET": "spaces.single_path",
     "single_path_space": "spaces.single_path",
     "PricedSearch": "priced",
@@ -113,16 +116,24 @@ _NAMES = {
     "rho_sharpness": "sharpness",
     "Stage": "stages",
     "EpochEnd": "searcher",
+    "Searchable": "protocol",
     "Searcher": "searcher",
     "Deadline": "deadline",
     "Pace": "deadline",
     "rehearse": "deadline",
     "SearchModule": "lightning",
     "SearchResult": "result",
+    "ChannelGate": "netwright.compress.channels",
+    "LatencyTable": "netwright.cost",
+    "distillation_loss": "netwright.train.distillation",
+    "prune_channels": "netwright.compress.channels",
+    "soft_threshold": "netwright.compress.channels",
 }
-_MODULES = tuple(sorted({path.split(".")[0] for path in _NAMES.values()}))
+_MODULES = tuple(sorted({path.split(".")[0] for path in _NAMES.values() if not path.startswith("netwright.")}))
 
 if TYPE_CHECKING:
+    from netwright.compress.channels import ChannelGate, prune_channels, soft_threshold
+    from netwright.cost import LatencyTable
     from netwright.search.alternating import Alternating
     from netwright.search.bilevel import FirstOrder, SecondOrder
     from netwright.search.binary_gate import BinaryGate
@@ -154,6 +165,7 @@ if TYPE_CHECKING:
     from netwright.search.phased import Phased
     from netwright.search.priced import PricedSearch
     from netwright.search.pricing import ExpectedCost, Limit, Limits, NetworkCost, WithinLimits, multiply_adds
+    from netwright.search.protocol import Searchable
     from netwright.search.proxyless import ProxylessNAS
     from netwright.search.random_search import RandomSearch, uniform_genotypes
     from netwright.search.rarts import RARTS
@@ -176,15 +188,16 @@ if TYPE_CHECKING:
     from netwright.search.spaces import Space
     from netwright.search.spaces.chain import mbconv_space
     from netwright.search.spaces.choices import ChoiceSpace
-    from netwright.search.spaces.fbnet import FBNET_A, FBNET_B, FBNET_C, fbnet_space
+    from netwright.search.spaces.fbnet import FBNET_A, FBNET_B, FBNET_BLOCKS, FBNET_C, FBNET_MACRO, fbnet_space
     from netwright.search.spaces.network import Network
     from netwright.search.spaces.proxyless import ProxylessCPU, ProxylessGPU, ProxylessMobile, ProxylessMobile14
-    from netwright.search.spaces.single_path import SINGLE_PATH_NET, single_path_space
+    from netwright.search.spaces.single_path import MNASNET_MACRO, SINGLE_PATH_NET, single_path_space
     from netwright.search.stages import Stage
     from netwright.search.superkernel import SuperKernelDepthwise, indicator_ste
     from netwright.search.superkernel_supernet import SuperKernelSupernet
     from netwright.search.supernet import Choice, FixedGate, Gate, MaskedGate, SoftmaxGate, Supernet
     from netwright.search.width import WidthSearch
+    from netwright.train.distillation import distillation_loss
 
 __all__ = [
     "DARTS",
@@ -196,8 +209,11 @@ __all__ = [
     "DASS_99",
     "FBNET_A",
     "FBNET_B",
+    "FBNET_BLOCKS",
     "FBNET_C",
+    "FBNET_MACRO",
     "METHODS",
+    "MNASNET_MACRO",
     "RARTS",
     "SDDARTS",
     "SELECTORS",
@@ -208,6 +224,7 @@ __all__ = [
     "Brief",
     "CellGenotype",
     "CellsGenotype",
+    "ChannelGate",
     "Choice",
     "ChoiceGenotype",
     "ChoiceSpace",
@@ -222,6 +239,7 @@ __all__ = [
     "Gate",
     "Genotype",
     "GumbelSoftmaxGate",
+    "LatencyTable",
     "Limit",
     "Limits",
     "MagnitudeSelector",
@@ -243,6 +261,7 @@ __all__ = [
     "SampleSelector",
     "SearchModule",
     "SearchResult",
+    "Searchable",
     "Searcher",
     "SecondOrder",
     "Selector",
@@ -266,6 +285,7 @@ __all__ = [
     "discretisation_accuracy",
     "discretisation_gap",
     "discretised",
+    "distillation_loss",
     "draw",
     "edge_strengths",
     "fbnet_space",
@@ -276,10 +296,12 @@ __all__ = [
     "method",
     "multiply_adds",
     "op_strengths",
+    "prune_channels",
     "rehearse",
     "rho_sharpness",
     "sample_genotypes",
     "single_path_space",
+    "soft_threshold",
     "uniform_genotypes",
 ]
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from netwright.checks import whole
 from netwright.search.bilevel import FirstOrder, Step
 
 
@@ -43,13 +44,16 @@ class Alternating:
     """
 
     def __init__(self, inner: Step | None = None, every: int = 5, wait: int = 0) -> None:
-        if every < 1:
-            raise ValueError(f"every must be >= 1, got {every}")
-        if wait < 0:
-            raise ValueError(f"wait must be >= 0, got {wait}")
+        whole("every", every, ">= 1")
+        whole("wait", wait, ">= 0")
         self.inner: Step = inner or FirstOrder()
         self.every, self.wait = every, wait
         self._seen = 0
+
+    @property
+    def needs_val(self) -> bool:
+        """Whether the inner step needs a validation batch."""
+        return bool(getattr(self.inner, "needs_val", False))
 
     def step(
         self,

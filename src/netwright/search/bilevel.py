@@ -23,7 +23,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from netwright.checks import number
 from netwright.nn.batchnorm import frozen_statistics
+from netwright.seeding import random_state, replayed
 
 Gradients = list[Tensor | None]
 
@@ -137,7 +139,12 @@ class FirstOrder:
         ...     figures = FirstOrder().step(nn.Module(), objective, w_opt, a_opt, None, None, clip=None)
         >>> round(a.item(), 4), round(w.item(), 4)    # first order misses the solution (1, 1)
         (2.0, 2.0)
+
+    Attributes:
+        needs_val: Tells that a step of the architecture needs a validation batch.
     """
+
+    needs_val = True
 
     def step(
         self,
@@ -280,15 +287,16 @@ class SecondOrder(FirstOrder):
 
     The mixed second derivative is taken as a central difference along ``v``, at a distance of ``eps / ||v||``. The
     weights are saved and copied back, so they are restored to the bit. The inner step is that of SGD with momentum and
-    weight decay, whatever the weight optimiser is.
+    weight decay, whatever the weight optimiser is. What gates and layers draw at random from torch's generators is the
+    same in the three passes of the training batch, so that their difference is one of the weights alone.
 
     Args:
         xi: Length of the inner step; ``None`` takes the present learning rate of each parameter group.
         eps: Distance of the two probes, before division by the norm of ``v``.
 
     Raises:
-        ValueError: If ``xi`` is negative or ``eps`` is not positive; in :meth:`step` if a gate runs other candidates in
-            every pass, so that a difference of losses is no derivative.
+        ValueError: If ``xi`` is negative or ``eps`` is not positive; in :meth:`step` if a choice's gradients are
+            estimates beside the loss, so that their difference is no derivative.
 
     Example:
         >>> a, w = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.tensor(-2.0))
@@ -302,10 +310,9 @@ class SecondOrder(FirstOrder):
     """
 
     def __init__(self, xi: float | None = None, eps: float = 1e-2):
-        if xi is not None and not xi >= 0:
-            raise ValueError(f"xi must be >= 0 or None, got {xi}")
-        if not eps > 0:
-            raise ValueError(f"eps must be > 0, got {eps}")
+        if xi is not None:
+            number("xi", xi, ">= 0")
+        number("eps", eps, "> 0")
         self.xi, self.eps = xi, eps
 
     def _gradient(
@@ -319,8 +326,8 @@ class SecondOrder(FirstOrder):
     ) -> tuple[Gradients, float]:
         if w_opt is None:
             return super()._gradient(supernet, objective, w_opt, alphas, train_batch, val_batch)
-        _same_passes(supernet)
-        weights = trained(w_opt)
+        check_derivatives(supernet, "second order", "use FirstOrder")
+        weights, state = trained(w_opt), random_state()
         lengths, direction = self._inner_step(w_opt, weights, objective(supernet, train_batch, part="weights"))
         saved = [p.detach().clone() for p in weights]
         try:
@@ -338,9 +345,11 @@ class SecondOrder(FirstOrder):
                 return grads[: len(alphas)], mean
             probe = torch._foreach_mul(ahead, self.eps / norm)
             assign(weights, torch._foreach_add(saved, probe))
-            above = gradients(objective(supernet, train_batch, part="weights"), alphas)
+            with replayed(state):
+                above = gradients(objective(supernet, train_batch, part="weights"), alphas)
             assign(weights, torch._foreach_sub(saved, probe))
-            below = gradients(objective(supernet, train_batch, part="weights"), alphas)
+            with replayed(state):
+                below = gradients(objective(supernet, train_batch, part="weights"), alphas)
         finally:
             assign(weights, saved)
         mixed, _ = average([_minus(up, down) for up, down in zip(above, below, strict=True)], like=alphas)
@@ -371,12 +380,18 @@ class SecondOrder(FirstOrder):
         return lengths, direction
 
 
-def _same_passes(supernet: nn.Module) -> None:
+def check_derivatives(supernet: nn.Module, what: str, instead: str) -> None:
+    """Refuses a supernet that gives the architecture estimates in place of the derivatives of its loss.
+
+    Raises:
+        ValueError: If the gate of a choice, or the choice itself where it has none, says so by ``second_order``.
+    """
     for name, choice in getattr(supernet, "named_choices", tuple)():
-        if not choice.gate.second_order:
+        rule = getattr(choice, "gate", choice)
+        if not getattr(rule, "second_order", True):
             raise ValueError(
-                f"second order must compare losses of the same operations, got {type(choice.gate).__name__} on {name}, "
-                "which draws others for every pass: the difference of two such losses is no derivative; use FirstOrder"
+                f"{what} must have derivatives of the loss in the architecture, got {type(rule).__name__} on {name}: "
+                f"the loss of its passes goes in steps, and its gradients are estimates beside it; {instead}"
             )
 
 

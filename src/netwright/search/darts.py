@@ -8,7 +8,8 @@ Liu, Simonyan and Yang, "DARTS: Differentiable Architecture Search", ICLR 2019, 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, Self
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from netwright.search.bilevel import FirstOrder, SecondOrder
 from netwright.search.searcher import Searcher, Stage
@@ -16,6 +17,7 @@ from netwright.search.searcher import Searcher, Stage
 if TYPE_CHECKING:
     from netwright.search.brief import Brief
     from netwright.search.objective import Objective
+    from netwright.search.protocol import Searchable
     from netwright.search.selection import Selector
     from netwright.search.supernet import Supernet
 
@@ -47,9 +49,14 @@ class DARTS(Searcher):
         ('micro-darts-2-shared', 2)
     """
 
+    settled: ClassVar[Mapping[str, str]] = {
+        "method": "the step is the method itself; Searcher takes any",
+        "stages": "Searcher takes any",
+    }
+
     def __init__(
         self,
-        supernet: Supernet,
+        supernet: Supernet | Searchable,
         order: Literal[1, 2] = 1,
         objective: Objective | None = None,
         selector: Selector | None = None,

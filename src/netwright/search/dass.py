@@ -13,9 +13,11 @@ fixed masks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+
+from torch import nn
 
 from netwright.nn.sparse import init_scores, set_density, sparsify, train_mode
 from netwright.search.bilevel import FirstOrder, SecondOrder
@@ -25,6 +27,7 @@ from netwright.seeding import seeded
 if TYPE_CHECKING:
     from netwright.search.brief import Brief
     from netwright.search.objective import Objective
+    from netwright.search.protocol import Searchable
     from netwright.search.selection import Selector
     from netwright.search.supernet import Supernet
 
@@ -89,10 +92,14 @@ class DASS(Searcher):
     """
 
     shares = (0.4, 0.2, 0.4)
+    settled: ClassVar[Mapping[str, str]] = {
+        "method": "unrolled says which step it is",
+        "momentum": "it is a part of stages",
+    }
 
     def __init__(
         self,
-        supernet: Supernet,
+        supernet: Supernet | Searchable,
         density: float = 0.01,
         stages: DASSStages | None = None,
         unrolled: bool = True,
@@ -105,7 +112,7 @@ class DASS(Searcher):
     ):
         plan = stages or DASSStages()
         with seeded(0, "scores"):  # overwritten by prepare(), which knows the seed
-            sparse: Any = sparsify(supernet, density, skip=skip)
+            sparse: Any = sparsify(cast(nn.Module, supernet), density, skip=skip)
         super().__init__(
             sparse,
             objective=objective,

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from netwright.checks import number, whole
 from netwright.results import Result
 from netwright.search.pairs import Pairs
 
@@ -81,8 +82,7 @@ def rehearse(searcher: Searcher, train: Any, val: Any, *, seed: int, batches: in
         >>> list(pace.stages), pace.stages["search"] > pace.selection
         (['search'], True)
     """
-    if batches < 1:
-        raise ValueError(f"batches must be >= 1, got {batches}")
+    whole("batches", batches, ">= 1")
     for stage in searcher.stages:
         if stage.epochs < 1:
             raise ValueError(f"epochs of stage {stage.name!r} must be >= 1 in a rehearsal, got {stage.epochs}")
@@ -163,5 +163,4 @@ class Deadline:
 
 
 def _positive(seconds: float) -> None:
-    if not seconds > 0:
-        raise ValueError(f"seconds must be > 0, got {seconds}")
+    number("seconds", seconds, "> 0")

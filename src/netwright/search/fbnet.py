@@ -22,11 +22,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from netwright.checks import number, whole
 from netwright.data.splits import split_train
 from netwright.search.latency import ExpectedLatency
 from netwright.search.objective import CostPenalty, Objective, TaskLoss
 from netwright.search.phased import Phased
 from netwright.search.pricing import ExpectedCost
+from netwright.search.protocol import need_gates
 from netwright.search.sampling import SampleSelector
 from netwright.search.searcher import Searcher
 from netwright.search.stages import Stage
@@ -67,9 +69,9 @@ class GumbelSoftmaxGate(Gate):
     """
 
     def __init__(self, tau: float = 5.0, per_sample: bool = False, hard: bool = False, skip_below: float = 0.0):
-        if not 0 <= skip_below < 1:
-            raise ValueError(f"skip_below must lie in [0, 1), got {skip_below}")
+        number("skip_below", skip_below, "[0, 1)")
         self.tau, self.per_sample, self.hard, self.skip_below = tau, per_sample, hard, skip_below
+        self.second_order = not hard
 
     @property
     def tau(self) -> float:
@@ -78,8 +80,7 @@ class GumbelSoftmaxGate(Gate):
 
     @tau.setter
     def tau(self, value: float) -> None:
-        if not 0 < value < math.inf:
-            raise ValueError(f"tau must be > 0 and finite, got {value}")
+        number("tau", value, "> 0")
         self._tau = value
 
     def draw(self, alpha: Tensor, part: str, batch: int) -> Tensor:
@@ -156,10 +157,8 @@ class TemperatureSchedule:
         return cls(rate=0.045 * 80 / epochs)
 
     def __post_init__(self) -> None:
-        if not 0 < self.init < math.inf:
-            raise ValueError(f"init must be > 0 and finite, got {self.init}")
-        if not 0 <= self.rate < math.inf:
-            raise ValueError(f"rate must be >= 0 and finite, got {self.rate}")
+        number("init", self.init, "> 0")
+        number("rate", self.rate, ">= 0")
 
     def __call__(self, epochs: int) -> float:
         """The temperature."""
@@ -207,6 +206,7 @@ class FBNet(Searcher):
         w_split: Share of the training data for the weights in :meth:`split`, in (0, 1).
         warmup_epochs: First epochs, in which only weights are trained; below ``epochs``.
         samples: Architectures drawn in the end, see :class:`~netwright.search.sampling.SampleSelector`.
+        objective: The CE of the formulas, what latency scales or is added to; cross-entropy by default.
         form: ``"fbnet"`` is the paper's loss CE alpha (log LAT)^beta; ``"add_power"`` the widely copied
             CE + alpha LAT^beta.
         unit: Milliseconds in a unit of LAT in the loss: 1e-3 makes it the paper's microseconds, 1.0 milliseconds. In
@@ -247,6 +247,7 @@ class FBNet(Searcher):
         warmup_epochs: int = 10,
         samples: int = 6,
         *,
+        objective: Objective | None = None,
         form: Literal["fbnet", "add_power"] = "fbnet",
         unit: float = 1e-3,
         epochs: int = 90,
@@ -264,9 +265,11 @@ class FBNet(Searcher):
         clip: float | None = None,
         momentum: float = 0.9,
     ):
-        if not 0 < w_split < 1:
-            raise ValueError(f"w_split must lie in (0, 1), got {w_split}")
-        if not 0 <= warmup_epochs < epochs:
+        need_gates("FBNet", supernet, "which it makes Gumbel-softmax ones")
+        number("w_split", w_split, "(0, 1)")
+        whole("epochs", epochs, ">= 1")
+        whole("warmup_epochs", warmup_epochs, ">= 0")
+        if warmup_epochs >= epochs:
             raise ValueError(f"warmup_epochs must lie in [0, {epochs}), the epochs of the search, got {warmup_epochs}")
         if form not in ("fbnet", "add_power"):
             raise ValueError(f"form must be 'fbnet' or 'add_power', got {form!r}")
@@ -276,11 +279,10 @@ class FBNet(Searcher):
         if latency is not None:
             priced = latency if isinstance(latency, ExpectedCost) else ExpectedLatency(latency, unit)
             self.latency = _Watched(priced)
-        objective: Objective = TaskLoss()
+        objective = TaskLoss() if objective is None else objective.complete()
         if self.latency is not None:
-            objective = objective + CostPenalty(form, self.latency, alpha=alpha, beta=beta, apply_to="both")
-        whole = Stage(SEARCH, epochs, lr, lr_min, weight_decay)
-        turn = whole.lr_at(warmup_epochs / epochs)
+            objective += CostPenalty(form, self.latency, alpha=alpha, beta=beta, apply_to="both")
+        turn = Stage(SEARCH, epochs, lr, lr_min, weight_decay).lr_at(warmup_epochs / epochs)
         super().__init__(
             supernet,
             objective=objective,

@@ -90,7 +90,8 @@ class SearchModule(lightning.LightningModule):
     def on_train_epoch_end(self) -> None:
         """Closes the epoch, and the search after its last one."""
         ended = self.searcher.end_epoch()
-        self.log("skip_share", ended.figures["skip_share"], batch_size=1)
+        if "skip_share" in ended.figures:
+            self.log("skip_share", ended.figures["skip_share"], batch_size=1)
         if self.on_epoch is not None:
             self.on_epoch(ended)
         if self.searcher.finished:

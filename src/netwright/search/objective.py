@@ -14,6 +14,7 @@ multiplying penalty scales: ``TaskLoss() + CostPenalty("mul_log", table, ref=20.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from netwright.checks import number
+from netwright.search.protocol import need
 
 Part = Literal["weights", "alpha", "both"]
 Form = Literal["fbnet", "mul_log", "add_linear", "add_power", "log"]
@@ -107,6 +111,10 @@ class Objective:
             return NotImplemented
         return _Sum((*self.terms, *other.terms))
 
+    def complete(self) -> Objective:
+        """The sum for which the term stands when it is used alone, to which others can be added; itself, for most."""
+        return self
+
     def __call__(self, supernet: nn.Module, batch: Any, part: Part = "weights") -> Float[Tensor, ""]:
         """The loss of one batch ``(inputs, labels, ...)``: one forward pass, for which gates draw anew, then all terms.
 
@@ -123,9 +131,20 @@ class Objective:
             total = term.term(total, seen)
         return total
 
+    def priced(self, cost: Callable[[nn.Module], Tensor]) -> Objective:
+        """The same objective with a cost in every penalty that has none; itself, where there is no such penalty."""
+        return self
+
     def term(self, total: Float[Tensor, ""], seen: Evaluation) -> Float[Tensor, ""]:
         """The loss after this term, given that of the terms before it."""
         raise NotImplementedError(f"{type(self).__name__} must define term(total, seen)")
+
+    def check(self, supernet: Any) -> None:
+        """Refuses, before a search, a supernet that cannot tell what the term will ask; most terms ask nothing.
+
+        Raises:
+            ValueError: If it cannot.
+        """
 
     def on_stage(self, supernet: nn.Module) -> None:
         """Called when a stage begins, before its first step: the same parameters may mean another function now."""
@@ -151,6 +170,9 @@ class _Sum(Objective):
     @property
     def terms(self) -> tuple[Objective, ...]:
         return self._terms
+
+    def priced(self, cost: Callable[[nn.Module], Tensor]) -> Objective:
+        return _Sum(tuple(term.priced(cost) for term in self._terms))
 
     def on_stage(self, supernet: nn.Module) -> None:
         for term in self._terms:
@@ -189,8 +211,7 @@ class TaskLoss(Objective):
     """
 
     def __init__(self, label_smoothing: float = 0.0):
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")
+        number("label_smoothing", label_smoothing, "[0, 1)")
         self.label_smoothing = label_smoothing
 
     def term(self, total: Tensor, seen: Evaluation) -> Tensor:
@@ -207,7 +228,8 @@ class CostPenalty(Objective):
     Args:
         form: One of the five formulas of the module's docstring.
         cost: A table that ``supernet.expected_cost`` takes, or a function of the supernet that gives the expected
-            cost, a differentiable scalar, in the unit of ``ref``.
+            cost, a differentiable scalar, in the unit of ``ref``. None leaves it to a searcher that knows a latency,
+            as :class:`~netwright.search.proxyless.ProxylessNAS` does.
         alpha, beta: Factor and power; by default the paper's for that form. The ``alpha`` of ``log`` is the full
             multiplier (the published Single-Path code writes its 20 as 0.020 times 1000).
         ref: Cost to aim at, which ``mul_log`` and ``add_linear`` need.
@@ -229,7 +251,7 @@ class CostPenalty(Objective):
     def __init__(
         self,
         form: Form,
-        cost: Mapping[Any, float] | Callable[[nn.Module], Tensor],
+        cost: Mapping[Any, float] | Callable[[nn.Module], Tensor] | None = None,
         *,
         alpha: float | None = None,
         beta: float | None = None,
@@ -241,13 +263,15 @@ class CostPenalty(Objective):
         if apply_to is not None and apply_to not in get_args(Part):
             raise ValueError(f"apply_to must be one of {', '.join(get_args(Part))}, got {apply_to!r}")
         formula = _FORMS[form]
-        if formula.least_ref > _NONE and (ref is None or not ref > formula.least_ref):
-            raise ValueError(f"ref must be > {formula.least_ref:g} for {form!r}, got {ref}")
+        if formula.least_ref > _NONE:
+            if ref is None:
+                raise ValueError(f"ref must be > {formula.least_ref:g} for {form!r}, got None")
+            number("ref", ref, f"> {formula.least_ref:g}")
         self.form, self.cost, self.ref = form, cost, ref
         self.alpha = formula.alpha if alpha is None else alpha
         self.beta = formula.beta if beta is None else beta
-        if not self.alpha >= 0:
-            raise ValueError(f"alpha must be >= 0, got {alpha}")
+        number("alpha", self.alpha, ">= 0")
+        number("beta", self.beta, "(-inf, inf)")
         self.apply_to: Part = apply_to or ("both" if form == "fbnet" else "alpha")
 
     def __add__(self, other: Objective) -> Objective:
@@ -257,14 +281,37 @@ class CostPenalty(Objective):
 
     def __call__(self, supernet: nn.Module, batch: Any, part: Part = "weights") -> Tensor:
         """The loss of one batch, with plain cross-entropy as the task."""
-        return (TaskLoss() + self)(supernet, batch, part)
+        return self.complete()(supernet, batch, part)
+
+    def complete(self) -> Objective:
+        """The penalty after plain cross-entropy."""
+        return TaskLoss() + self
 
     def term(self, total: Tensor, seen: Evaluation) -> Tensor:
         """The loss with the penalty of the supernet's expected cost."""
         if not seen.concerns(self.apply_to):
             return total
         supernet: Any = seen.supernet
+        self.check(supernet)
         return self.penalised(total, self.cost(supernet) if callable(self.cost) else supernet.expected_cost(self.cost))
+
+    def check(self, supernet: Any) -> None:
+        """Refuses a penalty without a cost, and a table where the supernet prices none."""
+        if self.cost is None:
+            raise ValueError(
+                f"the cost of CostPenalty({self.form!r}) must be a table or a function of the supernet, got None; "
+                "ProxylessNAS alone, given a latency beside its objective, fills it in"
+            )
+        if not callable(self.cost):
+            need("a CostPenalty with a table", supernet, "expected_cost")
+        elif callable(check := getattr(self.cost, "check", None)):
+            check(supernet)
+
+    def priced(self, cost: Callable[[nn.Module], Tensor]) -> CostPenalty:
+        """The same penalty of a cost, if it has none."""
+        made = copy.copy(self)
+        made.cost = cost if self.cost is None else self.cost
+        return made
 
     def penalised(self, loss: Float[Tensor, ""], cost: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """The formula itself."""

@@ -29,6 +29,7 @@ from netwright.console import nearest, task
 from netwright.nn.batchnorm import frozen_statistics
 from netwright.nn.modes import in_mode
 from netwright.search.pairs import Pairs, to_device
+from netwright.search.protocol import need_gates
 from netwright.search.searcher import Searcher
 from netwright.search.spaces import edge_key
 from netwright.search.stages import Stage
@@ -382,6 +383,7 @@ class PerturbationSelector:
             raise ValueError("validation must be batches (inputs, labels), got None")
         if self.tune_epochs and train is None:
             raise ValueError("train must be batches (inputs, labels) when tune_epochs > 0, got None")
+        need_gates("PerturbationSelector", supernet, "which leave one candidate out")
         made = copy.deepcopy(supernet)
         if not made.keyed_choices():
             raise ValueError("supernet must have choices, got none")

@@ -19,11 +19,13 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from netwright.checks import number, whole
 from netwright.nn.batchnorm import frozen_statistics
 from netwright.search.bilevel import Step, finite
 from netwright.search.latency import ExpectedLatency
 from netwright.search.objective import CostPenalty, Objective, TaskLoss
 from netwright.search.pricing import ExpectedCost, MultiplyAdds
+from netwright.search.protocol import weights_of
 from netwright.search.searcher import Searcher
 from netwright.search.single_level import SingleLevel
 from netwright.search.stages import Stage
@@ -48,7 +50,7 @@ class Watched:
         every: Steps from one look to the next, at least 1.
 
     Raises:
-        ValueError: If ``every`` is below 1.
+        ValueError: If ``every`` is below 1, or the step learns from validation batches.
 
     Example:
         >>> w = nn.Parameter(torch.tensor(1.0))
@@ -61,9 +63,13 @@ class Watched:
     """
 
     def __init__(self, inner: Step | None = None, every: int = 10) -> None:
-        if every < 1:
-            raise ValueError(f"every must be >= 1, got {every}")
+        whole("every", every, ">= 1")
         self.inner: Step = inner or SingleLevel()
+        if getattr(self.inner, "needs_val", False):
+            raise ValueError(
+                f"inner must be a step that learns all from the training batch, such as SingleLevel, got "
+                f"{type(self.inner).__name__}, which needs a validation batch too"
+            )
         self.every = every
         self._seen = 0
 
@@ -111,11 +117,12 @@ class PricedSearch(Searcher):
             no choice changes. Or any other cost (:mod:`netwright.search.pricing`). None leaves it out of the loss.
         lam: lambda, the factor of ln R in the second stage, >= 0.
         warmup: Share of the epochs before latency counts, in [0, 1).
+        objective: The CE of the formula; by default cross-entropy.
         epochs: Epochs, warm-up included.
         lr: Learning rate at the start; the paper's 0.064 is for batches of 1024 and proportional to them.
         decay, decay_epochs: Of the learning rate.
         weight_decay: Of weights and architecture, batch norms excepted.
-        label_smoothing: Of the cross-entropy.
+        label_smoothing: Of the cross-entropy, where no ``objective`` is given.
         ema: Decay of the moving average of the supernet's weights, in [0, 1), None for no average; see
             :attr:`averaged`.
         optimizer: Makes both optimisers from groups of parameters; the schedule then sets ``lr`` and ``weight_decay``.
@@ -150,6 +157,7 @@ class PricedSearch(Searcher):
         lam: float = 20.0,
         warmup: float = 0.625,
         *,
+        objective: Objective | None = None,
         epochs: int = 8,
         lr: float = 0.064,
         decay: float = 0.97,
@@ -161,23 +169,20 @@ class PricedSearch(Searcher):
         selector: Selector | None = None,
         clip: float | None = None,
     ):
-        if not 0 <= lam < math.inf:
-            raise ValueError(f"lam must be >= 0 and finite, got {lam}")
-        for name, share in (("warmup", warmup), ("ema", ema or 0.0)):
-            if not 0 <= share < 1:
-                raise ValueError(f"{name} must lie in [0, 1), got {share}")
-        if not 0 < decay <= 1 or not decay_epochs > 0:
-            raise ValueError(f"decay must lie in (0, 1] and decay_epochs be > 0, got {decay} and {decay_epochs}")
+        number("lam", lam, ">= 0")
+        number("warmup", warmup, "[0, 1)")
+        number("ema", 0.0 if ema is None else ema, "[0, 1)")
+        number("decay", decay, "(0, 1]")
+        number("decay_epochs", decay_epochs, "> 0")
+        whole("epochs", epochs, ">= 1")
         self.latency: ExpectedCost | None = None
         if latency is not None:
             self.latency = latency if isinstance(latency, ExpectedCost) else ExpectedLatency(latency)
-        objective: Objective = TaskLoss(label_smoothing)
+        objective = TaskLoss(label_smoothing) if objective is None else objective.complete()
         self._penalty: CostPenalty | None = None
         if self.latency is not None:
             self._penalty = CostPenalty("log", self.latency, alpha=lam, apply_to="both")
-            objective = objective + self._penalty
-        if epochs < 1:
-            raise ValueError(f"epochs must be >= 1, got {epochs}")
+            objective += self._penalty
         before = min(round(warmup * epochs), epochs - 1)
         super().__init__(
             supernet,
@@ -192,7 +197,7 @@ class PricedSearch(Searcher):
         )
         kind = nn.modules.batchnorm._BatchNorm
         norms = {id(p) for module in supernet.modules() if isinstance(module, kind) for p in module.parameters()}
-        weights = supernet.weight_parameters()
+        weights = weights_of(supernet)
         groups = [[p for p in weights if id(p) not in norms], [p for p in weights if id(p) in norms]]
         self.w_opt = optimizer([{"params": group} for group in groups if group])
         self.a_opt = optimizer([{"params": supernet.arch_parameters()}])

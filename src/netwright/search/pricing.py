@@ -9,7 +9,6 @@ network that is built from what it finds; :class:`NetworkCost` prices its decisi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from netwright.checks import number
+from netwright.search.protocol import need
 from netwright.search.selection import mixing
+from netwright.search.supernet import check_costs
 
 if TYPE_CHECKING:
     from netwright.search.genotype import Genotype
@@ -47,11 +49,25 @@ class ExpectedCost:
 
     def __call__(self, supernet: Any) -> Tensor:
         """The expectation under what the gates drew for the last pass, in training, else under their expectation."""
+        self.check(supernet)
         return (supernet.priced(self.candidates(supernet)) + self.constant) / self.unit
 
+    def check(self, supernet: Any) -> None:
+        """Refuses a supernet that prices no candidates.
+
+        Raises:
+            ValueError: If it does not.
+        """
+        need(type(self).__name__, supernet, "priced")
+
     def of(self, supernet: Supernet, genotype: Genotype) -> float:
-        """The cost of a genotype of the supernet's space, in the unit of the table."""
+        """The cost of a genotype of the supernet's space, in the unit of the table.
+
+        Raises:
+            ValueError: If the genotype is not of the space, or :meth:`candidates` has not one number for each.
+        """
         costs, choices = self.candidates(supernet), supernet.keyed_choices()
+        check_costs(costs, {key: choice.names for key, choice in choices.items()})
         decisions = supernet.space.decisions(genotype)
         return self.constant + sum(costs[key][choices[key].names.index(name)] for key, name in decisions.items())
 
@@ -94,8 +110,7 @@ class NetworkCost(ExpectedCost):
         unit: float = 1.0,
         **options: Any,
     ):
-        if not unit > 0:
-            raise ValueError(f"unit must be > 0, got {unit}")
+        number("unit", unit, "> 0")
         # on no memory: only the shapes of its operations are asked for
         network = space.supernet(shape[0], num_classes, **options)
         self.constant, self.unit = float(table.get("constant", 0.0)), unit
@@ -195,8 +210,7 @@ class Limit:
     name: str = "cost"
 
     def __post_init__(self) -> None:
-        if not 0 < self.most < math.inf:
-            raise ValueError(f"{self.name} must be > 0 and finite, got {self.most}")
+        number(self.name, self.most, "> 0")
 
 
 class Limits(ExpectedCost):

@@ -20,12 +20,14 @@ from typing import TYPE_CHECKING, Any, Literal, Self, cast
 import torch
 from torch import Tensor, nn
 
+from netwright.checks import number, whole
 from netwright.search.alternating import Alternating
 from netwright.search.bilevel import FirstOrder, Gradients, average
 from netwright.search.binary_gate import BinaryGate
 from netwright.search.latency import ExpectedLatency
 from netwright.search.objective import CostPenalty, Evaluation, TaskLoss
 from netwright.search.pricing import FULL
+from netwright.search.protocol import need_gates
 from netwright.search.searcher import Searcher
 from netwright.search.stages import Stage
 
@@ -60,6 +62,7 @@ class GateGradient(FirstOrder):
         """As :meth:`FirstOrder.step`."""
         figures: dict[str, float] = {}
         if a_opt is not None:
+            need_gates("a gate's gradient", supernet, "through which the architecture learns")
             known = cast("Supernet", supernet)
             before = {key: alpha.detach().clone() for key, alpha in known.arch.items()}
             figures = super().step(supernet, objective, None, a_opt, None, val_batch)
@@ -117,14 +120,13 @@ class Reinforce(FirstOrder):
         ref: float | None = None,
         power: float = 0.1,
     ) -> None:
-        if samples < 1:
-            raise ValueError(f"samples must be >= 1, got {samples}")
-        if not 0 < decay <= 1:
-            raise ValueError(f"decay must lie in (0, 1], got {decay}")
-        if cost is not None and (ref is None or not ref > 0):
-            raise ValueError(f"ref must be > 0 where there is a cost, got {ref}")
-        if not power >= 0:
-            raise ValueError(f"power must be >= 0, got {power}")
+        whole("samples", samples, ">= 1")
+        number("decay", decay, "(0, 1]")
+        if cost is not None and ref is None:
+            raise ValueError("ref must be > 0 where there is a cost, got None")
+        if ref is not None:
+            number("ref", ref, "> 0")
+        number("power", power, ">= 0")
         self.samples, self.decay, self.ref, self.power = samples, decay, ref, power
         self._cost, self._baseline = cost, cast(float | None, None)
 
@@ -148,6 +150,7 @@ class Reinforce(FirstOrder):
         val_batch: Any,
     ) -> tuple[Gradients, float]:
         known = cast("Supernet", supernet)
+        need_gates("REINFORCE", supernet, "all or some of them binary")
         choices = {k: c for k, c in known.keyed_choices().items() if isinstance(c.gate, BinaryGate)}
         if not choices:
             raise ValueError("REINFORCE must have a supernet with binary gates, got none")
@@ -189,15 +192,16 @@ class ProxylessNAS(Searcher):
 
     Args:
         supernet: The network with the choices.
-        objective: Loss of both parts; by default cross-entropy with a label smoothing of 0.1, multiplied for the
-            architecture by the expected latency (form ``mul_log``) where there is one.
+        objective: Loss of both parts; cross-entropy with a label smoothing of 0.1 by default.
         latency: Milliseconds by operation (:func:`netwright.search.latency.measure`), or a function of the supernet
-            that gives the expected cost. Gradients take it instead of an ``objective``, which holds its own penalty;
-            for REINFORCE it is part of the reward.
+            that gives the expected cost. For gradients it is what a penalty in the objective that has no cost of its
+            own costs, ``TaskLoss() + CostPenalty("mul_log", ref=20.0)``; without one, the objective is multiplied for
+            the architecture by it (form ``mul_log`` with ``ref``). For REINFORCE it is part of the reward.
         algo: How the architecture learns: ``"grad"`` through the gates, or ``"reinforce"``.
         arch_every: Steps of the weights to one of the architecture.
         warmup_epochs: Epochs in which the weights alone are trained, on paths drawn nearly uniformly.
-        ref: Latency to aim at, in the unit of ``latency``; above 1 for ``"grad"``, whose penalty takes logarithms.
+        ref: Latency to aim at, in the unit of ``latency``; above 1 for ``"grad"``, whose penalty takes logarithms. A
+            penalty of the objective has its own.
         gate: The gate; by default ``BinaryGate("two")``, or those that the supernet has if all are binary.
         selector: How the genotype is read off at the end; the space's own rule by default.
         epochs: Epochs of the search after the warm-up.
@@ -209,9 +213,9 @@ class ProxylessNAS(Searcher):
         momentum, clip, alpha_lr: As for :class:`Searcher`.
 
     Raises:
-        ValueError: If a value is out of range, ``latency`` comes with an ``objective`` under ``"grad"`` or without
-            ``ref``, or a choice has fewer than two candidates in mode ``"two"``; in the first :meth:`step` if the
-            expected latency is not above 1 where a logarithm is taken of it.
+        ValueError: If a value is out of range, ``latency`` comes without a ``ref`` that it needs or beside a penalty
+            that has a cost, or a choice has fewer than two candidates in mode ``"two"``; in the first :meth:`step` if
+            the expected latency is not above 1 where a logarithm is taken of it.
         KeyError: In the first :meth:`step`, if the table misses an operation.
 
     Example:
@@ -250,17 +254,19 @@ class ProxylessNAS(Searcher):
     ):
         if algo not in ("grad", "reinforce"):
             raise ValueError(f"algo must be 'grad' or 'reinforce', got {algo!r}")
-        if not 0 <= settle_epochs < epochs:
+        need_gates("ProxylessNAS", supernet, "which it makes binary")
+        whole("epochs", epochs, ">= 1")
+        whole("settle_epochs", settle_epochs, ">= 0")
+        whole("warmup_epochs", warmup_epochs, ">= 0")
+        whole("arch_every", arch_every, ">= 1")
+        if settle_epochs >= epochs:
             raise ValueError(f"settle_epochs must lie in [0, {epochs}), the epochs of the search, got {settle_epochs}")
-        if latency is not None and ref is None:
-            raise ValueError("ref must be given with latency, got None")
-        if latency is not None and objective is not None and algo == "grad":
-            raise ValueError("latency must be left to the objective where one is given, got both")
         cost: Cost | None = latency if callable(latency) or latency is None else ExpectedLatency(latency)
-        if objective is None:
-            objective = TaskLoss(label_smoothing=0.1)
-            if cost is not None and algo == "grad":
-                objective += CostPenalty("mul_log", cost, ref=ref)
+        objective = TaskLoss(label_smoothing=0.1) if objective is None else objective
+        if cost is not None and algo == "grad":
+            objective = _with_cost(objective, cost, ref)
+        elif cost is not None and ref is None:
+            raise ValueError("ref must be given with latency, got None")
         inner = GateGradient() if algo == "grad" else Reinforce(samples, cost=cost, ref=ref)
         super().__init__(
             supernet,
@@ -338,3 +344,20 @@ class ProxylessNAS(Searcher):
         if self._reward_cost is not None:
             self._reward_cost(self.supernet)
         self._priced = True
+
+
+def _with_cost(objective: Objective, cost: Cost, ref: float | None) -> Objective:
+    """The objective with a cost in each of its penalties; with one of the paper's form where it has none."""
+    penalties = [term for term in objective.terms if isinstance(term, CostPenalty)]
+    if any(term.cost is not None for term in penalties):
+        raise ValueError(
+            "latency must be None where a penalty of the objective has a cost, got both; leave one of them out: "
+            f"CostPenalty({penalties[0].form!r}, ref=...) takes the latency of the searcher"
+        )
+    if not penalties:
+        if ref is None:
+            raise ValueError("ref must be given with latency, got None")
+        return objective.complete() + CostPenalty("mul_log", cost, ref=ref)
+    if ref is not None:
+        raise ValueError(f"ref must be None where the penalty of the objective has one, got {ref}")
+    return objective.priced(cost)

@@ -8,14 +8,17 @@ arXiv:2008.03901, doi:10.1109/ACCESS.2022.3185095.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from netwright.checks import number
 from netwright.search.relaxed_split import RelaxedSplit
 from netwright.search.searcher import Searcher, Stage
 
 if TYPE_CHECKING:
     from netwright.search.brief import Brief
     from netwright.search.objective import Objective
+    from netwright.search.protocol import Searchable
     from netwright.search.selection import Selector
     from netwright.search.supernet import Supernet
 
@@ -56,9 +59,14 @@ class RARTS(Searcher):
         ('micro-darts-2-shared', 0.0)
     """
 
+    settled: ClassVar[Mapping[str, str]] = {
+        "method": "the step is the method itself; Searcher takes any",
+        "stages": "Searcher takes any",
+    }
+
     def __init__(
         self,
-        supernet: Supernet,
+        supernet: Supernet | Searchable,
         lam: float = 1.0,
         beta: float = 1e-2,
         objective: Objective | None = None,
@@ -74,12 +82,11 @@ class RARTS(Searcher):
         monotone_check: bool = False,
         **options: Any,
     ):
-        if not lam > 0:
-            raise ValueError(f"lam must be > 0, got {lam}")
+        number("lam", lam, "> 0")
+        number("beta", beta, ">= 0")
         stage = Stage("search", epochs, lr, lr_min, weight_decay, wait=wait)
         y_lr = lr if y_lr is None else y_lr
-        if not y_lr > 0:
-            raise ValueError(f"y_lr must be > 0, got {y_lr}")
+        number("y_lr", y_lr, "> 0")
         limit = 2 / (lr + y_lr if fused else max(lr, y_lr))
         if not beta < limit:
             raise ValueError(f"beta must be < {limit:g} with these learning rates, got {beta}")

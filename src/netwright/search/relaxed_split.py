@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from netwright.checks import number
 from netwright.console import warn
 from netwright.nn.batchnorm import frozen_statistics
 from netwright.search.bilevel import (
@@ -79,7 +80,12 @@ class RelaxedSplit:
         ...     figures = step.step(net, objective, w_opt, a_opt, None, None, clip=None)
         >>> round(net.a.item(), 6), round(net.w.item(), 6), round(step.second["w"].item(), 6)
         (1.081081, 1.027027, 0.918919)
+
+    Attributes:
+        needs_val: Tells that a step of the architecture needs a validation batch.
     """
+
+    needs_val = True
 
     def __init__(
         self,
@@ -90,12 +96,9 @@ class RelaxedSplit:
         y_scale: float = 1.0,
         monotone_check: bool = False,
     ):
-        if not 0 <= lam < float("inf"):
-            raise ValueError(f"lam must be >= 0 and finite, got {lam}")
-        if not 0 <= beta < float("inf"):
-            raise ValueError(f"beta must be >= 0 and finite, got {beta}")
-        if not 0 < y_scale < float("inf"):
-            raise ValueError(f"y_scale must be > 0 and finite, got {y_scale}")
+        number("lam", lam, ">= 0")
+        number("beta", beta, ">= 0")
+        number("y_scale", y_scale, "> 0")
         self.lam, self.beta, self.fused, self.y_scale = lam, beta, fused, y_scale
         self.monotone_check = monotone_check
         self._weights: dict[str, Tensor] = {}

@@ -32,7 +32,7 @@ class SearchResult(Result):
         wall_time: Seconds, over all sittings.
         config: All settings, as plain values.
         skip_share: Share of skip connections among the edges of the genotype of every epoch; near 1 means that the
-            search has collapsed.
+            search has collapsed. Empty where a genotype has none.
         epochs: Means of the figures of every epoch, among them ``train_loss`` and ``val_loss``.
     """
 
@@ -69,8 +69,10 @@ class SearchResult(Result):
         rows: list[list[object]] = [["epochs", str(len(self.epochs))], ["seed", str(self.seed)]]
         rows += [["seconds", f"{self.wall_time:.1f}"]]
         rows += [[name, f"{value:.4g}"] for name, value in {**last, **self.cost}.items()]
-        decisions = spaces.get(self.genotype.space).decisions(self.genotype)
-        found = table([[key, name] for key, name in decisions.items()], ["choice", "operation"])
+        found = str(self.genotype)
+        if (space := spaces.SPACES.get(getattr(self.genotype, "space", ""))) is not None:
+            decisions = space.decisions(self.genotype)
+            found = table([[key, name] for key, name in decisions.items()], ["choice", "operation"])
         return f"{found}\n\n{table(rows, ['figure', 'value'])}"
 
     @property

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from netwright.checks import whole
 from netwright.nn.batchnorm import recalibrate
 from netwright.search.pairs import to_device
 from netwright.search.pricing import WithinLimits
+from netwright.search.protocol import need, need_gates
 from netwright.search.selection import mixing
-from netwright.search.supernet import FixedGate
 from netwright.seeding import stream
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def sample_genotypes(supernet: Supernet, count: int, *, generator: torch.Generat
         generator: Of the draws, on the CPU.
 
     Raises:
-        ValueError: If ``count`` is below 1.
+        ValueError: If ``count`` is below 1, or the supernet has no probabilities to draw by: superkernels decide.
 
     Example:
         >>> from netwright.search import spaces
@@ -52,8 +53,8 @@ def sample_genotypes(supernet: Supernet, count: int, *, generator: torch.Generat
         >>> {g.operations[0] for g in sample_genotypes(supernet, 5, generator=stream(0, "samples"))}
         {'k5_e2'}
     """
-    if count < 1:
-        raise ValueError(f"count must be >= 1, got {count}")
+    whole("count", count, ">= 1")
+    need_gates("a draw of genotypes", supernet, "whose weights are probabilities")
     space, weights = supernet.space, mixing(supernet)
     rule = space.selector()
 
@@ -90,11 +91,9 @@ def inherited_accuracy(
     for name, loader in (("train", train), ("validation", validation)):
         if loader is None:
             raise ValueError(f"{name} must be batches (inputs, labels), got None")
+    need("inherited_accuracy", supernet, "adopt")
     network: Supernet = copy.deepcopy(supernet)
-    decisions = network.space.decisions(genotype)
-    for key, choice in network.keyed_choices().items():
-        place = choice.names.index(decisions[key]) if key in decisions else None
-        network.set_gate(FixedGate(place, len(choice)), key)
+    network.adopt(genotype)
     device = next(network.parameters()).device
     calibrating = (to_device(batch, device) for batch in itertools.islice(train, calibration_batches))
     recalibrate(network, calibrating).eval()
@@ -137,14 +136,13 @@ class SampleSelector:
         evaluate: Callable[[Genotype], float] | None = None,
         limits: Limits | None = None,
     ):
-        if samples < 0:
-            raise ValueError(f"samples must be >= 0, got {samples}")
+        whole("samples", samples, ">= 0")
         self.samples, self.evaluate, self.limits = samples, evaluate, limits
 
     def candidates(self, supernet: Supernet, *, seed: int = 0) -> list[Genotype]:
         """What is scored: the most probable architecture, then the drawn ones, each once."""
         limits = self.limits
-        found = [supernet.derive(None if limits is None else WithinLimits(limits))]
+        found = [supernet.derive() if limits is None else WithinLimits(limits).select(supernet)]
         if self.samples:
             drawn = sample_genotypes(supernet, self.samples, generator=stream(seed, "samples"))
             found += [genotype for genotype in drawn if limits is None or not limits.over(supernet, genotype)]

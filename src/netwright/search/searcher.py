@@ -30,10 +30,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from netwright.checks import number, whole
 from netwright.console import task
+from netwright.search import SELECTORS
+from netwright.search.arguments import refuse_unknown
 from netwright.search.bilevel import FirstOrder, Step
 from netwright.search.objective import Objective, TaskLoss
 from netwright.search.pairs import Pairs, to_device
+from netwright.search.protocol import alphas_of, weights_of
 from netwright.search.result import SearchResult, expected_macs
 from netwright.search.stages import Stage
 from netwright.seeding import seeded
@@ -41,6 +45,7 @@ from netwright.seeding import seeded
 if TYPE_CHECKING:
     from netwright.search.brief import Brief
     from netwright.search.genotype import Genotype
+    from netwright.search.protocol import Searchable
     from netwright.search.selection import Selector
     from netwright.search.supernet import Supernet
 
@@ -71,7 +76,8 @@ class Searcher:
     A searcher is one search: it goes on from where it is, and a second search needs a second one.
 
     Args:
-        supernet: The network with the choices, see :class:`netwright.search.supernet.Supernet`.
+        supernet: The network with the choices: a :class:`netwright.search.supernet.Supernet`, or any module of
+            :class:`netwright.search.protocol.Searchable`.
         objective: Loss of both parts; cross-entropy by default.
         selector: How the genotype is read off at the end; the space's own rule by default.
         method: The step; first order by default.
@@ -86,16 +92,27 @@ class Searcher:
         restarts: Whether the optimiser of the weights forgets its momentum where a stage begins.
 
     Raises:
-        ValueError: If a value is out of range, two stages share a name, or there are no architecture parameters.
+        ValueError: If a value is out of range, two stages share a name, there are no architecture parameters, or the
+            objective asks what the supernet cannot tell.
+        TypeError: If an argument is unknown to the class that is called.
     """
 
     shares: ClassVar[tuple[float, ...]] = (1.0,)
     """Share of the epochs of a short search that each part of it gets."""
     restarts: ClassVar[bool] = True
+    settled: ClassVar[Mapping[str, str]] = {}
+    """What a method that hands its ``**options`` on takes no argument for, and why."""
+    selectors: ClassVar[tuple[str, ...]] = SELECTORS
+    """Names of the selectors that have a meaning after it."""
+
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        """Refuses unknown options in the name of the class that is called, wherever they would be found out."""
+        refuse_unknown(cls, options)
+        return super().__new__(cls)
 
     def __init__(
         self,
-        supernet: Supernet,
+        supernet: Supernet | Searchable,
         *,
         objective: Objective | None = None,
         selector: Selector | None = None,
@@ -113,15 +130,21 @@ class Searcher:
             raise ValueError(f"stages must be at least one, each with a name of its own, got {names}")
         if sum(stage.epochs for stage in self.stages) < 1:
             raise ValueError("stages must hold at least 1 epoch together, got 0")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must lie in [0, 1), got {momentum}")
-        if clip is not None and not clip > 0:
-            raise ValueError(f"clip must be > 0 or None, got {clip}")
-        alphas, weights = list(supernet.arch_parameters()), list(supernet.weight_parameters())
+        number("momentum", momentum, "[0, 1)")
+        if clip is not None:
+            number("clip", clip, "> 0")
+        number("alpha_lr", alpha_lr, ">= 0")
+        number("alpha_weight_decay", alpha_weight_decay, ">= 0")
+        for beta in alpha_betas:
+            number("alpha_betas", beta, "[0, 1)")
+        alphas, weights = list(supernet.arch_parameters()), weights_of(supernet)
         if not alphas:
             raise ValueError("supernet must have architecture parameters, got none")
-        self.supernet, self.selector, self.clip = supernet, selector, clip
+        self.supernet: Any = supernet
+        self.selector, self.clip = selector, clip
         self.objective: Objective = objective or TaskLoss()
+        for term in self.objective.terms:
+            term.check(supernet)
         self.method: Step = method or FirstOrder()
         self.w_opt: torch.optim.Optimizer = torch.optim.SGD(weights, lr=self.stages[0].lr, momentum=momentum)
         self.a_opt: torch.optim.Optimizer = torch.optim.Adam(
@@ -138,6 +161,14 @@ class Searcher:
         self._counts: defaultdict[str, int] = defaultdict(int)
         self._figures: list[dict[str, float]] = []
         self._alphas: list[dict[str, Tensor]] = []
+
+    @classmethod
+    def fits(cls, space: Any) -> None:
+        """Refuses a space that the method cannot search; most search any.
+
+        Raises:
+            ValueError: If it cannot.
+        """
 
     @classmethod
     def supernet_of(cls, space: Any, in_channels: int, num_classes: int, **options: Any) -> Supernet:
@@ -232,17 +263,17 @@ class Searcher:
         self._between_epochs("set_epochs")
         changes = {self.stage.name: epochs} if isinstance(epochs, int) else dict(epochs)
         names = [stage.name for stage in self.stages]
-        for name, number in changes.items():
+        for name, wanted in changes.items():
             if name not in names[self._stage :]:
                 raise ValueError(f"stage must be one of {names[self._stage :]}, got {name!r}")
             least = self._stage_epoch if name == self.stage.name else 0
-            if number < least:
-                raise ValueError(f"epochs of stage {name!r} must be >= {least}, got {number}")
+            if wanted < least:
+                raise ValueError(f"epochs of stage {name!r} must be >= {least}, got {wanted}")
         if sum(changes.get(stage.name, stage.epochs) for stage in self.stages) < 1:
             raise ValueError("stages must hold at least 1 epoch together, got 0")
-        for name, number in changes.items():
+        for name, wanted in changes.items():
             place = names.index(name)
-            self.stages[place] = dataclasses.replace(self.stages[place], epochs=number)
+            self.stages[place] = dataclasses.replace(self.stages[place], epochs=wanted)
         if self._started:
             self._advance()
 
@@ -256,8 +287,7 @@ class Searcher:
         Raises:
             ValueError: If the search was started with another seed, or ``steps_per_epoch`` is below 1.
         """
-        if steps_per_epoch < 1:
-            raise ValueError(f"steps_per_epoch must be >= 1, got {steps_per_epoch}")
+        whole("steps_per_epoch", steps_per_epoch, ">= 1")
         if self._started and seed != self.seed:
             raise ValueError(f"seed must be {self.seed}, with which this search was started, got {seed}")
         self._steps_per_epoch, self._since = steps_per_epoch, time.perf_counter()
@@ -379,7 +409,8 @@ class Searcher:
                     f"no step of epoch {self.epoch + 1} (stage {stage!r}) had a finite {name.split('_')[0]} gradient; "
                     "a smaller learning rate may help"
                 )
-        figures |= {"stage": float(self._stage), "skip_share": genotype.skip_share, **self.epoch_figures(genotype)}
+        skipped = {} if (share := getattr(genotype, "skip_share", None)) is None else {"skip_share": share}
+        figures |= {"stage": float(self._stage), **skipped, **self.epoch_figures(genotype)}
         self._figures.append(figures)
         self._alphas.append(self._alpha())
         self._sums.clear()
@@ -436,7 +467,7 @@ class Searcher:
             seed=self.seed or 0,
             wall_time=self.seconds,
             config=self.config(),
-            skip_share=tuple(figures["skip_share"] for figures in self._figures),
+            skip_share=tuple(figures["skip_share"] for figures in self._figures if "skip_share" in figures),
             epochs=tuple(self._figures),
         )
 
@@ -447,7 +478,7 @@ class Searcher:
         return {"expected_macs": expected_macs(self.supernet, (channels, height, width))}
 
     def _alpha(self) -> dict[str, Tensor]:
-        return {name: alpha.detach().cpu().clone() for name, alpha in self.supernet.arch.items()}
+        return {name: alpha.detach().cpu().clone() for name, alpha in alphas_of(self.supernet).items()}
 
     def _between_epochs(self, what: str) -> None:
         if self._step:
@@ -530,4 +561,5 @@ def _settings(method: Step) -> dict[str, Any]:
 
 def _message(ended: EpochEnd) -> str:
     losses = [f"{name.replace('_', ' ')} {value:.3f}" for name, value in ended.figures.items() if name.endswith("loss")]
-    return ", ".join([*losses, f"skip share {ended.figures['skip_share']:.2f}"])
+    share = [f"skip share {ended.figures['skip_share']:.2f}"] if "skip_share" in ended.figures else []
+    return ", ".join([*losses, *share])

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from netwright.search.protocol import need
+
 if TYPE_CHECKING:
     from netwright.search.genotype import Genotype
     from netwright.search.supernet import Supernet
@@ -53,6 +55,7 @@ def mixing(supernet: Supernet) -> dict[str, tuple[tuple[str, ...], Tensor]]:
     Raises:
         FloatingPointError: If an alpha or a weight is not finite.
     """
+    need("a selection by mixing weights", supernet, "keyed_choices", "mixing_weights")
     supernet.arch_parameters()
     found = {}
     choices = supernet.keyed_choices()
@@ -170,6 +173,7 @@ class ThresholdSelector:
         seed: int = 0,
     ) -> Genotype:
         """The genotype; the data and the seed are not needed."""
+        need("ThresholdSelector", supernet, "keyed_choices")
         layers: dict[str, Any] = dict(supernet.keyed_choices())
         if not all(hasattr(layer, "superkernel") for layer in layers.values()):
             raise ValueError("ThresholdSelector must have a supernet of superkernels: use ArgmaxSelector")

@@ -26,12 +26,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from netwright.checks import number, whole
 from netwright.nn.batchnorm import frozen_statistics
 from netwright.search.darts import DARTS
 from netwright.search.objective import Evaluation, Objective, Part, TaskLoss
 from netwright.train.distillation import distillation_loss
 
 if TYPE_CHECKING:
+    from netwright.search.protocol import Searchable
     from netwright.search.selection import Selector
     from netwright.search.supernet import Supernet
 
@@ -80,15 +82,16 @@ class SnapshotTeachers:
         *,
         delay: int = 0,
     ):
-        if k < 1:
-            raise ValueError(f"k must be >= 1, got {k}")
-        if every != "epoch" and not (isinstance(every, int) and every >= 1):
-            raise ValueError(f"every must be 'epoch' or a number of steps >= 1, got {every!r}")
+        whole("k", k, ">= 1")
+        if isinstance(every, str):
+            if every != "epoch":
+                raise ValueError(f"every must be 'epoch' or a whole number >= 1, got {every!r}")
+        else:
+            whole("every", every, ">= 1")
         for name, value, allowed in (("vote", vote, get_args(Vote)), ("store", store, get_args(Store))):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-        if delay < 0:
-            raise ValueError(f"delay must be >= 0, got {delay}")
+        whole("delay", delay, ">= 0")
         self.k, self.every, self.vote, self.store, self.delay = k, every, vote, store, delay
         self._snapshots: deque[dict[str, Tensor]] = deque(maxlen=k + delay)
         self._accuracies: deque[float] = deque(maxlen=k + delay)
@@ -173,8 +176,7 @@ class SnapshotTeachers:
         Raises:
             ValueError: If ``T`` is not positive, or there is no index for logits that were kept.
         """
-        if not T > 0:
-            raise ValueError(f"T must be > 0, got {T}")
+        number("T", T, "> 0")
         snapshots = list(self._snapshots)[: self.voting]
         if not snapshots:
             return None
@@ -317,12 +319,9 @@ class SelfDistillation(Objective):
         self.lam = chosen.lam if lam is None else lam
         self.T = chosen.T if T is None else T
         self.ramp = chosen.ramp if ramp is None else ramp
-        if not self.lam >= 0:
-            raise ValueError(f"lam must be >= 0, got {lam}")
-        if not self.T > 0:
-            raise ValueError(f"T must be > 0, got {T}")
-        if not 0 <= self.ramp <= 1:
-            raise ValueError(f"ramp must lie in [0, 1], got {ramp}")
+        number("lam", self.lam, ">= 0")
+        number("T", self.T, "> 0")
+        number("ramp", self.ramp, "[0, 1]")
         if apply_to not in get_args(Part):
             raise ValueError(f"apply_to must be one of {', '.join(get_args(Part))}, got {apply_to!r}")
         self.teachers = teachers or SnapshotTeachers(chosen.k, store=chosen.store, delay=chosen.delay)
@@ -331,7 +330,11 @@ class SelfDistillation(Objective):
 
     def __call__(self, supernet: nn.Module, batch: Any, part: Part = "weights") -> Float[Tensor, ""]:
         """The loss of one batch, with plain cross-entropy as the task."""
-        return (TaskLoss() + self)(supernet, batch, part)
+        return self.complete()(supernet, batch, part)
+
+    def complete(self) -> Objective:
+        """The term after plain cross-entropy."""
+        return TaskLoss() + self
 
     @property
     def weight(self) -> float:
@@ -415,7 +418,7 @@ class SDDARTS(DARTS):
 
     def __init__(
         self,
-        supernet: Supernet,
+        supernet: Supernet | Searchable,
         distillation: SelfDistillation | None = None,
         order: Literal[1, 2] = 1,
         objective: Objective | None = None,
@@ -423,8 +426,8 @@ class SDDARTS(DARTS):
         **options: Any,
     ):
         self.distillation = distillation or SelfDistillation()
-        whole = (objective or TaskLoss()) + self.distillation
-        super().__init__(supernet, order, whole, selector, **options)
+        loss = (TaskLoss() if objective is None else objective.complete()) + self.distillation
+        super().__init__(supernet, order, loss, selector, **options)
 
     def config(self) -> dict[str, Any]:
         """The settings, as plain values."""

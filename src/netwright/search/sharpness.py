@@ -25,13 +25,22 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from netwright.checks import number, whole
 from netwright.nn.batchnorm import frozen_statistics, recalibrate
 from netwright.nn.curvature import hessian_vector_product, largest_eigenvalues
 from netwright.nn.modes import in_mode
-from netwright.search.bilevel import FirstOrder, Gradients, assign, average, global_norm, gradients
+from netwright.search.bilevel import (
+    FirstOrder,
+    Gradients,
+    assign,
+    average,
+    check_derivatives,
+    global_norm,
+    gradients,
+)
 from netwright.search.objective import Evaluation, Objective, TaskLoss
 from netwright.search.pairs import to_device
-from netwright.search.supernet import FixedGate
+from netwright.search.protocol import need, weights_of
 from netwright.seeding import seeded
 
 if TYPE_CHECKING:
@@ -100,7 +109,8 @@ def alpha_hessian_eig(
         tolerance: Relative residual at which to stop.
 
     Raises:
-        ValueError: If a number is out of its range.
+        ValueError: If a number is out of its range, or the loss goes in steps of the architecture (superkernels, binary
+            gates).
         RuntimeError: If there is no batch.
         FloatingPointError: If a product with the Hessian is not finite.
 
@@ -111,6 +121,7 @@ def alpha_hessian_eig(
         >>> alpha_hessian_eig(supernet, [batch], k=2).shape
         torch.Size([2])
     """
+    check_derivatives(supernet, "alpha_hessian_eig", "rho_sharpness with wrt='weights' tells of the weights")
     alphas = list(supernet.arch_parameters())
     loss = objective or TaskLoss()
 
@@ -152,7 +163,8 @@ def rho_sharpness(
         objective: The loss, ``objective(supernet, batch, part="alpha")``; cross-entropy by default.
 
     Raises:
-        ValueError: If a value is out of its range.
+        ValueError: If a value is out of its range, or the architecture is to move where the loss goes in steps of it
+            (superkernels, binary gates).
         RuntimeError: If there is no batch.
 
     Example:
@@ -162,17 +174,16 @@ def rho_sharpness(
         >>> rho_sharpness(supernet, [batch], rho=1.0) > 0
         True
     """
-    if not rho > 0:
-        raise ValueError(f"rho must be > 0, got {rho}")
+    number("rho", rho, "> 0")
     if wrt not in get_args(Wrt):
         raise ValueError(f"wrt must be one of {', '.join(get_args(Wrt))}, got {wrt!r}")
-    if n_steps < 1:
-        raise ValueError(f"n_steps must be >= 1, got {n_steps}")
+    whole("n_steps", n_steps, ">= 1")
     parameters: list[nn.Parameter] = []
     if wrt in ("alpha", "both"):
+        check_derivatives(supernet, f"rho_sharpness with wrt={wrt!r}", "take wrt='weights'")
         parameters += supernet.arch_parameters()
     if wrt in ("weights", "both"):
-        parameters += supernet.weight_parameters()
+        parameters += weights_of(supernet)
     loss = objective or TaskLoss()
     saved = [p.detach().clone() for p in parameters]
     rises: list[float] = []
@@ -204,8 +215,10 @@ def _gradient(supernet: Any, batches: Iterable[Any], objective: Loss, parameters
 def discretised(supernet: Supernet, genotype: Genotype) -> Supernet:
     """A copy of a supernet in which every choice is the genotype's: one operation with weight 1, or none.
 
+    Superkernels get the thresholds under which the genotype is what is left of them.
+
     Raises:
-        ValueError: If the genotype is not of the supernet's space.
+        ValueError: If the genotype is not of the supernet's space, or the supernet adopts none.
 
     Example:
         >>> from netwright.search import spaces
@@ -213,11 +226,9 @@ def discretised(supernet: Supernet, genotype: Genotype) -> Supernet:
         >>> sum(float(m.sum()) for m in discretised(supernet, supernet.derive()).mixing_weights().values())
         4.0
     """
-    decisions = supernet.space.decisions(genotype)
+    need("discretised", supernet, "adopt")
     made = copy.deepcopy(supernet)
-    for key, choice in made.keyed_choices().items():
-        index = choice.names.index(decisions[key]) if key in decisions else None
-        made.set_gate(FixedGate(index, len(choice)), key)
+    made.adopt(genotype)
     return made
 
 
@@ -320,8 +331,7 @@ class SharpnessAware(FirstOrder):
     """
 
     def __init__(self, rho: float = 0.05):
-        if not rho > 0:
-            raise ValueError(f"rho must be > 0, got {rho}")
+        number("rho", rho, "> 0")
         self.rho = rho
 
     def _gradient(

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
+from netwright.checks import number
 from netwright.search.priced import WARMUP, PricedSearch
 from netwright.search.pricing import ExpectedCost, MultiplyAdds, WithinLimits
 from netwright.search.selection import ArgmaxSelector
-from netwright.search.superkernel_supernet import SuperKernelSupernet
+from netwright.search.superkernel_supernet import SuperKernelSupernet, check_space
 
 if TYPE_CHECKING:
     from netwright.search.brief import Brief
@@ -40,8 +41,9 @@ class SinglePathNAS(PricedSearch):
         supernet: A supernet of superkernels.
         latency, lam, warmup: As for :class:`~netwright.search.priced.PricedSearch`.
         indicator_dropout: Share of the indicators dropped in each step of the first stage, in [0, 1).
-        **options: ``epochs``, ``lr``, ``decay``, ``decay_epochs``, ``weight_decay``, ``label_smoothing``, ``ema``,
-            ``optimizer``, ``selector`` and ``clip`` of :class:`~netwright.search.priced.PricedSearch`.
+        **options: ``objective``, ``epochs``, ``lr``, ``decay``, ``decay_epochs``, ``weight_decay``,
+            ``label_smoothing``, ``ema``, ``optimizer``, ``selector`` and ``clip`` of
+            :class:`~netwright.search.priced.PricedSearch`.
 
     Raises:
         ValueError: If a value is out of range, or the supernet has no superkernels; in the first step, if a latency is
@@ -59,6 +61,8 @@ class SinglePathNAS(PricedSearch):
         (6, 3.0)
     """
 
+    selectors = ("argmax",)  # thresholds decide: there is nothing to draw from or to take away
+
     def __init__(
         self,
         supernet: Supernet,
@@ -70,10 +74,14 @@ class SinglePathNAS(PricedSearch):
     ):
         if not isinstance(supernet, SuperKernelSupernet):
             raise ValueError(f"supernet must be a SuperKernelSupernet, got a {type(supernet).__name__}")
-        if not 0 <= indicator_dropout < 1:
-            raise ValueError(f"indicator_dropout must lie in [0, 1), got {indicator_dropout}")
+        number("indicator_dropout", indicator_dropout, "[0, 1)")
         super().__init__(supernet, latency, lam, warmup, **options)
         self.superkernels, self.indicator_dropout = supernet, indicator_dropout
+
+    @classmethod
+    def fits(cls, space: Any) -> None:
+        """Refuses a space whose layers no superkernel holds."""
+        check_space(space)
 
     @classmethod
     def supernet_of(cls, space: Any, in_channels: int, num_classes: int, **options: Any) -> Supernet:

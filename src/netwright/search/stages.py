@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from netwright.checks import number, whole
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -32,16 +34,11 @@ class Stage:
     wait: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.epochs < 0:
-            raise ValueError(f"epochs of stage {self.name!r} must be >= 0, got {self.epochs}")
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"lr of stage {self.name!r} must be > 0 and finite, got {self.lr}")
-        if not 0 <= self.lr_min <= self.lr:
-            raise ValueError(f"lr_min of stage {self.name!r} must lie in [0, {self.lr:g}], got {self.lr_min}")
-        if not self.weight_decay >= 0:
-            raise ValueError(f"weight_decay of stage {self.name!r} must be >= 0, got {self.weight_decay}")
-        if not 0 <= self.wait < 1:
-            raise ValueError(f"wait of stage {self.name!r} must lie in [0, 1), got {self.wait}")
+        whole(f"epochs of stage {self.name!r}", self.epochs, ">= 0")
+        number(f"lr of stage {self.name!r}", self.lr, "> 0")
+        number(f"lr_min of stage {self.name!r}", self.lr_min, f"[0, {self.lr}]")
+        number(f"weight_decay of stage {self.name!r}", self.weight_decay, ">= 0")
+        number(f"wait of stage {self.name!r}", self.wait, "[0, 1)")
 
     def moves(self, progress: float) -> bool:
         """Whether the architecture is updated after a share ``progress`` of the stage.

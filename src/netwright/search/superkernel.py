@@ -13,11 +13,11 @@ and, from a table R(k, e) of measured times with rho = R(3, 6) / R(5, 6),
     R_c = d50 (R(5, 3) + d100 (R(5, 6) - R(5, 3))),    R = rho R_c + (1 - rho) R_c d5.
 
 Backward, I has the derivative of the sigmoid. Any number of nested kernels k_1 < ... < k_K and of ratios
-r_1 < ... < r_R = 1 is decided in the same way: c_i = d_2 ... d_i tells whether ring i of the kernel is there, and
+r_1 < ... < r_R <= 1 is decided in the same way: c_i = d_2 ... d_i tells whether ring i of the kernel is there, and
 a_j = d_r1 ... d_rj whether group j of the channels is, so
 
     W = a_j c_i W on group j and ring i,    n_j^2 = sum_i c_i^2 s_ji,    s_ji = ||W on group j and ring i||^2,
-    R = sum_j a_j (R(k_K, r_j) - R(k_K, r_j-1)) sum_i c_i (rho_i - rho_i-1),    rho_i = R(k_i, 1) / R(k_K, 1).
+    R = sum_j a_j (R(k_K, r_j) - R(k_K, r_j-1)) sum_i c_i (rho_i - rho_i-1),    rho_i = R(k_i, r_R) / R(k_K, r_R).
 
 All norms follow from the s_ji, one pass over the squares of W.
 """
@@ -33,6 +33,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
+
+from netwright.checks import number, whole
 
 Scale = Literal["none", "sqrt_numel"]
 
@@ -63,8 +65,7 @@ def draw_scales(shape: Sequence[int], dropout: float, like: Tensor) -> Tensor:
         >>> sorted(set(draw_scales((1000,), 0.5, torch.zeros(())).tolist()))
         [0.0, 2.0]
     """
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
+    number("dropout", dropout, "[0, 1)")
     return functional.dropout(like.new_ones(tuple(shape)), dropout)
 
 
@@ -154,7 +155,8 @@ class SuperKernelDepthwise(nn.Module):
     Args:
         channels: C, those of the largest expansion.
         kernels: Odd sides, ascending.
-        ratios: Shares of the channels, ascending to 1; ratio r means the first round(r C) of them.
+        ratios: Shares of the channels, ascending in (0, 1]; ratio r means the first round(r C) of them. Channels beyond
+            the largest are never there.
         skippable: Whether all channels may go.
         stride: Of the convolution.
         squared: Compare squared norms with the thresholds, as the paper writes; its code, and the default, take norms.
@@ -168,8 +170,8 @@ class SuperKernelDepthwise(nn.Module):
         scales: Factors of the indicators, or None; see :func:`draw_scales`.
 
     Raises:
-        ValueError: If a number is out of range, kernels are not odd and ascending, ratios do not ascend in (0, 1] to
-            1, or two ratios mean the same channels.
+        ValueError: If a number is out of range, kernels are not odd and ascending, ratios do not ascend in (0, 1], or
+            two ratios mean the same channels.
 
     Example:
         >>> layer = SuperKernelDepthwise(8)
@@ -195,12 +197,16 @@ class SuperKernelDepthwise(nn.Module):
     ) -> None:
         super().__init__()
         kernels, ratios = tuple(kernels), tuple(ratios)
-        if channels < 1 or stride < 1:
-            raise ValueError(f"channels and stride must be >= 1, got {channels} and {stride}")
-        if not kernels or any(k < 1 or k % 2 == 0 for k in kernels) or not _ascending(kernels):
+        whole("channels", channels, ">= 1")
+        whole("stride", stride, ">= 1")
+        for kernel in kernels:
+            whole("kernels", kernel, ">= 1")
+        for ratio in ratios:
+            number("ratios", ratio, "(0, 1]")
+        if not kernels or any(k % 2 == 0 for k in kernels) or not _ascending(kernels):
             raise ValueError(f"kernels must be odd, >= 1 and ascending, got {kernels}")
-        if not ratios or not all(0 < r <= 1 for r in ratios) or not _ascending(ratios) or ratios[-1] != 1:
-            raise ValueError(f"ratios must lie in (0, 1] and ascend to 1, got {ratios}")
+        if not ratios or not _ascending(ratios):
+            raise ValueError(f"ratios must be at least one and ascend, got {ratios}")
         widths = [round(channels * ratio) for ratio in ratios]
         if not _ascending((0, *widths)):
             raise ValueError(f"ratios must mean different numbers of {channels} channels, got {ratios}")
@@ -226,8 +232,9 @@ class SuperKernelDepthwise(nn.Module):
         distance = torch.maximum(offset[:, None], offset).flatten()
         ring = torch.bucketize(distance, torch.tensor([k // 2 for k in kernels]))
         group = torch.bucketize(torch.arange(channels), torch.tensor(widths), right=True)
-        rings, groups = functional.one_hot(ring, len(kernels)), functional.one_hot(group, len(ratios))
-        numel = torch.cat([channels * rings.sum(0)[1:], groups.sum(0) * side**2])
+        rings = functional.one_hot(ring, len(kernels))
+        groups = functional.one_hot(group, len(ratios) + 1)[:, :-1]  # channels beyond the largest ratio are in none
+        numel = torch.cat([widths[-1] * rings.sum(0)[1:], groups.sum(0) * side**2])
         for name, value in (("rings", rings), ("groups", groups), ("sizes", numel if squared else numel.sqrt())):
             self.register_buffer(name, value.to(weight.dtype), persistent=False)
         self.register_buffer("skippable", torch.tensor(skippable), persistent=False)
@@ -301,7 +308,7 @@ class SuperKernelDepthwise(nn.Module):
         )
 
     def rows(self, table: Mapping[tuple[int, float], float]) -> tuple[list[float], list[float]]:
-        """R(k_K, r) for every ratio and R(k, 1) for every kernel.
+        """R(k_K, r) for every ratio and R(k, r_R) for every kernel.
 
         Args:
             table: Time by kernel and ratio.
@@ -325,7 +332,7 @@ class SuperKernelDepthwise(nn.Module):
         layer that is skipped.
 
         Args:
-            row: Time by kernel and ratio; of (k, r) only those with the largest k or r = 1 are needed.
+            row: Time by kernel and ratio; of (k, r) only those with the largest k or the largest r are needed.
 
         Raises:
             KeyError: If one of them is missing.

@@ -12,7 +12,7 @@ are off leak relu(beta) into the projection.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,6 +28,29 @@ if TYPE_CHECKING:
     from netwright.search.supernet import OperationKey
 
 Candidates = Mapping[str, Callable[[], nn.Module]]
+
+
+def sides(key: str, names: Iterable[str]) -> tuple[list[int], list[int]]:
+    """Kernels and expansions of the blocks that a superkernel holds, ascending.
+
+    Args:
+        key: Name of the layer.
+        names: Names of its candidates: all pairs of kernels and expansions, and maybe ``skip``.
+
+    Raises:
+        ValueError: If they are no such pairs.
+
+    Example:
+        >>> sides("layer_0", ("k3_e2", "k3_e4", "k5_e2", "k5_e4", "skip"))
+        ([3, 5], [2, 4])
+    """
+    blocks = [Block.of(name) for name in names if name != SKIP]
+    kernels = sorted({block.kernel for block in blocks})
+    expansions = sorted({block.expansion for block in blocks})
+    pairs = {(kernel, expansion, 1) for kernel in kernels for expansion in expansions}
+    if not blocks or {tuple(block) for block in blocks} != pairs:
+        raise ValueError(f"choice {key!r} must offer all pairs of kernels and expansions, got {', '.join(names)}")
+    return kernels, expansions
 
 
 class SuperKernelMBConv(nn.Module):
@@ -46,11 +69,14 @@ class SuperKernelMBConv(nn.Module):
 
     Attributes:
         names: The candidates' names.
+        second_order: False: outputs go in steps of norms and thresholds; see :class:`~netwright.search.supernet.Gate`.
         decided: What the next pass is to use; the layer's own decision if None.
 
     Raises:
         ValueError: If the candidates are no such pairs.
     """
+
+    second_order = False
 
     def __init__(
         self,
@@ -66,12 +92,7 @@ class SuperKernelMBConv(nn.Module):
         thresholds: nn.ParameterDict,
     ) -> None:
         super().__init__()
-        blocks = {name: Block.of(name) for name in candidates if name != SKIP}
-        kernels = sorted({block.kernel for block in blocks.values()})
-        expansions = sorted({block.expansion for block in blocks.values()})
-        pairs = {(kernel, expansion, 1) for kernel in kernels for expansion in expansions}
-        if not blocks or {tuple(block) for block in blocks.values()} != pairs:
-            raise ValueError(f"choice {key!r} must offer all pairs of kernels and expansions, got {', '.join(blocks)}")
+        kernels, expansions = sides(key, candidates)
         largest = candidates[Block(kernels[-1], expansions[-1]).name]()
         if not isinstance(largest, MBConv):
             raise ValueError(f"choice {key!r} must be among inverted residual blocks, got {type(largest).__name__}")

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from netwright.search.spaces.operations import channels_last
 from netwright.search.superkernel import Decided, Scale, decide, draw_scales, runtime
-from netwright.search.superkernel_block import Candidates, SuperKernelMBConv
-from netwright.search.supernet import Supernet
+from netwright.search.superkernel_block import Candidates, SuperKernelMBConv, sides
+from netwright.search.supernet import Supernet, check_costs
 from netwright.seeding import seeded
 
 if TYPE_CHECKING:
@@ -31,6 +31,22 @@ if TYPE_CHECKING:
     from netwright.search.selection import Selector
     from netwright.search.spaces.choices import ChoiceSpace
     from netwright.search.supernet import Gate, OperationKey
+
+
+def check_space(space: Any) -> None:
+    """Refuses a space whose layers no superkernel holds.
+
+    Raises:
+        ValueError: If its network is no chain of blocks, or a layer does not choose among all pairs of some kernels and
+            expansions, in the same way as the others.
+    """
+    if not callable(getattr(space, "network", None)):
+        raise ValueError(
+            f"a supernet of superkernels must have a space of blocks, such as 'micro-chain', got {space.name!r}"
+        )
+    layers = [sides(key, names) for key, names in space.choices().items()]
+    if len({(*kernels, *(e / expansions[-1] for e in expansions)) for kernels, expansions in layers}) != 1:
+        raise ValueError("all layers must choose among the same kernels and ratios")
 
 
 class SuperKernelSupernet(Supernet):
@@ -87,10 +103,7 @@ class SuperKernelSupernet(Supernet):
         scale: Scale = "none",
         **options: Any,
     ) -> None:
-        if not callable(getattr(space, "network", None)):
-            raise ValueError(
-                f"a supernet of superkernels must have a space of blocks, such as 'micro-chain', got {space.name!r}"
-            )
+        check_space(space)
         super().__init__(space, num_classes)
         self.indicator_dropout = 0.0
         self.squared, self.scale = squared, scale
@@ -108,8 +121,6 @@ class SuperKernelSupernet(Supernet):
         self.network.to(memory_format=torch.channels_last)
         self._layers = tuple(layer for _, layer in self.named_choices())
         self._scales: Tensor | None = None
-        if len({(layer.superkernel.kernels, layer.superkernel.ratios) for layer in self._layers}) != 1:
-            raise ValueError("all layers must choose among the same kernels and ratios")
 
     def named_choices(self) -> Iterator[tuple[str, Any]]:
         """Every layer with a superkernel, with its module name."""
@@ -195,8 +206,10 @@ class SuperKernelSupernet(Supernet):
             drawn: Without effect: what is dropped in a pass is not cheaper.
 
         Raises:
-            ValueError: If a cost that is used is not positive.
+            ValueError: If ``costs`` has not one number for every candidate of every layer, or one that is used is not
+                positive.
         """
+        check_costs(costs, {layer.key: layer.names for layer in self._layers})
         rows = [layer.rows(costs[layer.key]) for layer in self._layers]
         decided = self.decide()
         by_ratio, by_kernel = (decided.rings.new_tensor(side) for side in zip(*rows, strict=True))

@@ -52,8 +52,9 @@ class Gate(ABC):
 
     Attributes:
         mask: One truth value a candidate, whether it runs; None runs all.
-        second_order: Whether losses of several passes may be subtracted, as
-            :class:`~netwright.search.bilevel.SecondOrder` does: not where each pass runs other candidates.
+        second_order: Whether gradients in alpha are those of the loss of the pass, so that their differences, as
+            :class:`~netwright.search.bilevel.SecondOrder` takes them, are second derivatives: not where one candidate
+            runs, and the gradient tells of others.
     """
 
     mask: tuple[bool, ...] | None = None
@@ -363,6 +364,17 @@ class Supernet(nn.Module):
         for choice in chosen:
             choice.gate = gate
 
+    def adopt(self, genotype: Genotype) -> None:
+        """Fixes every choice to a genotype's: one operation with weight 1, or none where it names none.
+
+        Raises:
+            ValueError: If the genotype is not of the supernet's space.
+        """
+        decisions = self.space.decisions(genotype)
+        for key, choice in self.keyed_choices().items():
+            index = choice.names.index(decisions[key]) if key in decisions else None
+            self.set_gate(FixedGate(index, len(choice)), key)
+
     @contextmanager
     def handing_down(self) -> Iterator[None]:
         """Lets choices find their ``alpha`` themselves inside the block."""
@@ -461,7 +473,12 @@ class Supernet(nn.Module):
         return self.priced(self.candidate_costs(table, shape), drawn=drawn)
 
     def priced(self, costs: Mapping[str, Sequence[float]], *, drawn: bool | None = None) -> Float[Tensor, ""]:
-        """sum over keys l and candidates i of m_li t_li, with t given by key; see :meth:`expected_cost`."""
+        """sum over keys l and candidates i of m_li t_li, with t given by key; see :meth:`expected_cost`.
+
+        Raises:
+            ValueError: If ``costs`` has not one number for every candidate of every key.
+        """
+        check_costs(costs, {key: choice.names for key, choice in self.keyed_choices().items()})
         weights = self.mixing_weights(drawn=self.training if drawn is None else drawn)
         flat = torch.cat([weights[key] for key in costs])
         return flat @ flat.new_tensor([cost for row in costs.values() for cost in row])
@@ -537,6 +554,33 @@ class Supernet(nn.Module):
             for handle in handles:
                 handle.remove()
         return found
+
+
+def check_costs(costs: Mapping[str, Sequence[float]], names: Mapping[str, Sequence[str]]) -> None:
+    """Refuses costs that are not one number for every candidate of every choice.
+
+    Args:
+        costs: Costs by key.
+        names: Names of the candidates by key.
+
+    Raises:
+        ValueError: If a choice is missing, unknown or has another number of candidates, naming it.
+
+    Example:
+        >>> check_costs({"edge": [1.0]}, {"edge": ("none", "skip_connect")})
+        Traceback (most recent call last):
+        ...
+        ValueError: costs of choice 'edge' must be one for each of none, skip_connect, got 1
+    """
+    for key, candidates in names.items():
+        if key not in costs:
+            raise ValueError(f"costs must hold every choice, got none for {key!r}")
+        if len(costs[key]) != len(candidates):
+            raise ValueError(
+                f"costs of choice {key!r} must be one for each of {', '.join(candidates)}, got {len(costs[key])}"
+            )
+    if unknown := [key for key in costs if key not in names]:
+        raise ValueError(f"costs must hold choices of the supernet alone, got {unknown[0]!r}")
 
 
 def _keys(choice: Choice, shape: tuple[int, int, int], c_out: int) -> list[OperationKey | None]:

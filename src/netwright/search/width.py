@@ -10,8 +10,9 @@ alpha are the gates of :mod:`netwright.compress.channels`; their step is proxima
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -38,11 +39,6 @@ class Widths(Result):
 
     channels: dict[str, int]
     total: dict[str, int]
-
-    @property
-    def skip_share(self) -> float:
-        """0: widths hold no skip connections to watch."""
-        return 0.0
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {kept} of {self.total[name]}" for name, kept in self.channels.items())
@@ -104,7 +100,8 @@ class WidthSearch(Searcher):
         network: Any network with batch norms; changed in place.
         lam, beta: As for :class:`netwright.search.rarts.RARTS`.
         l1: Strength mu of the penalty on the scales, >= 0.
-        objective: Loss of both parts; cross-entropy by default.
+        objective: Loss of both parts; cross-entropy by default. A penalty in it has a function of the gated network as
+            its cost: there are no operations for a table to price.
         epochs: Epochs of the search.
         lr, lr_min: Learning rate of the weights at the start and at the end of a cosine.
         weight_decay: Weight decay of the weights.
@@ -113,7 +110,8 @@ class WidthSearch(Searcher):
         **options: ``momentum`` and ``clip`` of :class:`netwright.search.searcher.Searcher`.
 
     Raises:
-        ValueError: If a value is out of range, or the network has no batch norm.
+        ValueError: If a value is out of range, the network has no batch norm, or the objective prices operations.
+        TypeError: If an argument is unknown or has no meaning for widths, such as ``selector``.
 
     Example:
         >>> import torch
@@ -123,6 +121,14 @@ class WidthSearch(Searcher):
         >>> print(search.search([batch], [batch], seed=0).genotype)
         features.1.gate 0 of 4, features.5.gate 0 of 8
     """
+
+    settled: ClassVar[Mapping[str, str]] = {
+        "method": "the step is RelaxedSplit",
+        "stages": "it has one; see epochs, lr, lr_min and weight_decay",
+        "selector": "widths are read off the gates: a channel is left where its gate is not zero",
+        "alpha_betas": "gates move by proximal steps, not by Adam's",
+        "alpha_weight_decay": "gates are penalised by l1",
+    }
 
     def __init__(
         self,

@@ -122,6 +122,9 @@ class Chain:
     def __post_init__(self) -> None:
         if self.stem < 1 or not self.stages:
             raise ValueError(f"stem must be >= 1 and stages at least one, got {self.stem} and {self.stages}")
+        for stage in self.stages:
+            if not isinstance(stage, Stage):
+                raise ValueError(f"stages must be of Stage(channels, layers, stride), got {stage!r}")
         if len(set(self.blocks)) != len(self.blocks) or not self.blocks:
             raise ValueError(f"blocks must be different names, at least one, got {self.blocks}")
         for name in (*self.blocks, *(stage.block for stage in self.stages if stage.block)):

@@ -64,8 +64,8 @@ class ChoiceSpace:
         version: Raised when the network changes so that old genotypes would build another one.
 
     Raises:
-        ValueError: If the network asks for no choice, for one with a single candidate, or twice for one key with
-            different candidates.
+        ValueError: If the name is no string or empty, or the network asks for no choice, for one with a single
+            candidate, or twice for one key with different candidates.
 
     Example:
         >>> from torch import nn
@@ -85,8 +85,8 @@ class ChoiceSpace:
     version: int = 1
 
     def __post_init__(self) -> None:
-        if not self.name:
-            raise ValueError("name must not be empty")
+        if not isinstance(self.name, str) or not self.name:
+            raise ValueError(f"name must be a string that is not empty, got {self.name!r}")
         if len(self.shape) != 2 or min(self.shape) < 1:
             raise ValueError(f"shape must be (height, width), each >= 1, got {self.shape}")
 

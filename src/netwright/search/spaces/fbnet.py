@@ -29,10 +29,10 @@ FBNET_BLOCKS = ("k3_e1", "k3_e1_g2", "k3_e3", "k3_e6", "k5_e1", "k5_e1_g2", "k5_
 
 
 def fbnet_space(
-    name: str,
     macro: Sequence[Stage] = FBNET_MACRO,
     blocks: Sequence[str] = FBNET_BLOCKS,
     *,
+    name: str | None = None,
     stem: int = 16,
     stem_stride: int = 2,
     head: int | None = 1984,
@@ -42,9 +42,10 @@ def fbnet_space(
     """A chain with FBNet's blocks.
 
     Args:
-        name: Name of the space.
         macro: The stages.
         blocks: Names of the blocks that a layer chooses among, besides ``skip``.
+        name: Name of the space, which its genotypes carry; by default ``"fbnet"`` for the published space and
+            ``"fbnet-own"`` for any other.
         stem: Width of the 3x3 convolution that comes first.
         stem_stride: Its stride.
         head: Width of the 1x1 convolution before the classifier, None for none.
@@ -53,23 +54,25 @@ def fbnet_space(
         shape: Height and width for the check of shapes.
 
     Raises:
-        ValueError: If a value is out of range.
+        ValueError: If a value is out of range, or the name is no string.
 
     Example:
-        >>> fbnet_space("every-skip", skip_projection=True).size == 9**22
+        >>> fbnet_space(skip_projection=True).size == 9**22
         True
     """
     chain = Chain(
         stem, tuple(macro), tuple(blocks), stem_stride=stem_stride, head=head, activation="ReLU", keep_expansion=True,
         skip_projection=skip_projection,
     )  # fmt: skip
+    if name is None:
+        name = "fbnet" if (chain, shape) == (FBNET.network, FBNET.shape) else "fbnet-own"
     return ChoiceSpace(name, chain, shape)
 
 
-FBNET = fbnet_space("fbnet")
+FBNET = fbnet_space(name="fbnet")
 """The published space."""
 
-FBNET_SMALL_HEAD = fbnet_space("fbnet-1504", head=1504)
+FBNET_SMALL_HEAD = fbnet_space(name="fbnet-1504", head=1504)
 """The space with the narrower head of FBNet-A."""
 
 

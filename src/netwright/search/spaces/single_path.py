@@ -28,11 +28,11 @@ MNASNET_MACRO = (
 
 
 def single_path_space(
-    name: str,
     macro: Sequence[Stage] = MNASNET_MACRO,
     kernels: Sequence[int] = (3, 5),
     expansions: Sequence[int] = (3, 6),
     *,
+    name: str | None = None,
     stem: int = 32,
     stem_stride: int = 2,
     head: int | None = 1280,
@@ -44,20 +44,21 @@ def single_path_space(
     path for every candidate.
 
     Args:
-        name: Name of the space.
         macro: The stages.
         kernels: Sides of the depthwise convolutions.
         expansions: Expansions.
+        name: Name of the space, which its genotypes carry; by default ``"single-path"`` for the published space and
+            ``"single-path-own"`` for any other.
         stem: Width of the 3x3 convolution that comes first.
         stem_stride: Its stride.
         head: Width of the 1x1 convolution before the classifier, None for none.
         shape: Height and width for the check of shapes.
 
     Raises:
-        ValueError: If a value is out of range.
+        ValueError: If a value is out of range, or the name is no string.
 
     Example:
-        >>> space = single_path_space("wider", kernels=(3, 5, 7))
+        >>> space = single_path_space(kernels=(3, 5, 7))
         >>> space.choices()["layer_1"], len(space.choices()["layer_2"])
         (('k3_e3', 'k3_e6', 'k5_e3', 'k5_e6', 'k7_e3', 'k7_e6'), 7)
     """
@@ -66,10 +67,12 @@ def single_path_space(
         stem, tuple(macro), blocks, skip_first=False, stem_stride=stem_stride, head=head, activation="ReLU",
         bn_eps=1e-3, bn_momentum=0.01,
     )  # fmt: skip
+    if name is None:
+        name = "single-path" if (chain, shape) == (SINGLE_PATH.network, SINGLE_PATH.shape) else "single-path-own"
     return ChoiceSpace(name, chain, shape)
 
 
-SINGLE_PATH = single_path_space("single-path")
+SINGLE_PATH = single_path_space(name="single-path")
 """The published space."""
 
 
