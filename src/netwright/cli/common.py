@@ -24,7 +24,10 @@ SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave out files
 DropUnknown = Annotated[bool, typer.Option("--drop-unknown", help="Leave out test classes that training lacks.")]
 Select = Annotated[
     str | None,
-    typer.Option(help="How the search decides: magnitude, argmax, sample or perturbation.  [as the method does]"),
+    typer.Option(
+        help="How the search decides: magnitude, argmax, sample, or perturbation (the rule of DARTS-PT without its "
+        "tuning between decisions).  [as the method does]"
+    ),
 ]
 LatencyMs = Annotated[
     float | None, typer.Option(help="Most milliseconds of one image on one thread, in the sparse runtime.")
