@@ -83,16 +83,22 @@ def test_evaluations_are_as_many_as_the_paper_counts(topology, each):
     assert len(made.decisions) == 2 * (14 + 6)
 
 
-def test_the_darts_space_is_measured_as_often_as_the_paper_counts_and_never_intact(monkeypatch):
-    """14 edges of 7 operations, and 3 + (4+3) + (5+4+3) edges, for each of two cell types."""
-    rows = []
+@pytest.fixture
+def rows(monkeypatch):
+    """Scores are drawn instead of measured; the factors of every variant that would have been."""
+    asked = []
 
-    def counted(supernet, val, factors, **_):
-        rows.extend(torch.cat(list(factors.values()), 1))
+    def drawn(supernet, val, factors, **_):
+        asked.extend(torch.cat(list(factors.values()), 1))
         number = len(next(iter(factors.values())))
         return torch.rand(number, dtype=torch.float64), torch.rand(number, dtype=torch.float64)
 
-    monkeypatch.setattr(perturbation, "measure", counted)
+    monkeypatch.setattr(perturbation, "measure", drawn)
+    return asked
+
+
+def test_the_darts_space_is_measured_as_often_as_the_paper_counts_and_never_intact(rows):
+    """14 edges of 7 operations, and 3 + (4+3) + (5+4+3) edges, for each of two cell types."""
     supernet = spaces.get("darts-pt").supernet(1, 3, channels=2, cells=3)
     made = PerturbationSelector(tune_epochs=0).discretise(supernet, None, batches(1, 4))
     assert made.evaluations == len(rows) == 2 * 120
@@ -133,7 +139,7 @@ def test_defaults_are_the_published_ones():
 @pytest.mark.parametrize(
     ("lr_scale", "first", "last"), [(0.1, 0.0025, 0.001), (1.0, 0.025, 0.001), (0.01, 2.5e-4, 2.5e-4)]
 )
-def test_the_tuning_is_the_published_recipe(monkeypatch, lr_scale, first, last):
+def test_the_tuning_is_the_published_recipe(monkeypatch, rows, lr_scale, first, last):
     """81 epochs for 17 projections, five between two and one behind the last, one cosine over all of them."""
     rates, groups, epochs = [], [], []
 

@@ -10,9 +10,10 @@ from netwright.nn.batchnorm import frozen_statistics
 from netwright.search import scoring, spaces
 from netwright.search.fused import mixture
 from netwright.search.scoring import measure, removals, without
-from netwright.search.spaces import Space
+from netwright.search.spaces import ChoiceSpace, Space
+from netwright.search.spaces.operations import Noise
 from netwright.search.supernet import FixedGate, MaskedGate, SoftmaxGate
-from netwright.seeding import derive
+from netwright.seeding import derive, seeded
 
 SEVEN = spaces.get("darts-pt")
 MICRO = spaces.get("micro-darts-2")
@@ -97,6 +98,41 @@ def test_what_variants_share_runs_once():
     changed = {(1, *edge): 1 for edge in ("02", "12", "03", "13", "23", "04", "14", "24")} | {(1, "3", "4"): 2}
     after = {(2, *edge): 1 if edge[0] == "0" else 2 for edge in ("02", "12", "03", "13", "23", "04", "14", "24", "34")}
     assert runs == shared | changed | after
+
+
+class Layer(nn.Module):
+    """Writes into what it is given, and drops features, so that what is kept must be a copy and draws must go on."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return nn.functional.dropout(self.norm(x.relu_()), 0.3, self.training)
+
+
+def network(choose, in_channels, num_classes):
+    options = {f"k{k}": lambda k=k: nn.Conv2d(4, 4, k, padding=k // 2) for k in (1, 3)} | {"noise": Noise}
+    body = [part for i in range(4) for part in (choose(f"layer_{i}", options), Layer())]
+    return nn.Sequential(nn.Conv2d(in_channels, 4, 1), *body, nn.Flatten(), nn.Linear(256, num_classes))
+
+
+@pytest.mark.parametrize("key", ["layer_0", "layer_2", "layer_3"])
+def test_choices_before_the_changed_one_of_any_network_run_once(key):
+    supernet, runs = ChoiceSpace("chain-of-layers", network, shape=(8, 8)).supernet(1, 3, seed=2), []
+    val, factors = batches(1, 8), {key: removals(3, range(3), intact=True)}
+    supernet.keyed_choices()["layer_1"].candidates["k3"].register_forward_hook(lambda *_: runs.append(1))
+    accuracy, loss = measure(supernet, val, factors)
+    assert len(runs) == (1 if key > "layer_1" else 4)
+
+    inner = supernet.keyed_choices()[key].gate
+    for row, factor in enumerate(factors[key]):
+        supernet.set_gate(MaskedGate(inner, factor.tolist()), key)
+        with torch.no_grad(), frozen_statistics(supernet), seeded(0, "perturbation", 0):
+            logits = supernet.train()(val[0][0])
+        assert loss[row].item() == pytest.approx(functional.cross_entropy(logits, val[0][1]).item(), abs=1e-6)
+        assert accuracy[row].item() == (logits.argmax(1) == val[0][1]).double().mean().item()
+    supernet.set_gate(inner, key)
 
 
 def test_the_intact_supernet_and_that_without_none_are_one_variant():

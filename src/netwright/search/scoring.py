@@ -6,14 +6,17 @@ arXiv:2108.04392. Without operation o an edge gives
     sum_{i != o} m_i o_i(x)  =  y - m_o o(x),
 
 so where x is the same for all variants every operation runs once. What does not depend on a changed choice runs once
-too. Behind it each variant has activations of its own, and its batch norms, which are in training mode, see them alone:
-stacked along the batch the variants would be normalised together.
+too: a supernet that can compute variants together (:class:`Branching`) knows what that is, of any other the choices
+that come before the first changed one do not run again. Behind it each variant has activations of its own, and its
+batch norms, which are in training mode, see them alone: stacked along the batch the variants would be normalised
+together.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -104,8 +107,8 @@ def measure(
     """Accuracy (a share) and loss (nats) of the supernet with the mixing weights of some keys scaled in several ways.
 
     All variants see the same batches, in training mode: batch norms use the batch and change nothing. A gate that draws
-    mixes by what it expects. Operations that draw draw the same in every variant. Variants that are the same network,
-    as the whole one and that without ``none``, are measured once.
+    mixes by what it expects. Random operations draw from the same state of the generators in every variant. Variants
+    that are the same network, as the whole one and that without ``none``, are measured once.
 
     Args:
         supernet: The supernet; weights, alphas, buffers and gates are the same afterwards.
@@ -123,8 +126,6 @@ def measure(
     if val is None:
         raise ValueError("val must be batches (inputs, labels), got None")
     device = next(supernet.parameters()).device
-    right: list[int] = []
-    loss: list[float] = []
     seen = 0
     with _prepared(supernet) as mixing:
         rows, places = _variants(mixing, factors, renormalise)
@@ -184,9 +185,57 @@ def _logits(supernet: Supernet, x: Tensor, rows: Rows, place: int) -> Iterator[T
         with seeded(0, "perturbation", place):
             yield from shared.variants(x, rows, derive(0, "perturbation", place))
         return
-    chosen = [choice for _, choice in supernet.named_choices() if choice.key in rows]
+    start = _Start()
+    fixed = {choice: choice.gate for _, choice in supernet.named_choices()}
     for variant in range(len(next(iter(rows.values()))) if rows else 1):
-        for choice in chosen:
-            choice.gate = GivenGate(rows[choice.key][variant])
+        start.again()
+        for choice, gate in fixed.items():
+            changed = choice.key in rows
+            given = rows[choice.key][variant] if changed else gate.expectation(supernet.arch[choice.key])
+            choice.gate = _Followed(given, start, changed)
         with seeded(0, "perturbation", place):  # the same draws for all
             yield supernet(x)
+    for choice, gate in fixed.items():
+        choice.gate = gate
+
+
+class _Start:
+    """What the choices before the first that differs gave in the first pass, and where the generators were then."""
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        self.passes = self.place = 0
+        self.common = True
+
+    def again(self) -> None:
+        """Another pass begins."""
+        self.passes, self.place, self.common = self.passes + 1, 0, True
+
+    def serve(self, compute: Callable[[], Tensor]) -> Tensor:
+        """The output of the next choice; a copy, since a network may write into it."""
+        if not self.common:
+            return compute()
+        if self.passes == 1:
+            y = compute()
+            self.kept.append(
+                (y.clone(), torch.get_rng_state(), torch.cuda.get_rng_state(y.device) if y.is_cuda else None)
+            )
+            return y
+        y, state, accelerator = self.kept[self.place]
+        self.place += 1
+        torch.set_rng_state(state)
+        if accelerator is not None:
+            torch.cuda.set_rng_state(accelerator, y.device)
+        return y.clone()
+
+
+class _Followed(GivenGate):
+    """Given weights; before the first choice that differs nothing runs twice."""
+
+    def __init__(self, given: Tensor, start: _Start, changed: bool) -> None:
+        super().__init__(given)
+        self.start, self.changed = start, changed
+
+    def forward(self, choice: Choice, x: Tensor, alpha: Tensor) -> Tensor:
+        self.start.common = self.start.common and not self.changed
+        return self.start.serve(functools.partial(super().forward, choice, x, alpha))
