@@ -9,7 +9,7 @@ as many convolutions as perturbation chose, since more convolutions are more par
 
 What an operation is worth is measured on six edges of the S2 supernet: the edge is fixed to it, the supernet tuned for
 one epoch, and the validation accuracy read. The architecture's learning rate is ten times the published one, since
-there are a hundred times fewer steps.
+there are a hundred times fewer steps; in the tuning of perturbation its optimiser goes on as the search left it.
 """
 
 from __future__ import annotations
