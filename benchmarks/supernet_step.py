@@ -76,6 +76,9 @@ class Port(nn.Module):
 
     Args:
         ours: A supernet or an evaluation network of netwright, whose structure and values are taken.
+
+    Attributes:
+        gone: An edge's key and the operation that does not run on it, or nothing.
     """
 
     def __init__(self, ours: Any) -> None:
@@ -88,6 +91,7 @@ class Port(nn.Module):
         self.plans: list[tuple[list[tuple[int, int]], tuple[int, ...]]] = []
         self.keys: list[list[str]] = []
         self.drop = 0.0
+        self.gone: tuple[str, str] | None = None
         for cell in ours.cells:
             part = nn.ModuleDict({"edges": nn.ModuleList()})
             for name in ("before", "previous"):
@@ -133,9 +137,9 @@ class Port(nn.Module):
             for edge, (operations, (source, state)) in enumerate(zip(cell["edges"], plan, strict=True)):
                 x = states[source]
                 if self.search:
-                    weights = self.arch[self.keys[number][edge]].softmax(0)
-                    named = zip(weights, operations.items(), strict=True)
-                    y = sum(w * op(x) for w, (name, op) in named if name != "none")
+                    key = self.keys[number][edge]
+                    named = zip(self.arch[key].softmax(0), operations.items(), strict=True)
+                    y = sum(w * op(x) for w, (name, op) in named if name != "none" and (key, name) != self.gone)
                 else:
                     (op,) = operations.values()
                     y = op(x)

@@ -141,6 +141,11 @@ def test_fixed_stages_ask_nothing():
     assert network[-1].in_features == 20
 
 
+def test_a_choice_of_one_is_a_choice():
+    space = ChoiceSpace("one", lambda choose, i, n: nn.Sequential(choose("a", {"b": nn.Identity}), nn.Linear(1, n)))
+    assert (space.choices(), space.size) == ({"a": ("b",)}, 1)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -310,8 +310,8 @@ def test_result_says_what_was_done():
 
 def test_selector_and_order():
     class Fixed(MagnitudeSelector):
-        def select(self, net, train=None, validation=None, *, seed=0):
-            self.got = train, validation, seed
+        def select(self, net, train=None, val=None, *, seed=0):
+            self.got = train, val, seed
             return super().select(net)
 
     selector, (train, val) = Fixed(), loaders()

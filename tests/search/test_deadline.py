@@ -33,8 +33,8 @@ class Selector:
     def __init__(self, clock):
         self.clock = clock
 
-    def select(self, supernet, train=None, validation=None, *, seed=0):
-        self.clock.now += len(validation)
+    def select(self, supernet, train=None, val=None, *, seed=0):
+        self.clock.now += len(val)
         return supernet.derive()
 
 

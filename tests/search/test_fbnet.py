@@ -452,7 +452,7 @@ def test_chains_and_cells_are_searched(name, options):
         ),
         (lambda: fbnet(samples=-1), "samples must be >= 0"),
         (lambda: sample_genotypes(CHAIN.supernet(1, 3), 0, generator=stream(0, "x")), "count must be >= 1, got 0"),
-        (lambda: SampleSelector(1).select(CHAIN.supernet(1, 3)), "train and validation must be batches"),
+        (lambda: SampleSelector(1).select(CHAIN.supernet(1, 3)), "train and val must be batches"),
     ],
 )
 def test_bad_values_are_named(make, message):

@@ -1,89 +1,28 @@
-"""Selection by perturbation (DARTS-PT) against hand-made networks, separate passes and counted evaluations."""
+"""Selection by perturbation (DARTS-PT) against hand-made networks, counted evaluations and the published recipe."""
 
+import copy
 import hashlib
+import math
 
 import pytest
 import torch
+from tests.support.supernets import Columns, OneEdge, batches
 from torch import nn
-from torch.nn import functional
 
-from netwright.nn.batchnorm import frozen_statistics
 from netwright.search import perturbation, spaces
-from netwright.search.perturbation import (
-    PerturbationSelector,
-    discretisation_accuracy,
-    edge_strengths,
-    op_strengths,
-)
-from netwright.search.selection import MagnitudeSelector
+from netwright.search.darts import DARTS
+from netwright.search.perturbation import PerturbationSelector
+from netwright.search.selection import TuningSelector
 from netwright.search.spaces import Space, edge_key
-from netwright.search.supernet import Choice, FixedGate, MaskedGate, SoftmaxGate, Supernet
+from netwright.search.strengths import discretisation_accuracy, edge_strengths, op_strengths
 
 MICRO = spaces.get("micro-darts-2")
 SMALL = Space("small", ("skip_connect", "sep_conv_3x3"), nodes=4, channels=2, cells=3)
 
 
-def batches(number=2, size=16, classes=3, side=8, seed=0):
-    source = torch.Generator().manual_seed(seed)
-    return [
-        (torch.randn(size, 1, side, side, generator=source), torch.randint(classes, (size,), generator=source))
-        for _ in range(number)
-    ]
-
-
-class ChainSpace:
-    def genotype(self, decisions):
-        return dict(decisions)
-
-    def selector(self):
-        return MagnitudeSelector()
-
-
-class OneEdge(Supernet):
-    """One choice between features and a head that is given."""
-
-    def __init__(self, candidates, head):
-        super().__init__(ChainSpace(), head.shape[0])
-        self.edge = Choice(candidates, key="edge", gate=SoftmaxGate())
-        self.register_buffer("head", head)
-        self.anchor = nn.Parameter(torch.zeros(()))
-        self.initialise_arch(0, (head.shape[1], 1, 1))
-
-    def forward(self, x):
-        return self.edge(x, self.arch["edge"]).flatten(1) @ self.head.T + self.anchor
-
-
-class Columns(nn.Module):
-    """Features where ``kept`` is 1, zeros elsewhere."""
-
-    def __init__(self, kept):
-        super().__init__()
-        self.register_buffer("kept", torch.tensor(kept).view(1, -1, 1, 1))
-
-    def forward(self, x):
-        return x * self.kept
-
-
 def digest(supernet):
     parts = [value.detach().numpy().tobytes() for value in supernet.state_dict().values()]
     return hashlib.sha256(b"".join(parts)).hexdigest()
-
-
-def separate_scores(supernet, val, key):
-    """Accuracy and loss without each candidate of an edge, one pass for each, nothing shared."""
-    choices = [choice for _, choice in supernet.named_choices() if choice.key == key]
-    inner, found = choices[0].gate, []
-    for gone in range(len(choices[0])):
-        supernet.set_gate(MaskedGate(inner, [number != gone for number in range(len(choices[0]))]), key)
-        right = loss = 0.0
-        with torch.no_grad(), frozen_statistics(supernet):
-            for x, labels in val:
-                logits = supernet(x)
-                right += (logits.argmax(1) == labels).sum().item()
-                loss += functional.cross_entropy(logits, labels, reduction="sum").item()
-        supernet.set_gate(inner, key)
-        found.append((right / sum(len(y) for _, y in val), loss / sum(len(y) for _, y in val)))
-    return torch.tensor(found, dtype=torch.float64).T
 
 
 @pytest.mark.parametrize("favour", [-10.0, 0.0, 10.0])
@@ -100,53 +39,6 @@ def test_the_operation_that_carries_the_signal_wins_whatever_alpha_says(favour):
     assert PerturbationSelector(tune_epochs=0).select(supernet, None, val) == {"edge": "skip_connect"}
 
 
-def test_scores_are_those_of_hand_masked_features():
-    source = torch.Generator().manual_seed(1)
-    head = torch.randn(4, 6, generator=source)
-    parts = {"a": [1.0, 1, 0, 0, 0, 0], "b": [0.0, 0, 1, 1, 0, 0], "c": [0.0, 0, 0, 0, 1, 1]}
-    supernet = OneEdge({name: Columns(kept) for name, kept in parts.items()}, head)
-    supernet.arch["edge"].data.copy_(torch.tensor([0.2, 0.3, 0.5]).log())
-    x, labels = torch.randn(64, 6, 1, 1, generator=source), torch.randint(4, (64,), generator=source)
-    weights = torch.tensor([0.2, 0.3, 0.5])
-
-    def accuracy(kept):
-        columns = sum(w * torch.tensor(parts[name]) for w, name in zip(weights, parts, strict=True) if name in kept)
-        return ((x.flatten(1) * columns) @ head.T).argmax(1).eq(labels).double().mean()
-
-    wanted = [accuracy("abc") - accuracy(set("abc") - {gone}) for gone in "abc"]
-    assert op_strengths(supernet, [(x, labels)], "edge").tolist() == [value.item() for value in wanted]
-
-
-def test_what_is_left_is_renormalised_on_request_only():
-    supernet = OneEdge({name: nn.Identity() for name in "abc"}, torch.eye(2))
-    alpha = torch.tensor([0.2, 0.3, 0.5]).log()
-    factors = torch.tensor([1.0, 1.0, 0.0])
-    plain = perturbation._Scaled(SoftmaxGate(), factors, False).weights(alpha, True)
-    again = perturbation._Scaled(SoftmaxGate(), factors, True).weights(alpha, True)
-    assert torch.allclose(plain, torch.tensor([0.2, 0.3, 0.0]))
-    assert torch.allclose(again, torch.tensor([0.4, 0.6, 0.0]))
-    # An edge of identities: without one of three the sum shrinks, and not when renormalised.
-    x, labels = torch.tensor([[3.0, 1.0]]).view(1, 2, 1, 1), torch.tensor([0])
-    supernet.arch["edge"].data.zero_()
-    scales = {"edge": torch.tensor([[1.0, 1, 1], [0.0, 1, 1]])}
-    _, loss = perturbation._measure(supernet, [(x, labels)], scales)
-    _, kept = perturbation._measure(supernet, [(x, labels)], scales, renormalise=True)
-    assert loss.tolist() == pytest.approx([functional.softplus(torch.tensor(-2.0 * s)).item() for s in (1, 2 / 3)])
-    assert kept[0] == pytest.approx(kept[1])
-
-
-@pytest.mark.parametrize("key", ["normal_0_2", "normal_1_3", "reduce_0_2", "reduce_2_3"])
-def test_removals_that_share_what_lies_before_equal_separate_passes(key):
-    supernet = MICRO.supernet(1, 3, channels=4, seed=3)
-    val = batches()
-    supernet.train()
-    choice = supernet.keyed_choices()[key]
-    accuracy, loss = perturbation._measure(supernet, val, {key: 1 - torch.eye(len(choice))})
-    apart = separate_scores(supernet, val, key)
-    assert torch.allclose(loss, apart[1], atol=1e-6)
-    assert torch.equal(accuracy, apart[0])
-
-
 def test_scoring_leaves_everything_as_it_was():
     supernet = MICRO.supernet(1, 3, channels=2)
     supernet.eval()
@@ -158,14 +50,6 @@ def test_scoring_leaves_everything_as_it_was():
     assert digest(supernet) == before
     assert [choice.gate for _, choice in supernet.named_choices()] == gates
     assert not any(module.training for module in supernet.modules())
-
-
-def test_a_batch_that_fails_leaves_everything_as_it_was():
-    supernet = MICRO.supernet(1, 3, channels=2)
-    gates = [choice.gate for _, choice in supernet.named_choices()]
-    with pytest.raises(RuntimeError):
-        op_strengths(supernet, [(torch.zeros(2, 5, 8, 8), torch.tensor([0, 1]))], (0, 2))
-    assert [choice.gate for _, choice in supernet.named_choices()] == gates
 
 
 def test_the_discretised_supernet_is_the_network_of_its_genotype():
@@ -199,6 +83,28 @@ def test_evaluations_are_as_many_as_the_paper_counts(topology, each):
     assert len(made.decisions) == 2 * (14 + 6)
 
 
+@pytest.fixture
+def rows(monkeypatch):
+    """Scores are drawn instead of measured; the factors of every variant that would have been."""
+    asked = []
+
+    def drawn(supernet, val, factors, **_):
+        asked.extend(torch.cat(list(factors.values()), 1))
+        number = len(next(iter(factors.values())))
+        return torch.rand(number, dtype=torch.float64), torch.rand(number, dtype=torch.float64)
+
+    monkeypatch.setattr(perturbation, "measure", drawn)
+    return asked
+
+
+def test_the_darts_space_is_measured_as_often_as_the_paper_counts_and_never_intact(rows):
+    """14 edges of 7 operations, and 3 + (4+3) + (5+4+3) edges, for each of two cell types."""
+    supernet = spaces.get("darts-pt").supernet(1, 3, channels=2, cells=3)
+    made = PerturbationSelector(tune_epochs=0).discretise(supernet, None, batches(1, 4))
+    assert made.evaluations == len(rows) == 2 * 120
+    assert all(row.eq(0).any() for row in rows)
+
+
 def test_decisions_come_in_random_order_by_seed_and_cell_types_in_turn():
     supernet = SMALL.supernet(1, 3)
 
@@ -224,6 +130,144 @@ def test_tuning_moves_weights_and_open_alphas_but_no_fixed_one():
     assert all(torch.equal(kept.supernet.arch[key], alpha) for key, alpha in supernet.arch.items())
 
 
+def test_defaults_are_the_published_ones():
+    selector = PerturbationSelector()
+    assert (selector.tune_epochs, selector.topology, selector.criterion) == (5, "greedy", "accuracy")
+    assert (selector.lr_scale, selector.max_val_batches, selector.renormalise) == (0.1, None, False)
+
+
+@pytest.mark.parametrize(
+    ("lr_scale", "first", "last"), [(0.1, 0.0025, 0.001), (1.0, 0.025, 0.001), (0.01, 2.5e-4, 2.5e-4)]
+)
+def test_the_tuning_is_the_published_recipe(monkeypatch, rows, lr_scale, first, last):
+    """81 epochs for 17 projections, five between two and one behind the last, one cosine over all of them."""
+    rates, groups, epochs = [], [], []
+
+    class Counted(perturbation._Tuner):
+        def train(self, number):
+            epochs.append(number)
+            searcher = self.searcher
+            for _ in range(number):
+                searcher.schedule()
+                rates.append(searcher.w_opt.param_groups[0]["lr"])
+                searcher._progress += 1 / searcher.epochs
+            groups[:] = [searcher]
+
+    monkeypatch.setattr(perturbation, "_Tuner", Counted)
+    supernet = SMALL.supernet(1, 3)
+    PerturbationSelector(lr_scale=lr_scale).discretise(supernet, batches(1, 4), batches(1, 4))
+    (searcher,) = groups
+    assert epochs == [5] * 16 + [1]
+    assert searcher.epochs == sum(epochs) == 81
+    cosine = [last + (first - last) * (1 + math.cos(math.pi * epoch / 81)) / 2 for epoch in range(81)]
+    assert rates == pytest.approx(cosine)
+    assert searcher.stage.lr_at(1.0) == pytest.approx(last)
+    group = searcher.w_opt.param_groups[0]
+    assert isinstance(searcher.w_opt, torch.optim.SGD)
+    assert (group["momentum"], group["weight_decay"], searcher.clip) == (0.9, 3e-4, 5.0)
+
+
+def tuned_with(monkeypatch):
+    """The optimisers of the architecture at the first step of every tuning, copied."""
+    found = []
+    train = perturbation._Tuner.train
+
+    def watched(self, epochs):
+        if not found or found[-1][0] is not self:
+            found.append((self, copy.deepcopy(self.searcher.a_opt.state_dict()), self.searcher))
+        train(self, epochs)
+
+    monkeypatch.setattr(perturbation._Tuner, "train", watched)
+    return found
+
+
+def same(state, other):
+    """Whether two states of an optimiser hold equal settings and numbers."""
+    numbers = [[tensor for values in each["state"].values() for tensor in values.values()] for each in (state, other)]
+    return state["param_groups"] == other["param_groups"] and all(map(torch.equal, *numbers)) and len(numbers[0]) > 0
+
+
+def searching(**options):
+    supernet = MICRO.supernet(1, 3, channels=2)
+    selector = PerturbationSelector(tune_epochs=1)
+    return DARTS(supernet, selector=selector, epochs=2, alpha_lr=3e-2, alpha_weight_decay=0.0, **options)
+
+
+def test_the_optimiser_of_the_architecture_goes_on_where_the_search_left_it(monkeypatch):
+    found, searcher = tuned_with(monkeypatch), searching()
+    searcher.search(batches(), batches(seed=1), seed=0)
+    ((_, state, tuner),) = found
+    kept = searcher.a_opt.state_dict()
+    assert same(state, kept)
+    assert (kept["param_groups"][0]["lr"], kept["param_groups"][0]["weight_decay"]) == (3e-2, 0.0)
+    # it moves the copy: the search's own optimiser and alphas are where they were
+    assert not same(tuner.a_opt.state_dict(), kept)
+    held = {id(parameter) for parameter in tuner.a_opt.param_groups[0]["params"]}
+    assert held == {id(alpha) for alpha in tuner.supernet.arch_parameters()}
+    assert not held & {id(alpha) for alpha in searcher.supernet.arch_parameters()}
+
+
+def test_so_it_does_in_a_search_resumed_from_a_checkpoint(monkeypatch):
+    found, whole, part = tuned_with(monkeypatch), searching(), searching()
+    wanted = whole.search(batches(), batches(seed=1), seed=0)
+    states = []
+    part.search(batches(), batches(seed=1), seed=0, on_epoch=lambda ended: states.append(ended.searcher.state_dict()))
+    for state in states:  # after the first epoch, and when only the selection is left
+        resumed = searching()
+        resumed.load_state_dict(state)
+        assert resumed.search(batches(), batches(seed=1), seed=0).genotype == wanted.genotype
+        assert same(found[-1][1], found[0][1])
+
+
+def test_alone_the_tuning_has_the_optimiser_of_darts_or_the_one_it_is_given(monkeypatch):
+    found, supernet = tuned_with(monkeypatch), MICRO.supernet(1, 3, channels=2)
+    selector = PerturbationSelector(tune_epochs=1)
+    selector.select(supernet, batches(), batches(seed=1))
+    given = torch.optim.Adam(supernet.arch_parameters(), lr=0.5, betas=(0.1, 0.2))
+    selector.select(supernet, batches(), batches(seed=1), a_opt=given)
+    groups = [state["param_groups"][0] for _, state, _ in found]
+    assert [(g["lr"], g["betas"], g["weight_decay"]) for g in groups] == [
+        (3e-4, (0.5, 0.999), 1e-3),
+        (0.5, (0.1, 0.2), 0.0),
+    ]
+    assert not given.state
+    weights = torch.optim.SGD(supernet.classifier.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="a_opt must hold architecture parameters of the supernet alone, got 2 others"):
+        selector.select(supernet, batches(), batches(seed=1), a_opt=weights)
+
+
+def test_a_search_calls_what_its_selector_has():
+    class Plain:
+        def select(self, supernet, train=None, val=None, *, seed=0):
+            return supernet.derive()
+
+    assert isinstance(PerturbationSelector(), TuningSelector)
+    assert not isinstance(Plain(), TuningSelector)
+    searcher = DARTS(MICRO.supernet(1, 3, channels=2), selector=Plain(), epochs=1)
+    assert searcher.search(batches(), batches(), seed=0).genotype == searcher.supernet.derive()
+
+
+def test_fixed_alphas_stay_zero_in_search_and_tuning():
+    """blank-pt: the same as alphas zeroed by hand, weights trained alone, and a selector that leaves alphas alone."""
+    supernet = MICRO.supernet(1, 3, channels=2)
+    by_hand = copy.deepcopy(supernet)
+    selector = PerturbationSelector(tune_epochs=1)
+    result = DARTS(supernet, selector=selector, epochs=2, fixed_alpha=True).search(batches(), batches(seed=1), seed=3)
+    assert all(alpha.eq(0).all() for alphas in result.alpha_history for alpha in alphas.values())
+    assert selector.alpha_step
+
+    for alpha in by_hand.arch_parameters():
+        alpha.data.zero_()
+    searcher = perturbation.Searcher(by_hand, stages=[perturbation.Stage(epochs=2, alpha_step=False)])
+    searcher.search(batches(), batches(seed=1), seed=3)
+    assert digest(by_hand) == digest(supernet)
+    made = PerturbationSelector(tune_epochs=1, alpha_step=False).discretise(by_hand, batches(), batches(seed=1), seed=3)
+    assert made.genotype == result.genotype
+    assert all(alpha.eq(0).all() for alpha in made.supernet.arch_parameters())
+    with pytest.raises(ValueError, match="order must be 1 with fixed_alpha"):
+        DARTS(by_hand, order=2, fixed_alpha=True)
+
+
 def test_ties_in_accuracy_are_broken_by_loss():
     x, labels = torch.tensor([[2.0, 0.0]]).view(1, 2, 1, 1), torch.tensor([0])
     halves = {"small": Columns([0.1, 0.0]), "large": Columns([1.0, 0.0])}
@@ -234,25 +278,8 @@ def test_ties_in_accuracy_are_broken_by_loss():
 def test_none_is_measured_but_never_chosen():
     supernet = spaces.get("micro-darts-2-shared").supernet(1, 3, channels=2)
     made = PerturbationSelector(tune_epochs=0).discretise(supernet, None, batches())
-    assert all("none" not in decision.strengths for decision in made.decisions)
+    assert all("none" not in decision.accuracies for decision in made.decisions)
     assert op_strengths(supernet, batches(), (1, 2))[0] == 0.0
-
-
-def test_strength_of_edges_and_accuracy_of_a_decision_agree_with_gates_set_by_hand():
-    supernet = MICRO.supernet(1, 3, channels=4, seed=2)
-    val = batches()
-    strengths = edge_strengths(supernet, val, 1, "normal")
-    assert strengths.shape == (3,)
-    choice = supernet.keyed_choices()["normal_2_3"]
-    full, _ = perturbation._measure(supernet, val, {"normal_0_2": torch.ones(1, len(choice))})
-    inner = choice.gate
-    supernet.set_gate(FixedGate(None, len(choice)), "normal_2_3")
-    without, _ = perturbation._measure(supernet, val, {"normal_0_2": torch.ones(1, len(choice))})
-    supernet.set_gate(FixedGate(2, len(choice)), "normal_2_3")
-    fixed, _ = perturbation._measure(supernet, val, {"normal_0_2": torch.ones(1, len(choice))})
-    supernet.set_gate(inner, "normal_2_3")
-    assert strengths[2] == full - without
-    assert discretisation_accuracy(supernet, val, (2, 3), choice.names[2], cell="normal") == fixed
 
 
 def test_the_best_mixture_of_two_uncorrelated_errors_favours_the_smaller_in_inverse_proportion():
@@ -290,24 +317,12 @@ def test_bad_settings(settings, told):
 
 def test_bad_input():
     supernet = MICRO.supernet(1, 3, channels=2)
-    with pytest.raises(ValueError, match="validation must be batches"):
+    with pytest.raises(ValueError, match="val must be batches"):
         PerturbationSelector().select(supernet, batches(), None)
     with pytest.raises(ValueError, match="train must be batches"):
         PerturbationSelector().select(supernet, None, batches())
-    with pytest.raises(RuntimeError, match="validation must hold at least 1 batch"):
+    with pytest.raises(RuntimeError, match="val must hold at least 1 batch"):
         PerturbationSelector(tune_epochs=0).select(supernet, None, [])
-    with pytest.raises(ValueError, match=r"edge must be one of .* got 'normal_9_9'"):
-        op_strengths(supernet, batches(), "normal_9_9")
-    with pytest.raises(ValueError, match="op must be one of"):
-        discretisation_accuracy(supernet, batches(), (0, 2), "skip")
-    supernet.set_gate(FixedGate(1, 5), "normal_0_2")
-    with pytest.raises(ValueError, match="edge must be open, got 'normal_0_2'"):
-        op_strengths(supernet, batches(), (0, 2), "normal")
-    for name, parameter in supernet.named_parameters():
-        if name.startswith("classifier"):
-            parameter.data.fill_(torch.nan)
-    with pytest.raises(FloatingPointError, match="loss must be finite"):
-        op_strengths(supernet, batches(), (1, 2), "normal")
 
 
 def test_noise_costs_accuracy_and_scores_repeat():

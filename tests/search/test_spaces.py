@@ -1,5 +1,7 @@
 import collections
+import copy
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -8,9 +10,9 @@ from torch import nn
 
 from netwright import search
 from netwright.search import fbnet_space, single_path_space, spaces
-from netwright.search.genotype import DARTS_V1
+from netwright.search.genotype import DARTS_V1, Genotype
 from netwright.search.spaces import chain
-from netwright.search.spaces.operations import FactorizedReduce, operation
+from netwright.search.spaces.operations import OPERATIONS, FactorizedReduce, operation
 from netwright.seeding import stream
 
 
@@ -39,7 +41,14 @@ def test_spaces_by_name():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("nodes", 0), ("channels", 0), ("cells", 0), ("primitives", ("none",)), ("primitives", ("a", "a"))],
+    [
+        ("nodes", 0),
+        ("channels", 0),
+        ("cells", 0),
+        ("primitives", ("none",)),
+        ("primitives", ("noise", "noise")),
+        ("primitives", ("skip_connect", "foo")),
+    ],
 )
 def test_impossible_spaces_are_refused(field, value):
     with pytest.raises(ValueError, match=field):
@@ -109,6 +118,94 @@ def test_restricted_primitives_give_a_space_of_ones_own():
         assert supernet.derive().build(1, 3)(torch.zeros(2, 1, 8, 8)).shape == (2, 3)
     finally:
         del spaces.SPACES["test-s2"]
+
+
+S1 = {
+    "normal_0_2": ("skip_connect", "sep_conv_3x3"),
+    "normal_1_2": ("none", "skip_connect", "max_pool_3x3"),
+    "normal_0_3": ("dil_conv_3x3",),
+    "normal_1_3": ("none", "noise"),
+    "normal_2_3": ("avg_pool_3x3", "sep_conv_5x5", "skip_connect"),
+}
+
+
+@pytest.fixture
+def own():
+    """A space of two nodes whose edges have one to three operations besides none."""
+    space = spaces.register(spaces.Space("test-s1", S1, nodes=2, channels=2, cells=3, reductions="middle", shared=True))
+    yield space
+    del spaces.SPACES["test-s1"]
+
+
+def test_edges_may_have_operations_of_their_own(own):
+    supernet = own.supernet(1, 3, seed=0)
+    assert {key: choice.names for key, choice in supernet.keyed_choices().items()} == S1
+    assert {key: len(alpha) for key, alpha in supernet.arch.items()} == {key: len(names) for key, names in S1.items()}
+    assert set(own.choosable) == {name for names in S1.values() for name in names} - {"none"}
+    genotype = supernet.derive()
+    assert genotype.build(1, 3)(torch.zeros(2, 1, 8, 8)).shape == (2, 3)
+    assert Genotype.from_json(genotype.to_json()) == genotype
+    assert supernet.space is own
+    assert copy.deepcopy(supernet).space == own
+    assert hash(own) == hash(dataclasses.replace(own))
+
+
+def test_random_genotypes_are_uniform_where_edges_differ(own):
+    """Chi-squared over all genotypes, enumerated from the mapping; five standard deviations."""
+    node = {(a, b): 1 for a in S1["normal_0_2"] for b in S1["normal_1_2"][1:]}
+    last = [
+        ((a, i), (b, j))
+        for i, j in itertools.combinations(range(3), 2)
+        for a in S1[f"normal_{i}_3"]
+        for b in S1[f"normal_{j}_3"]
+        if "none" not in (a, b)
+    ]
+    assert own.size == len(node) * len(last) == 4 * (1 + 3 + 3)
+    generator, draws = stream(0, "uniform"), own.size * 200
+    counts = collections.Counter(own.random(generator) for _ in range(draws))
+    assert {genotype.normal.ops[2:] for genotype in counts} == set(last)
+    chi2 = sum((n - 200) ** 2 / 200 for n in counts.values())
+    assert len(counts) == own.size
+    assert abs(chi2 - (own.size - 1)) < 5 * math.sqrt(2 * (own.size - 1))
+
+
+def test_random_genotypes_of_equal_edges_are_drawn_as_ever():
+    """Two spaces, one of which says the same for every edge, draw the same."""
+    space = spaces.get("micro-darts-2-shared")
+    same = {key: space.primitives for keys in space.incoming().values() for key in keys}
+    told = dataclasses.replace(space, primitives=same)
+    assert told.size == space.size
+    draws = [[each.random(stream(0, "random", n)) for n in range(20)] for each in (space, told)]
+    assert draws[0] == draws[1]
+
+
+def test_operations_of_another_edge_are_refused(own):
+    decisions = {"normal_0_2": "sep_conv_3x3", "normal_1_2": "skip_connect"}
+    decisions |= {"normal_0_3": "dil_conv_3x3", "normal_2_3": "skip_connect"}
+    assert own.decisions(own.genotype(decisions)) == decisions
+    with pytest.raises(ValueError, match=r"edge \(sep_conv_3x3, 0\) into state 3 in normal must be one of dil"):
+        own.genotype(decisions | {"normal_0_3": "sep_conv_3x3"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"normal_0_2": ("none",)}, "primitives of edge 'normal_0_2' must be different names, one besides 'none'"),
+        ({"normal_0_2": ("skip", "noise")}, "primitives of edge 'normal_0_2' must be of .* got 'skip'"),
+        ({"reduce_0_2": ("noise",)}, "primitives must name edges of the space, got 'reduce_0_2'"),
+        ({"normal_0_2": None}, "primitives must hold every edge of the space, missing normal_0_2"),
+    ],
+)
+def test_impossible_mappings_are_refused(changes, told):
+    mapping = {key: names for key, names in (S1 | changes).items() if names is not None}
+    with pytest.raises(ValueError, match=told):
+        spaces.Space("test-s1", mapping, nodes=2, channels=2, cells=3, shared=True)
+
+
+def test_operations_may_be_added(monkeypatch):
+    monkeypatch.setitem(OPERATIONS, "mean", lambda c, stride, search: nn.AvgPool2d(stride, stride))
+    space = spaces.Space("test-own", ("mean", "skip_connect"), nodes=1, channels=2, cells=1)
+    assert space.supernet(1, 3)(torch.zeros(2, 1, 8, 8)).shape == (2, 3)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 9), (1, 1), (1, 40), (2, 3)])

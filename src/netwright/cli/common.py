@@ -29,8 +29,8 @@ Space = Annotated[
 Select = Annotated[
     str | None,
     typer.Option(
-        help="How the search decides: magnitude, argmax, sample or perturbation; single-path by its thresholds alone.  "
-        "[as the method does]"
+        help="How the search decides: magnitude, argmax, sample, or perturbation (the rule of DARTS-PT without its "
+        "tuning between decisions); single-path by its thresholds alone.  [as the method does]"
     ),
 ]
 LatencyMs = Annotated[

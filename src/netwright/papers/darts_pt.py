@@ -9,7 +9,7 @@ as many convolutions as perturbation chose, since more convolutions are more par
 
 What an operation is worth is measured on six edges of the S2 supernet: the edge is fixed to it, the supernet tuned for
 one epoch, and the validation accuracy read. The architecture's learning rate is ten times the published one, since
-there are a hundred times fewer steps.
+there are a hundred times fewer steps; in the tuning of perturbation its optimiser goes on as the search left it.
 """
 
 from __future__ import annotations
@@ -152,10 +152,9 @@ def _search(seed: int, space: str, alphas: bool, truth: bool, images: Sizes, siz
     """Trains a supernet and selects from it by every rule; with ``truth`` also measures what operations are worth."""
     from netwright.data import Batches
     from netwright.search import spaces
+    from netwright.search.darts import DARTS
     from netwright.search.perturbation import PerturbationSelector
-    from netwright.search.searcher import Searcher
     from netwright.search.selection import MagnitudeSelector
-    from netwright.search.stages import Stage
     from netwright.seeding import stream
 
     batch, epochs, tune, judged_by = sizes
@@ -163,13 +162,10 @@ def _search(seed: int, space: str, alphas: bool, truth: bool, images: Sizes, siz
     train, validation = small_images.halves(seed, images, batch)
     judge_on = Batches(data["validation"], batch, shuffle=False, normalise=normalise)
     supernet = spaces.get(space).supernet(in_channels=1, num_classes=10, seed=seed)
-    if not alphas:
-        for alpha in supernet.arch_parameters():
-            alpha.data.zero_()
-    searcher = Searcher(supernet, stages=[Stage(epochs=epochs, alpha_step=alphas)], alpha_lr=ALPHA_LR)
+    searcher = DARTS(supernet, epochs=epochs, fixed_alpha=not alphas, alpha_lr=ALPHA_LR)
     searcher.search(train, validation, seed=seed)
-    selector = PerturbationSelector(tune_epochs=tune, max_val_batches=judged_by, alpha_step=alphas)
-    chosen = selector.select(supernet, train, judge_on, seed=seed)
+    selector = PerturbationSelector(tune_epochs=tune, max_val_batches=judged_by)
+    chosen = selector.select_after(searcher, train, judge_on)
     draws = stream(seed, "darts-pt", "random")
     figures: dict[str, Any] = {
         "magnitude": MagnitudeSelector().select(supernet).to_dict(),
@@ -195,9 +191,9 @@ def _worth(supernet: Supernet, train: Any, validation: Any, tune: int, judged_by
     import torch
 
     from netwright.search.perturbation import LR as SEARCH_LR
-    from netwright.search.perturbation import op_strengths, supernet_accuracy
     from netwright.search.searcher import Searcher
     from netwright.search.stages import Stage
+    from netwright.search.strengths import op_strengths, supernet_accuracy
     from netwright.search.supernet import FixedGate
     from netwright.seeding import stream
 

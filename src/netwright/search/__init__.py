@@ -63,9 +63,9 @@ _NAMES = {
     "Selector": "selection",
     "ArgmaxSelector": "selection",
     "PerturbationSelector": "perturbation",
-    "op_strengths": "perturbation",
-    "edge_strengths": "perturbation",
-    "discretisation_accuracy": "perturbation",
+    "op_strengths": "strengths",
+    "edge_strengths": "strengths",
+    "discretisation_accuracy": "strengths",
     "MagnitudeSelector": "selection",
     "SampleSelector": "sampling",
     "inherited_accuracy": "sampling",
@@ -156,12 +156,7 @@ if TYPE_CHECKING:
     )
     from netwright.search.lightning import SearchModule
     from netwright.search.objective import CostPenalty, Objective, TaskLoss
-    from netwright.search.perturbation import (
-        PerturbationSelector,
-        discretisation_accuracy,
-        edge_strengths,
-        op_strengths,
-    )
+    from netwright.search.perturbation import PerturbationSelector
     from netwright.search.phased import Phased
     from netwright.search.priced import PricedSearch
     from netwright.search.pricing import ExpectedCost, Limit, Limits, NetworkCost, WithinLimits, multiply_adds

@@ -68,8 +68,8 @@ def make_selector(name: str, space: Any, limits: Limits | None = None) -> Select
     """The selector of a name, set up for a short search.
 
     ``magnitude`` and ``argmax`` are the rules of cells and of chains; ``sample`` draws six architectures and keeps the
-    one that is best with the weights of the supernet; ``perturbation`` removes operations and looks what is missed
-    (between decisions nothing is tuned, which would take longer than the search).
+    one that is best with the weights of the supernet; ``perturbation`` removes operations and looks what is missed.
+    It is not DARTS-PT: between decisions nothing is tuned, which would take longer than the search.
 
     Args:
         name: One of :data:`netwright.search.SELECTORS`.

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+import torch
+
 from netwright.search.bilevel import FirstOrder, SecondOrder
 from netwright.search.searcher import Searcher, Stage
 
@@ -34,10 +36,13 @@ class DARTS(Searcher):
         lr, lr_min: Learning rate of the weights at the start and at the end of a cosine.
         weight_decay: Weight decay of the weights.
         wait: Share of the search, in [0, 1), for which the architecture waits first.
+        fixed_alpha: Whether every alpha is set to zero and stays so: operations are mixed alike, only weights are
+            trained. The search then says nothing by its alphas, so the selector must be one that measures
+            (:class:`~netwright.search.perturbation.PerturbationSelector`: the blank-pt of arXiv:2108.04392).
         **options: ``momentum``, ``clip``, ``alpha_lr``, ``alpha_betas``, ``alpha_weight_decay`` of :class:`Searcher`.
 
     Raises:
-        ValueError: If ``order`` is neither 1 nor 2, or another value is out of range.
+        ValueError: If ``order`` is neither 1 nor 2, or 2 with fixed alphas, or another value is out of range.
 
     Example:
         >>> import torch
@@ -66,19 +71,25 @@ class DARTS(Searcher):
         lr_min: float = 0.001,
         weight_decay: float = 3e-4,
         wait: float = 0.0,
+        fixed_alpha: bool = False,
         **options: Any,
     ):
         if order not in (1, 2):
             raise ValueError(f"order must be 1 or 2, got {order!r}")
+        if fixed_alpha and order == 2:
+            raise ValueError("order must be 1 with fixed_alpha, where the architecture makes no step, got 2")
         super().__init__(
             supernet,
             objective=objective,
             selector=selector,
             method=FirstOrder() if order == 1 else SecondOrder(),
-            stages=[Stage("search", epochs, lr, lr_min, weight_decay, wait=wait)],
+            stages=[Stage("search", epochs, lr, lr_min, weight_decay, alpha_step=not fixed_alpha, wait=wait)],
             **options,
         )
         self.order = order
+        if fixed_alpha:
+            with torch.no_grad():
+                torch._foreach_zero_(supernet.arch_parameters())
 
     @classmethod
     def short(cls, supernet: Supernet, brief: Brief) -> Self:

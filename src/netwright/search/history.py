@@ -24,7 +24,7 @@ def candidates(result: SearchResult) -> dict[str, tuple[str, ...]]:
     if result.by_thresholds:
         return {key: _parts(names) for key, names in space.choices().items()}
     if isinstance(space, spaces.Space):
-        return {key: space.primitives for keys in space.incoming().values() for key in keys}
+        return {key: space.on(key) for keys in space.incoming().values() for key in keys}
     return space.choices()
 
 

@@ -15,47 +15,29 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
 
-from netwright.console import nearest, task
-from netwright.nn.batchnorm import frozen_statistics
-from netwright.nn.modes import in_mode
-from netwright.search.pairs import Pairs, to_device
+from netwright.console import task
+from netwright.search.pairs import Pairs
 from netwright.search.protocol import need_gates
+from netwright.search.scoring import Scores, measure, removals, without
 from netwright.search.searcher import Searcher
-from netwright.search.spaces import edge_key
 from netwright.search.stages import Stage
-from netwright.search.supernet import Choice, FixedGate, Gate
-from netwright.seeding import seeded, stream
+from netwright.search.strengths import choices_of, incoming
+from netwright.search.supernet import FixedGate
+from netwright.seeding import stream
 
 if TYPE_CHECKING:
     from netwright.search.genotype import Genotype
     from netwright.search.objective import Objective
     from netwright.search.supernet import Supernet
 
-Edge = str | tuple[int, int]
 LR, LR_MIN = 0.025, 0.001  # of DARTS's weights, at the start and at the end
-
-
-@runtime_checkable
-class Resumable(Protocol):
-    """A supernet that can share what does not depend on some choices."""
-
-    def prefix(self, x: Tensor, keys: Collection[str]) -> Any:
-        """The state before the first choice of one of these keys."""
-        ...
-
-    def resume(self, state: Any) -> Tensor:
-        """The logits from there on."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -65,12 +47,12 @@ class Decision:
     Attributes:
         key: The edge, or for the topology the edges of a node among which one was given up.
         taken: The operation that was kept, or the edge that was given up.
-        strengths: Lost accuracy (a share, in [-1, 1]) by what was taken away.
+        accuracies: Accuracy (a share) without each operation that could be taken, or without each edge that was left.
     """
 
     key: str
     taken: str
-    strengths: dict[str, float]
+    accuracies: dict[str, float]
 
 
 @dataclass
@@ -90,218 +72,12 @@ class Discretised:
     evaluations: int = 0
 
 
-class _Scaled(Gate):
-    """The weights that another gate expects, times factors; what has no weight does not run."""
-
-    def __init__(self, inner: Gate, factors: Tensor, renormalise: bool = False) -> None:
-        self.inner, self.factors, self.renormalise = inner, factors, renormalise
-        kept = inner.mask or (True,) * len(factors)
-        self.mask = tuple(runs and bool(factor) for runs, factor in zip(kept, factors.tolist(), strict=True))
-
-    def weights(self, alpha: Tensor, training: bool, drawn: Tensor | None = None) -> Tensor:
-        scaled = self.inner.expectation(alpha) * self.factors
-        return (
-            scaled / scaled.sum(-1, keepdim=True).clamp_min(torch.finfo(scaled.dtype).tiny)
-            if self.renormalise
-            else scaled
-        )
-
-
-def _measure(
-    supernet: Supernet,
-    validation: Iterable[Any] | None,
-    variants: Mapping[str, Float[Tensor, "variants candidates"]],
-    *,
-    max_batches: int | None = None,
-    renormalise: bool = False,
-) -> tuple[Float[Tensor, " variants"], Float[Tensor, " variants"]]:
-    """Accuracy (a share) and loss (nats) of the supernet with the mixing weights of some keys scaled in several ways.
-
-    All variants see the same batches, in training mode: batch norms use the batch and change nothing. A gate that draws
-    mixes by what it expects. What lies before the first scaled choice is computed once where the supernet has
-    ``prefix`` and ``resume``.
-    """
-    if validation is None:
-        raise ValueError("validation must be batches (inputs, labels), got None")
-    before = {choice: choice.gate for _, choice in supernet.named_choices()}
-    chosen = [choice for choice in before if choice.key in variants]
-    device = next(supernet.parameters()).device
-    number = len(next(iter(variants.values()))) if variants else 1
-    right = torch.zeros(number, dtype=torch.float64)
-    loss = torch.zeros(number, dtype=torch.float64)
-    seen = 0
-
-    rest = {c: _Scaled(gate, torch.ones(len(c), device=device)) for c, gate in before.items()}
-    scales = {key: factors.to(device) for key, factors in variants.items()}
-    gates = [{c: _Scaled(before[c], scales[c.key][row], renormalise) for c in chosen} for row in range(number)]
-    shared: Any = supernet if isinstance(supernet, Resumable) else None
-    with ExitStack() as stack:
-        stack.callback(_set_gates, before)
-        stack.enter_context(in_mode(supernet, training=True))
-        stack.enter_context(frozen_statistics(supernet))
-        stack.enter_context(torch.no_grad())
-        _set_gates(rest)
-        for place, batch in enumerate(itertools.islice(validation, max_batches)):
-            x, labels = to_device(batch, device)[:2]
-            with seeded(0, "perturbation", place):
-                state = x if shared is None else shared.prefix(x, variants)
-            for variant, chosen_gates in enumerate(gates):
-                _set_gates(chosen_gates)
-                with seeded(0, "perturbation", place, "rest"):  # the same draws for all
-                    logits = supernet(state) if shared is None else shared.resume(state)
-                right[variant] += int((logits.argmax(-1) == labels).sum())
-                loss[variant] += float(functional.cross_entropy(logits, labels, reduction="sum"))
-            seen += len(labels)
-    if not seen:
-        raise RuntimeError("validation must hold at least 1 batch, got 0")
-    if not loss.isfinite().all():
-        raise FloatingPointError(f"the loss must be finite, got {(loss / seen).tolist()}")
-    return right / seen, loss / seen
-
-
-def _set_gates(gates: Mapping[Choice, Gate]) -> None:
-    for choice, gate in gates.items():
-        choice.gate = gate
-
-
-def _key(supernet: Supernet, edge: Edge, cell: str | None) -> str:
-    """The key of an edge, given as such or as (predecessor, state) of a cell."""
-    key = edge if isinstance(edge, str) else edge_key(cell or supernet.space.cell_types[0], *edge)
-    choices = supernet.keyed_choices()
-    if not choices:
-        raise ValueError("supernet must have choices, got none")
-    if key not in choices:
-        raise ValueError(f"edge must be one of {', '.join(choices)}, got {key!r}; {nearest(key, tuple(choices))}")
-    return key
-
-
-def _open_choice(supernet: Supernet, edge: Edge, cell: str | None) -> tuple[str, Choice]:
-    key = _key(supernet, edge, cell)
-    choice = supernet.keyed_choices()[key]
-    if isinstance(choice.gate, FixedGate):
-        raise ValueError(f"edge must be open, got {key!r}, which is fixed already")
-    return key, choice
-
-
-def op_strengths(
-    supernet: Supernet,
-    val: Iterable[Any],
-    edge: Edge,
-    cell: str | None = None,
-    *,
-    max_val_batches: int | None = None,
-    renormalise: bool = False,
-) -> Float[Tensor, " candidates"]:
-    """How much accuracy is lost without each candidate of an edge: acc_full - acc_without, in [-1, 1].
-
-    Weights, alphas and buffers stay as they are.
-
-    Args:
-        supernet: A trained supernet.
-        val: Batches ``(inputs, labels)``; all candidates are measured on the same ones.
-        edge: A key of ``supernet.arch``, or (predecessor, state) of a cell.
-        cell: The cell type of a pair; the space's first by default.
-        max_val_batches: Batches to use; all by default.
-        renormalise: Whether the other weights then sum to one again; the paper leaves them as they are.
-
-    Raises:
-        ValueError: If the edge is unknown or fixed already.
-        RuntimeError: If there is no batch.
-
-    Example:
-        >>> from netwright.search import spaces
-        >>> supernet = spaces.get("micro-darts-2-shared").supernet(1, 3, channels=2)
-        >>> batch = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
-        >>> op_strengths(supernet, [batch], (0, 2))[0].item()     # nothing is lost without `none`
-        0.0
-    """
-    key, choice = _open_choice(supernet, edge, cell)
-    factors = _removals(len(choice), range(len(choice)))
-    accuracy, _ = _measure(supernet, val, {key: factors}, max_batches=max_val_batches, renormalise=renormalise)
-    return accuracy[0] - accuracy[1:]
-
-
-def edge_strengths(
-    supernet: Supernet,
-    val: Iterable[Any],
-    node: int,
-    cell: str | None = None,
-    *,
-    max_val_batches: int | None = None,
-) -> Float[Tensor, " edges"]:
-    """How much accuracy is lost without each edge into a node, by predecessor: acc_full - acc_without.
-
-    Args:
-        supernet: A trained supernet of a cell space.
-        val: Batches ``(inputs, labels)``.
-        node: Number of the intermediate node, from 0.
-        cell: The cell type; the space's first by default.
-        max_val_batches: Batches to use; all by default.
-
-    Raises:
-        ValueError: If there is no such node.
-        RuntimeError: If there is no batch.
-    """
-    keys = [_key(supernet, (predecessor, node + 2), cell) for predecessor in range(node + 2)]
-    accuracy, _ = _measure(supernet, val, _without(supernet, keys), max_batches=max_val_batches)
-    return accuracy[0] - accuracy[1:]
-
-
-def discretisation_accuracy(
-    supernet: Supernet,
-    val: Iterable[Any],
-    edge: Edge,
-    op: str,
-    *,
-    cell: str | None = None,
-    max_val_batches: int | None = None,
-) -> float:
-    """Accuracy right after an edge is fixed to one operation, without tuning: what the paper holds alphas against.
-
-    Raises:
-        ValueError: If the edge is unknown or fixed already, or ``op`` is none of its candidates.
-        RuntimeError: If there is no batch.
-    """
-    key, choice = _open_choice(supernet, edge, cell)
-    if op not in choice.names:
-        raise ValueError(f"op must be one of {', '.join(choice.names)}, got {op!r}; {nearest(op, choice.names)}")
-    fixed = [each for _, each in supernet.named_choices() if each.key == key]
-    before = {each: each.gate for each in fixed}
-    try:
-        supernet.set_gate(FixedGate(choice.names.index(op), len(choice)), key)
-        return supernet_accuracy(supernet, val, max_val_batches=max_val_batches)
-    finally:
-        _set_gates(before)
-
-
-def supernet_accuracy(supernet: Supernet, val: Iterable[Any], *, max_val_batches: int | None = None) -> float:
-    """Accuracy of a supernet as it is, measured as removals are: in training mode, and nothing is changed.
-
-    Raises:
-        ValueError: If ``val`` is missing.
-        RuntimeError: If there is no batch.
-    """
-    accuracy, _ = _measure(supernet, val, {}, max_batches=max_val_batches)
-    return accuracy.item()
-
-
-def _removals(candidates: int, gone: Sequence[int]) -> Tensor:
-    """Factors of one edge: with all candidates, then without each of ``gone``."""
-    return torch.cat([torch.ones(1, candidates), 1 - torch.eye(candidates)[list(gone)]])
-
-
-def _without(supernet: Supernet, keys: Sequence[str]) -> dict[str, Tensor]:
-    """Factors of several edges: with all of them, then without each."""
-    choices = supernet.keyed_choices()
-    found = {}
-    for number, key in enumerate(keys, start=1):
-        found[key] = torch.ones(1 + len(keys), len(choices[key]))
-        found[key][number] = 0.0
-    return found
-
-
 class PerturbationSelector:
     """The rule of DARTS-PT; works on any supernet, whatever trained it, and leaves it as it was.
+
+    In the tuning, optimiser and learning rate of the weights are new, and the architecture's optimiser goes on as the
+    search left it: a :class:`~netwright.search.searcher.Searcher` hands its own over, for a supernet alone it is
+    ``a_opt`` or that of DARTS.
 
     Args:
         criterion: What a removal is judged by: ``"accuracy"``, ties by loss, or ``"loss"``.
@@ -309,15 +85,16 @@ class PerturbationSelector:
         topology: How a node's edges are chosen: ``"greedy"`` gives up the edge that is missed least until two are left
             (the official code), ``"single"`` keeps the two that are missed most (the paper's text).
         order: In which order edges and nodes come: ``"random"`` or ``"fixed"``.
-        lr_scale: Learning rate of the tuning over that of the search, 0.025.
+        lr_scale: Learning rate of the tuning over 0.025, that of the published search.
         max_val_batches: Batches that judge a removal; all by default.
         renormalise: Whether the weights that are left sum to one again.
-        alpha_step: Whether the tuning trains alphas; False for a supernet whose alphas never were.
+        alpha_step: Whether the tuning trains alphas; False for a supernet whose alphas never were. After a search that
+            left them alone (``DARTS(..., fixed_alpha=True)``) they are left alone in any case.
         objective: Loss of the tuning; cross-entropy by default.
 
     Raises:
         ValueError: If a value is out of range; in :meth:`select` if there are no choices or batches are missing.
-        RuntimeError: If ``validation`` is empty.
+        RuntimeError: If ``val`` is empty.
         FloatingPointError: If a loss is not finite.
 
     Example:
@@ -363,37 +140,53 @@ class PerturbationSelector:
         self,
         supernet: Supernet,
         train: Iterable[Any] | None = None,
-        validation: Iterable[Any] | None = None,
+        val: Iterable[Any] | None = None,
         *,
         seed: int = 0,
+        a_opt: torch.optim.Optimizer | None = None,
     ) -> Genotype:
-        """The genotype; ``train`` tunes, ``validation`` judges. The supernet stays as it is."""
-        return self.discretise(supernet, train, validation, seed=seed).genotype
+        """The genotype; ``train`` tunes, ``val`` judges. Supernet and optimiser stay as they are.
+
+        Args:
+            supernet: A trained supernet.
+            train, val: Batches ``(inputs, labels)``; ``train`` is not needed without tuning.
+            seed: Of the order of the decisions and of the tuning.
+            a_opt: Optimiser of the architecture, with which the tuning goes on; that of DARTS by default.
+        """
+        return self.discretise(supernet, train, val, seed=seed, a_opt=a_opt).genotype
+
+    def select_after(self, searcher: Searcher, train: Iterable[Any] | None, val: Iterable[Any] | None) -> Genotype:
+        """The genotype at the end of a search, with whose optimiser of the architecture the tuning goes on."""
+        selector = copy.copy(self)
+        selector.alpha_step = self.alpha_step and any(stage.alpha_step for stage in searcher.stages)
+        return selector.select(searcher.supernet, train, val, seed=searcher.seed or 0, a_opt=searcher.a_opt)
 
     def discretise(
         self,
         supernet: Supernet,
         train: Iterable[Any] | None = None,
-        validation: Iterable[Any] | None = None,
+        val: Iterable[Any] | None = None,
         *,
         seed: int = 0,
+        a_opt: torch.optim.Optimizer | None = None,
     ) -> Discretised:
         """The same, with the tuned supernet in which every choice is made, and how it was made."""
-        if validation is None:
-            raise ValueError("validation must be batches (inputs, labels), got None")
+        if val is None:
+            raise ValueError("val must be batches (inputs, labels), got None")
         if self.tune_epochs and train is None:
             raise ValueError("train must be batches (inputs, labels) when tune_epochs > 0, got None")
         need_gates("PerturbationSelector", supernet, "which leave one candidate out")
-        made = copy.deepcopy(supernet)
-        if not made.keyed_choices():
-            raise ValueError("supernet must have choices, got none")
+        choices_of(supernet)
+        if a_opt is not None:
+            _check_optimizer(a_opt, supernet)
+        made, a_opt = copy.deepcopy((supernet, a_opt))  # together, so that the copy optimises the copy
         result = Discretised(made, None)  # type: ignore[arg-type]
         steps = self._steps(made, seed)
-        tuner = self._tuner(made, train, validation, len(steps), seed)
+        tuner = self._tuner(made, train, val, len(steps), seed, a_opt)
         with task("select", total=len(steps)) as bar:
             for number, decisions in enumerate(steps):
                 for decide, what in decisions:
-                    decide(result, what, validation)
+                    decide(result, what, val)
                 if tuner is not None:
                     tuner.train(self.tune_epochs if number + 1 < len(steps) else 1)
                 bar.update(number + 1)
@@ -408,7 +201,7 @@ class PerturbationSelector:
 
     def _steps(self, supernet: Supernet, seed: int) -> list[list[tuple[Callable[..., None], Any]]]:
         """What is decided before each tuning: an edge of every cell type, in the end a node of each."""
-        nodes = supernet.space.incoming() if hasattr(supernet.space, "incoming") else {}
+        nodes = incoming(supernet)
         source = stream(seed, "perturbation", "order")
 
         def ordered(items: Sequence[Any]) -> list[Any]:
@@ -435,39 +228,34 @@ class PerturbationSelector:
             for together in itertools.zip_longest(*phase)
         ]
 
-    def _operation(self, result: Discretised, key: str, validation: Iterable[Any]) -> None:
+    def _operation(self, result: Discretised, key: str, val: Iterable[Any]) -> None:
         """Fixes an edge to the operation that is missed most; ``none`` is no choice."""
         choice = result.supernet.keyed_choices()[key]
         allowed = [number for number, name in enumerate(choice.names) if name != "none"]
-        factors = _removals(len(choice), allowed)
-        accuracy, loss = self._judge(result, validation, {key: factors})
-        worst = min(range(1, len(allowed) + 1), key=lambda n: (*self._quality(accuracy, loss, n), n))
-        index = allowed[worst - 1]
-        strengths = {choice.names[number]: float(accuracy[0] - accuracy[n]) for n, number in enumerate(allowed, 1)}
-        result.supernet.set_gate(FixedGate(index, len(choice)), key)
-        result.decisions.append(Decision(key, choice.names[index], strengths))
+        accuracy, loss = self._judge(result, val, {key: removals(len(choice), allowed)})
+        worst = min(range(len(allowed)), key=lambda n: (*self._quality(accuracy, loss, n), n))
+        found = {choice.names[number]: float(accuracy[n]) for n, number in enumerate(allowed)}
+        result.supernet.set_gate(FixedGate(allowed[worst], len(choice)), key)
+        result.decisions.append(Decision(key, choice.names[allowed[worst]], found))
 
-    def _edges(self, result: Discretised, keys: tuple[str, ...], validation: Iterable[Any]) -> None:
+    def _edges(self, result: Discretised, keys: tuple[str, ...], val: Iterable[Any]) -> None:
         """Leaves a node two edges."""
         left, supernet = list(keys), result.supernet
+        sizes = {key: len(choice) for key, choice in supernet.keyed_choices().items()}
         while len(left) > 2:
-            accuracy, loss = self._judge(result, validation, _without(supernet, left))
+            accuracy, loss = self._judge(result, val, without({key: sizes[key] for key in left}))
             # Missed least: removal leaves the best network; of equals the last edge goes.
-            ranked = sorted(range(len(left)), key=lambda n: (*self._quality(accuracy, loss, n + 1), n), reverse=True)
+            ranked = sorted(range(len(left)), key=lambda n: (*self._quality(accuracy, loss, n), n), reverse=True)
             gone = ranked[:1] if self.topology == "greedy" else ranked[: len(left) - 2]
-            strengths = {key: float(accuracy[0] - accuracy[n]) for n, key in enumerate(left, 1)}
+            found = {key: float(accuracy[n]) for n, key in enumerate(left)}
             for key in [left[n] for n in gone]:
-                supernet.set_gate(FixedGate(None, len(supernet.keyed_choices()[key])), key)
-                result.decisions.append(Decision(", ".join(left), key, strengths))
+                supernet.set_gate(FixedGate(None, sizes[key]), key)
+                result.decisions.append(Decision(", ".join(left), key, found))
             left = [key for n, key in enumerate(left) if n not in gone]
 
-    def _judge(
-        self, result: Discretised, validation: Iterable[Any], variants: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        result.evaluations += len(next(iter(variants.values()))) - 1
-        return _measure(
-            result.supernet, validation, variants, max_batches=self.max_val_batches, renormalise=self.renormalise
-        )
+    def _judge(self, result: Discretised, val: Iterable[Any], factors: Mapping[str, Tensor]) -> Scores:
+        result.evaluations += len(next(iter(factors.values())))
+        return measure(result.supernet, val, factors, max_batches=self.max_val_batches, renormalise=self.renormalise)
 
     def _quality(self, accuracy: Tensor, loss: Tensor, number: int) -> tuple[float, ...]:
         """Smaller for a worse network."""
@@ -476,20 +264,36 @@ class PerturbationSelector:
         return float(accuracy[number]), -float(loss[number])
 
     def _tuner(
-        self, supernet: Supernet, train: Iterable[Any] | None, validation: Iterable[Any], steps: int, seed: int
+        self,
+        supernet: Supernet,
+        train: Iterable[Any] | None,
+        val: Iterable[Any],
+        steps: int,
+        seed: int,
+        a_opt: torch.optim.Optimizer | None,
     ) -> _Tuner | None:
         if not self.tune_epochs:
             return None
         lr, epochs = LR * self.lr_scale, self.tune_epochs * (steps - 1) + 1
         stage = Stage("tune", epochs, lr, min(lr, LR_MIN), alpha_step=self.alpha_step)
-        return _Tuner(Searcher(supernet, objective=self.objective, stages=[stage]), train, validation, seed)
+        searcher = Searcher(supernet, objective=self.objective, stages=[stage])
+        searcher.a_opt = a_opt or searcher.a_opt
+        return _Tuner(searcher, train, val, seed)
+
+
+def _check_optimizer(a_opt: torch.optim.Optimizer, supernet: Supernet) -> None:
+    """Refuses an optimiser of anything but architecture parameters of the supernet."""
+    own = {id(alpha) for alpha in supernet.arch_parameters()}
+    held = [id(parameter) for group in a_opt.param_groups for parameter in group["params"]]
+    if strange := sum(parameter not in own for parameter in held):
+        raise ValueError(f"a_opt must hold architecture parameters of the supernet alone, got {strange} others")
 
 
 class _Tuner:
-    """Steps of a search between decisions, with fresh optimisers and one cosine over all of them."""
+    """Steps of a search between decisions, with one cosine over all of them."""
 
-    def __init__(self, searcher: Searcher, train: Any, validation: Any, seed: int) -> None:
-        self.searcher, self.pairs = searcher, Pairs(train, validation, searcher)
+    def __init__(self, searcher: Searcher, train: Any, val: Any, seed: int) -> None:
+        self.searcher, self.pairs = searcher, Pairs(train, val, searcher)
         searcher.prepare(seed=seed, steps_per_epoch=len(self.pairs))
 
     def train(self, epochs: int) -> None:

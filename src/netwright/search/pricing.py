@@ -283,7 +283,7 @@ class WithinLimits:
         self,
         supernet: Supernet,
         train: Iterable[Any] | None = None,
-        validation: Iterable[Any] | None = None,
+        val: Iterable[Any] | None = None,
         *,
         seed: int = 0,
     ) -> Genotype:

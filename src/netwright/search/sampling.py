@@ -69,7 +69,7 @@ def inherited_accuracy(
     supernet: Supernet,
     genotype: Genotype,
     train: Iterable[Any],
-    validation: Iterable[Any],
+    val: Iterable[Any],
     *,
     calibration_batches: int = CALIBRATION_BATCHES,
 ) -> float:
@@ -82,13 +82,13 @@ def inherited_accuracy(
         supernet: A trained supernet.
         genotype: An architecture of its space.
         train: Batches for the statistics.
-        validation: Batches ``(inputs, labels)``.
+        val: Batches ``(inputs, labels)``.
         calibration_batches: Training batches to use.
 
     Raises:
         ValueError: If a loader is missing or has no batch.
     """
-    for name, loader in (("train", train), ("validation", validation)):
+    for name, loader in (("train", train), ("val", val)):
         if loader is None:
             raise ValueError(f"{name} must be batches (inputs, labels), got None")
     need("inherited_accuracy", supernet, "adopt")
@@ -99,14 +99,14 @@ def inherited_accuracy(
     recalibrate(network, calibrating).eval()
     counts = torch.zeros(2, dtype=torch.float64)
     with torch.no_grad():
-        for batch in validation:
+        for batch in val:
             x, labels = to_device(batch, device)[:2]
             counts += torch.tensor([int((network(x).argmax(-1) == labels).sum()), len(labels)])
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         counts = counts.to(device)
         torch.distributed.all_reduce(counts)
     if not counts[1]:
-        raise ValueError("validation must hold at least 1 batch, got 0")
+        raise ValueError("val must hold at least 1 batch, got 0")
     return float(counts[0] / counts[1])
 
 
@@ -152,7 +152,7 @@ class SampleSelector:
         self,
         supernet: Supernet,
         train: Iterable[Any] | None = None,
-        validation: Iterable[Any] | None = None,
+        val: Iterable[Any] | None = None,
         *,
         seed: int = 0,
     ) -> Genotype:
@@ -160,11 +160,11 @@ class SampleSelector:
         candidates = self.candidates(supernet, seed=seed)
         if self.evaluate is not None:
             scores = [float(self.evaluate(genotype)) for genotype in candidates]
-        elif train is None or validation is None:
+        elif train is None or val is None:
             raise ValueError(
-                "train and validation must be batches to score samples on, got None; give an evaluate, or select by "
+                "train and val must be batches to score samples on, got None; give an evaluate, or select by "
                 "the space's own rule"
             )
         else:
-            scores = [inherited_accuracy(supernet, genotype, train, validation) for genotype in candidates]
+            scores = [inherited_accuracy(supernet, genotype, train, val) for genotype in candidates]
         return candidates[max(range(len(scores)), key=lambda i: scores[i])]

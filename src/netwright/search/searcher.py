@@ -39,6 +39,7 @@ from netwright.search.objective import Objective, TaskLoss
 from netwright.search.pairs import Pairs, to_device
 from netwright.search.protocol import alphas_of, weights_of
 from netwright.search.result import SearchResult, expected_macs
+from netwright.search.selection import TuningSelector
 from netwright.search.stages import Stage
 from netwright.seeding import seeded
 
@@ -454,14 +455,9 @@ class Searcher:
         return self.result(train, val)
 
     def result(self, train: Any = None, val: Any = None) -> SearchResult:
-        """What the search has found so far; selectors that measure need the two loaders."""
-        genotype = (
-            self.supernet.derive()
-            if self.selector is None
-            else self.selector.select(self.supernet, train, val, seed=self.seed or 0)
-        )
+        """What the search has found so far; selectors that measure or tune need the two loaders."""
         return SearchResult(
-            genotype=genotype,
+            genotype=self._selected(train, val),
             alpha_history=tuple(self._alphas),
             cost=self._cost(),
             seed=self.seed or 0,
@@ -470,6 +466,13 @@ class Searcher:
             skip_share=tuple(figures["skip_share"] for figures in self._figures if "skip_share" in figures),
             epochs=tuple(self._figures),
         )
+
+    def _selected(self, train: Any, val: Any) -> Genotype:
+        if self.selector is None:
+            return self.supernet.derive()
+        if isinstance(self.selector, TuningSelector):
+            return self.selector.select_after(self, train, val)
+        return self.selector.select(self.supernet, train, val, seed=self.seed or 0)
 
     def _cost(self) -> dict[str, float]:
         if self._shape is None or not hasattr(self.supernet, "operations"):

@@ -11,7 +11,7 @@ each node keeps the two strongest edges, and each kept edge its strongest operat
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -20,21 +20,34 @@ from netwright.search.protocol import need
 
 if TYPE_CHECKING:
     from netwright.search.genotype import Genotype
+    from netwright.search.searcher import Searcher
     from netwright.search.supernet import Supernet
 
 
 class Selector(Protocol):
-    """Reads a genotype off a supernet; ``train`` and ``validation`` are batches for those that measure or tune."""
+    """Reads a genotype off a supernet; ``train`` and ``val`` are batches for those that measure or tune."""
 
     def select(
         self,
         supernet: Supernet,
         train: Iterable[Any] | None = None,
-        validation: Iterable[Any] | None = None,
+        val: Iterable[Any] | None = None,
         *,
         seed: int = 0,
     ) -> Genotype:
         """The genotype."""
+        ...
+
+
+@runtime_checkable
+class TuningSelector(Selector, Protocol):
+    """A selector that goes on training: a search hands itself over, with optimisers and settings as they stand.
+
+    A searcher calls :meth:`select_after` of a selector that has it, and otherwise ``select``.
+    """
+
+    def select_after(self, searcher: Searcher, train: Iterable[Any] | None, val: Iterable[Any] | None) -> Genotype:
+        """The genotype at the end of ``searcher``'s search; nothing of the searcher is changed."""
         ...
 
 
@@ -89,7 +102,7 @@ class MagnitudeSelector:
         self,
         supernet: Supernet,
         train: Iterable[Any] | None = None,
-        validation: Iterable[Any] | None = None,
+        val: Iterable[Any] | None = None,
         *,
         seed: int = 0,
     ) -> Genotype:
@@ -129,7 +142,7 @@ class ArgmaxSelector:
         self,
         supernet: Supernet,
         train: Iterable[Any] | None = None,
-        validation: Iterable[Any] | None = None,
+        val: Iterable[Any] | None = None,
         *,
         seed: int = 0,
     ) -> Genotype:
@@ -168,7 +181,7 @@ class ThresholdSelector:
         self,
         supernet: Supernet,
         train: Iterable[Any] | None = None,
-        validation: Iterable[Any] | None = None,
+        val: Iterable[Any] | None = None,
         *,
         seed: int = 0,
     ) -> Genotype:

@@ -21,6 +21,8 @@ Reading names and genotypes loads no PyTorch.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,7 +54,21 @@ DARTS_PRIMITIVES = (
     "dil_conv_3x3",
     "dil_conv_5x5",
 )
+_WITHOUT_TORCH = frozenset({*DARTS_PRIMITIVES, "noise"})  # known to exist before `operations` is imported
 MICRO_PRIMITIVES = ("none", "skip_connect", "max_pool_3x3", "sep_conv_3x3", "dil_conv_3x3")
+
+
+def _check_primitives(what: str, names: tuple[str, ...]) -> None:
+    """Refuses what cannot be the candidates of an edge."""
+    if len(set(names)) != len(names) or not set(names) - {"none"}:
+        raise ValueError(f"{what} must be different names, one besides 'none', got {names}")
+    if unknown := [name for name in names if name not in _WITHOUT_TORCH]:
+        from netwright.search.spaces.operations import OPERATIONS
+
+        if odd := [name for name in unknown if name not in OPERATIONS]:
+            raise ValueError(
+                f"{what} must be of {', '.join(OPERATIONS)}, got {odd[0]!r}; {nearest(odd[0], OPERATIONS)}"
+            )
 
 
 def edge_key(cell: str, predecessor: int, state: int) -> str:
@@ -72,7 +88,8 @@ class Space:
     Attributes:
         name: Its name, which genotypes carry.
         primitives: Candidate operations of every edge, in the order of ``alpha``; names of
-            :data:`netwright.search.spaces.operations.OPERATIONS`.
+            :data:`netwright.search.spaces.operations.OPERATIONS`. Where edges differ, a mapping of every
+            :func:`edge_key` of the space to its own.
         nodes: Intermediate nodes of a cell, at least 1.
         channels: Default width of the supernet's first cell.
         cells: Default number of cells of the supernet.
@@ -82,15 +99,19 @@ class Space:
         version: Raised when a definition changes so that old genotypes would build another network.
 
     Raises:
-        ValueError: If a field is out of range or a primitive is given twice.
+        ValueError: If a field is out of range, a primitive is unknown or given twice, there is none besides ``none``,
+            or a mapping leaves out an edge or names one that the space does not have.
 
     Example:
         >>> get("darts").size, get("micro-darts-2-shared").size
         (1076746950455072400, 768)
+        >>> few = {"normal_0_2": ("skip_connect", "sep_conv_3x3"), "normal_1_2": ("none", "max_pool_3x3")}
+        >>> Space("one-node", few, nodes=1, channels=4, cells=2, shared=True).size
+        2
     """
 
     name: str
-    primitives: tuple[str, ...]
+    primitives: tuple[str, ...] | Mapping[str, tuple[str, ...]]
     nodes: int
     channels: int
     cells: int
@@ -102,15 +123,45 @@ class Space:
         for name in ("nodes", "channels", "cells"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
-        if len(set(self.primitives)) != len(self.primitives) or not self.choosable:
-            raise ValueError(f"primitives must be different names, one besides 'none', got {self.primitives}")
         if self.reductions not in ("thirds", "middle"):
             raise ValueError(f"reductions must be 'thirds' or 'middle', got {self.reductions!r}")
+        if not isinstance(self.primitives, Mapping):
+            _check_primitives("primitives", self.primitives)
+            return
+        known = [key for keys in self.incoming().values() for key in keys]
+        if odd := [key for key in self.primitives if key not in known]:
+            raise ValueError(f"primitives must name edges of the space, got {odd[0]!r}; {nearest(odd[0], known)}")
+        if missing := [key for key in known if key not in self.primitives]:
+            raise ValueError(f"primitives must hold every edge of the space, missing {', '.join(missing)}")
+        own = {key: tuple(self.primitives[key]) for key in known}
+        for key, names in own.items():
+            _check_primitives(f"primitives of edge {key!r}", names)
+        object.__setattr__(self, "primitives", own)
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.version))
+
+    def on(self, key: str) -> tuple[str, ...]:
+        """The candidate operations of an edge, in the order of ``alpha``.
+
+        Raises:
+            KeyError: If edges differ and the space has none of this key.
+
+        Example:
+            >>> get("darts-s2").on("normal_0_2")
+            ('skip_connect', 'sep_conv_3x3')
+        """
+        return self.primitives[key] if isinstance(self.primitives, Mapping) else self.primitives
+
+    def choosable_on(self, key: str) -> tuple[str, ...]:
+        """The operations that a derived genotype may hold on an edge: all but ``none``."""
+        return tuple(name for name in self.on(key) if name != "none")
 
     @property
     def choosable(self) -> tuple[str, ...]:
-        """The primitives that a derived genotype may hold: all but ``none``."""
-        return tuple(name for name in self.primitives if name != "none")
+        """The operations that a derived genotype may hold on any edge: all but ``none``."""
+        keys = (key for keys in self.incoming().values() for key in keys)
+        return tuple(dict.fromkeys(name for key in keys for name in self.choosable_on(key)))
 
     @property
     def cell_types(self) -> tuple[str, ...]:
@@ -120,8 +171,12 @@ class Space:
     @property
     def size(self) -> int:
         """Number of derived genotypes: two different predecessors a node and an operation on each."""
-        cell = math.prod(math.comb(node + 2, 2) * len(self.choosable) ** 2 for node in range(self.nodes))
-        return cell ** len(self.cell_types)
+        return math.prod(sum(self._pairs(keys).values()) for keys in self.incoming().values())
+
+    def _pairs(self, keys: tuple[str, ...]) -> dict[tuple[str, str], int]:
+        """In how many ways each pair of edges into a node can be kept."""
+        numbers = {key: len(self.choosable_on(key)) for key in keys}
+        return {(a, b): numbers[a] * numbers[b] for a, b in itertools.combinations(keys, 2)}
 
     def incoming(self) -> dict[tuple[str, int], tuple[str, ...]]:
         """Keys of the edges into every intermediate node, by cell type and node, of which a derivation keeps two.
@@ -163,11 +218,12 @@ class Space:
         for name, cell in genotype.cells().items():
             if cell.nodes != self.nodes:
                 raise ValueError(f"{name} must have {self.nodes} nodes in space {self.name!r}, got {cell.nodes}")
-            for operation, predecessor in cell.ops:
-                if operation not in self.choosable:
+            for operation, predecessor, state in cell.edges():
+                allowed = self.choosable_on(edge_key("normal" if self.shared else name, predecessor, state))
+                if operation not in allowed:
                     raise ValueError(
-                        f"operation of edge ({operation}, {predecessor}) in {name} must be one of "
-                        f"{', '.join(self.choosable)}; {nearest(operation, self.choosable)}"
+                        f"operation of edge ({operation}, {predecessor}) into state {state} in {name} must be one of "
+                        f"{', '.join(allowed)}; {nearest(operation, allowed)}"
                     )
         if self.shared and genotype.normal != genotype.reduce:
             raise ValueError(f"normal and reduce must be equal in space {self.name!r}, got {genotype.cells()}")
@@ -222,12 +278,19 @@ class Space:
         """
         import torch
 
+        def below(number: int) -> int:
+            return int(torch.randint(number, (), generator=generator))
+
         decisions = {}
-        for cell in self.cell_types:
-            for state in range(2, self.nodes + 2):
-                for predecessor in torch.randperm(state, generator=generator)[:2].tolist():
-                    index = int(torch.randint(len(self.choosable), (), generator=generator))
-                    decisions[edge_key(cell, predecessor, state)] = self.choosable[index]
+        for keys in self.incoming().values():
+            ways = self._pairs(keys)
+            if len(set(ways.values())) == 1:
+                kept = [keys[place] for place in torch.randperm(len(keys), generator=generator)[:2].tolist()]
+            else:  # a pair of edges is as likely as it has operations
+                kept = list(ways)[bisect.bisect(list(itertools.accumulate(ways.values())), below(sum(ways.values())))]
+            for key in kept:
+                names = self.choosable_on(key)
+                decisions[key] = names[below(len(names))]
         return self.genotype(decisions)
 
     def selector(self) -> Rule:
