@@ -89,7 +89,7 @@ class DARTS(Searcher):
         self.order = order
         if fixed_alpha:
             with torch.no_grad():
-                torch._foreach_zero_(supernet.arch_parameters())
+                torch._foreach_zero_(list(supernet.arch_parameters()))
 
     @classmethod
     def short(cls, supernet: Supernet, brief: Brief) -> Self:

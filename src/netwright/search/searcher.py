@@ -410,7 +410,8 @@ class Searcher:
                     f"no step of epoch {self.epoch + 1} (stage {stage!r}) had a finite {name.split('_')[0]} gradient; "
                     "a smaller learning rate may help"
                 )
-        skipped = {} if (share := getattr(genotype, "skip_share", None)) is None else {"skip_share": share}
+        skips = getattr(genotype, "skip_share", None)
+        skipped = {} if skips is None else {"skip_share": skips}
         figures |= {"stage": float(self._stage), **skipped, **self.epoch_figures(genotype)}
         self._figures.append(figures)
         self._alphas.append(self._alpha())

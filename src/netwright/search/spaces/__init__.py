@@ -287,7 +287,8 @@ class Space:
             if len(set(ways.values())) == 1:
                 kept = [keys[place] for place in torch.randperm(len(keys), generator=generator)[:2].tolist()]
             else:  # a pair of edges is as likely as it has operations
-                kept = list(ways)[bisect.bisect(list(itertools.accumulate(ways.values())), below(sum(ways.values())))]
+                place = bisect.bisect(list(itertools.accumulate(ways.values())), below(sum(ways.values())))
+                kept = list(list(ways)[place])
             for key in kept:
                 names = self.choosable_on(key)
                 decisions[key] = names[below(len(names))]

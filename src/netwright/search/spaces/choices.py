@@ -64,8 +64,8 @@ class ChoiceSpace:
         version: Raised when the network changes so that old genotypes would build another one.
 
     Raises:
-        ValueError: If the name is no string or empty; from :meth:`choices` on, if the network asks for no choice, for one
-            without candidates, or twice for one key with different candidates.
+        ValueError: If the name is no string or empty; from :meth:`choices` on, if the network asks for no choice, for
+            one without candidates, or twice for one key with different candidates.
 
     Example:
         >>> from torch import nn
