@@ -16,7 +16,8 @@ from netwright.design.distributed import agree, barrier, is_main, world_size
 from netwright.design.limits import Allowance
 from netwright.design.options import Options
 from netwright.design.plan import augmentation
-from netwright.search import method, spaces
+from netwright.design.user_code import open_space, sizes_of
+from netwright.search import method
 from netwright.search.brief import Brief, make_selector
 from netwright.search.genotype import Genotype
 from netwright.search.searcher import Searcher
@@ -36,7 +37,9 @@ MOST_DRAWS = 50
 def make_supernet(options: Options, shape: tuple[int, int, int], classes: int, channels: int, stem: Stem) -> Any:
     """The supernet of the run's space, as the run's method searches it."""
     make = getattr(method(options.search), "supernet_of", Searcher.supernet_of)  # random search has none of its own
-    return make(spaces.get(options.space), shape[0], classes, channels=channels, seed=options.seed, stem=stem)
+    space = open_space(options.space)
+    sizes = sizes_of(space, channels=channels, stem=stem)
+    return make(space, shape[0], classes, seed=options.seed, **sizes)
 
 
 def make_searcher(options: Options, supernet: Supernet, epochs: list[int], limits: Limits | None = None) -> Searcher:
@@ -109,7 +112,7 @@ def _drawn(options: Options, data: Data, model: dict[str, Any]) -> Genotype:
     """A random genotype within the limits."""
     allowance, draws = Allowance(options, data, model), stream(options.seed, "search")
     for _ in range(MOST_DRAWS):
-        genotype = spaces.get(options.space).random(draws)
+        genotype = open_space(options.space).random(draws)
         if not allowance.over(genotype):
             return genotype
     return allowance.cheapest()
