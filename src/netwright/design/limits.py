@@ -129,9 +129,8 @@ class Allowance:
         kept = {name: getattr(table, name) for name in ("runtime", "sparsity", "threads", "batch", "cpu", "space")}
         kept |= {"shape": table.shape, "classes": table.num_classes}
         kept |= _filled(self._space, {name: table.options.get(name) for name in self._sizes})
-        if wrong := [
-            f"{name} {kept[name]} there, {value} needed" for name, value in needed.items() if kept[name] != value
-        ]:
+        differing = [name for name, value in needed.items() if kept[name] != value]
+        if wrong := [f"{name} {kept[name]} there, {needed[name]} needed" for name in differing]:
             again = f"netwright latency-table {shlex.join(self._arguments())} --out {shlex.quote(file)} --force"
             raise UserError(f"the latency table is of something else: {'; '.join(wrong)}", where=file, cure=again)
         return table
@@ -189,11 +188,8 @@ def widest_within(
     for width in widths:
         allowance, started = Allowance(options, data, {**model, "channels": width}), time.monotonic()
         over = allowance.over(genotype)
-        seconds = (
-            0.0
-            if options.latency_ms is None or options.latency_table is not None
-            else TABLE_NETWORKS * (time.monotonic() - started)
-        )
+        measures = options.latency_ms is not None and options.latency_table is None
+        seconds = TABLE_NETWORKS * (time.monotonic() - started) if measures else 0.0
         if not over:
             break
     else:

@@ -91,13 +91,17 @@ class Options(Result):
                 raise UserError(f"{name.replace('_', '-')} must be >= 1, got {value}")
         if self.batch_size < 2:
             raise UserError(f"batch-size must be >= 2 (batch norm needs two examples), got {self.batch_size}")
-        if self.latency_table is not None:
-            if self.latency_ms is None:
-                raise UserError("latency-table has no meaning without a limit", cure="add --latency-ms")
-            if not Path(self.latency_table).is_file():
-                raise UserError("no such file", where=self.latency_table, cure="write it with netwright latency-table")
+        self._check_table()
         self._check_processes()
         self._check_names()
+
+    def _check_table(self) -> None:
+        if self.latency_table is None:
+            return
+        if self.latency_ms is None:
+            raise UserError("latency-table has no meaning without a limit", cure="add --latency-ms")
+        if not Path(self.latency_table).is_file():
+            raise UserError("no such file", where=self.latency_table, cure="write it with netwright latency-table")
 
     def _check_processes(self) -> None:
         if self.devices < 1 or self.nodes < 1:

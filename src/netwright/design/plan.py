@@ -370,9 +370,8 @@ class _Sizes:
         with seeded(self.options.seed, "plan"):
             space = open_space(self.options.space)
             sizes = sizes_of(space, channels=channels, cells=self.cells, stem=self.stem)
-            return space.build(
-                self.genotype, in_channels=self.data.shape[0], num_classes=len(self.data.classes), **sizes
-            )
+            network: nn.Module = space.build(self.genotype, self.data.shape[0], len(self.data.classes), **sizes)
+        return network
 
     def seconds(self, channels: int) -> float:
         """Of a training step."""

@@ -10,7 +10,6 @@ import torch
 
 from netwright import storage
 from netwright.cost import threads
-from netwright.data.splits import split_train
 from netwright.data.tensors import Batches
 from netwright.design.distributed import agree, barrier, is_main, world_size
 from netwright.design.limits import Allowance
@@ -85,8 +84,8 @@ def run_search(stage: Stage) -> Genotype:
         if is_main():
             storage.write_checkpoint(checkpoint, searcher.state_dict())
 
-    halves = split_train(data.train.labels, 0.5, seed=derive(options.seed, "search halves"))
-    passes = sum(sizes["epochs"]) * sizes["steps"] * options.batch_size / (len(data.train) / 2)
+    parts = searcher.split(data.train.labels, seed=derive(options.seed, "search halves"))
+    passes = sum(sizes["epochs"]) * sizes["steps"] * options.batch_size / len(parts[0])
     shared: dict[str, Any] = {
         "batch_size": options.batch_size,
         "augment": augmentation(data, passes),
@@ -96,8 +95,8 @@ def run_search(stage: Stage) -> Genotype:
         "rank": torch.distributed.get_rank() if world_size() > 1 else 0,
     }
     loaders = [
-        Batches(data.train.subset(half), seed=derive(options.seed, "search", name), **shared)
-        for half, name in zip(halves, ("weights", "architecture"), strict=True)
+        Batches(data.train.subset(part), seed=derive(options.seed, "search", name), **shared)
+        for part, name in zip(parts, ("weights", "architecture"), strict=True)
     ]
     with threads(plan.threads["search"]):
         result = searcher.search(*loaders, seed=derive(options.seed, "searcher"), on_epoch=on_epoch)

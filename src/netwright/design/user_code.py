@@ -12,6 +12,7 @@ from netwright import storage
 from netwright.console import UserError, nearest
 from netwright.search import spaces
 
+SPACE_COPY = "space.py"
 _opened: dict[Path, tuple[str, dict[str, spaces.AnySpace]]] = {}
 
 
@@ -98,6 +99,20 @@ def space_digest(text: str) -> str | None:
     """SHA-256 of the file that a space is in; None for one of netwright's own."""
     found = in_file(text)
     return None if found is None else storage.file_digest(found[0].expanduser())
+
+
+def space_facts(text: str) -> dict[str, str]:
+    """What an architecture keeps of a space that is in a file: where it is, and its digest; nothing of others."""
+    found, digest = in_file(text), space_digest(text)
+    if found is None or digest is None:
+        return {}
+    return {"space": f"{found[0].expanduser().resolve()}:{found[1]}", "space_digest": digest}
+
+
+def keep_space(text: str, path: Path) -> None:
+    """Leaves a copy of the file that a space is in, so that it can be put back; nothing for netwright's own."""
+    if (found := in_file(text)) is not None:
+        storage.write_bytes(path, found[0].expanduser().read_bytes())
 
 
 def sizes_of(space: Any, **sizes: Any) -> dict[str, Any]:

@@ -204,7 +204,7 @@ class FBNet(Searcher):
             entry ``"constant"`` is what no choice changes. Or any other cost (:mod:`netwright.search.pricing`), in
             units of which the loss takes logarithms. None leaves latency out of the loss.
         alpha, beta: Factor and power of the latency term.
-        w_split: Share of the training data for the weights in :meth:`split`, in (0, 1).
+        w_split: Share of the training data for the weights in :meth:`Searcher.split`, in (0, 1).
         warmup_epochs: First epochs, in which only weights are trained; below ``epochs``.
         samples: Architectures drawn in the end, see :class:`~netwright.search.sampling.SampleSelector`.
         form: ``"fbnet"`` is the paper's loss CE alpha (log LAT)^beta; ``"add_power"`` the widely copied
@@ -296,7 +296,239 @@ class FBNet(Searcher):
             alpha_betas=alpha_betas,
             alpha_weight_decay=alpha_weight_decay,
         )
-        self.w_split = w_split
+        self.w_split, self.architecture_share = w_split, round(1 - w_split, 12)
+        self._settings = {"form": form, "alpha": alpha, "beta": beta, "unit": unit, "w_split": w_split}
+        supernet.set_gate(self.gate)
+        with torch.no_grad():
+            for theta in supernet.arch_parameters():
+                theta.zero_()
+
+    @property
+    def tau(self) -> float:
+        """The temperature."""
+        return self._tau
+
+    @tau.setter
+    def tau(self, value: float) -> None:
+        if not 0 < value < math.inf:
+            raise ValueError(f"tau must be > 0 and finite, got {value}")
+        self._tau = value
+
+    def draw(self, alpha: Tensor, part: str, batch: int) -> Tensor:
+        """Gumbel noise, shape (candidates) or (batch, candidates)."""
+        return self.draw_all([alpha], part, batch)[0]
+
+    def draw_all(self, alphas: Sequence[Tensor], part: str, batch: int) -> list[Any]:
+        """The noise of several choices, drawn in one piece."""
+        size = (batch, max(map(len, alphas))) if self.per_sample else (max(map(len, alphas)),)
+        noise = alphas[0].new_empty(len(alphas), *size).exponential_().clamp_(_LEAST, _MOST).log_().neg_()
+        return [row[..., : len(alpha)] for row, alpha in zip(noise, alphas, strict=True)]
+
+    def weights(self, alpha: Tensor, training: bool, drawn: Tensor | None = None) -> Tensor:
+        """The mask; softmax(theta) before the first draw and outside of training."""
+        if not training or drawn is None:
+            return alpha.softmax(-1)
+        soft = self._soft(alpha, drawn)
+        if not self.hard:
+            return soft
+        sample = torch.zeros_like(soft).scatter_(-1, soft.argmax(-1, keepdim=True), 1.0)
+        return sample - soft.detach() + soft
+
+    def expectation(self, alpha: Tensor, drawn: Tensor | None = None) -> Float[Tensor, " candidates"]:
+        """The mask, averaged over the batch if every input has its own; P without a draw."""
+        mask = self.weights(alpha, drawn is not None, drawn)
+        return mask.mean(0) if mask.ndim == 2 else mask
+
+    def forward(self, choice: Choice, x: Tensor, alpha: Tensor) -> Tensor:
+        """The candidates weighted by the mask.
+
+        Raises:
+            ValueError: If the noise was drawn for a batch of another size.
+        """
+        drawn = choice.drawn if choice.training else None
+        if drawn is not None and drawn.ndim == 2 and len(drawn) != len(x):
+            raise ValueError(f"the batch must be of {len(drawn)} inputs, for which masks were drawn, got {len(x)}")
+        running = None
+        if drawn is not None and self.skip_below:
+            soft = self._soft(alpha.detach(), drawn)
+            running = ((soft.amax(0) if soft.ndim == 2 else soft) >= self.skip_below).tolist()
+        return choice.mix(x, self.weights(alpha, choice.training, drawn), running)
+
+    def _soft(self, alpha: Tensor, drawn: Tensor) -> Tensor:
+        return ((alpha + drawn) / self.tau).softmax(-1)
+
+
+@dataclass(frozen=True)
+class TemperatureSchedule:
+    """tau after a number of epochs of the architecture: init exp(-rate epochs).
+
+    Attributes:
+        init: Temperature of the first epoch in which theta is trained, > 0.
+        rate: Rate, >= 0; the paper's 0.045 is for 80 such epochs.
+
+    Raises:
+        ValueError: If a value is out of range.
+
+    Example:
+        >>> [round(TemperatureSchedule()(epoch), 3) for epoch in (0, 1, 80)]
+        [5.0, 4.78, 0.137]
+    """
+
+    init: float = 5.0
+    rate: float = 0.045
+
+    @classmethod
+    def within(cls, epochs: int) -> Self:
+        """The schedule that is as cold after so many epochs as the paper's after its 80.
+
+        Example:
+            >>> round(TemperatureSchedule.within(4)(4), 3)
+            0.137
+        """
+        return cls(rate=0.045 * 80 / epochs)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.init < math.inf:
+            raise ValueError(f"init must be > 0 and finite, got {self.init}")
+        if not 0 <= self.rate < math.inf:
+            raise ValueError(f"rate must be >= 0 and finite, got {self.rate}")
+
+    def __call__(self, epochs: int) -> float:
+        """The temperature."""
+        return self.init * math.exp(-self.rate * epochs)
+
+
+class _Watched:
+    """LAT of the masks in the unit of the loss, and what an epoch records of it in the unit of the table."""
+
+    def __init__(self, cost: ExpectedCost):
+        self.cost = cost
+        self._seen: list[float] = []
+
+    def __call__(self, supernet: Any) -> Tensor:
+        latency = self.cost(supernet)
+        self._seen.append(float(latency.detach()) * self.cost.unit)
+        return latency
+
+    def figures(self, supernet: Supernet, genotype: Genotype) -> dict[str, float]:
+        """Latencies under P, of a genotype, and of the masks since the last call."""
+        seen, self._seen = self._seen, []
+        expected = supernet.priced(self.cost.candidates(supernet), drawn=False)
+        return {
+            "expected_latency": self.cost.constant + float(expected.detach()),
+            "argmax_latency": self.cost.of(supernet, genotype),
+            **({"relaxed_latency": sum(seen) / len(seen)} if seen else {}),
+        }
+
+
+class FBNet(Searcher):
+    """Searches a distribution over architectures; the defaults are those of the paper.
+
+    The supernet's choices get a :class:`GumbelSoftmaxGate` and its architecture parameters are set to zero, so that all
+    candidates are equally probable. Besides the losses an epoch has these figures: ``tau``; ``entropy`` of P, the mean
+    over choices in nats, which says how far the search has converged (at a low temperature masks are one-hot even
+    where P is uniform); and latencies in the table's unit: ``relaxed_latency`` of the masks, ``expected_latency`` under
+    P and ``argmax_latency`` of the most probable architecture.
+
+    Args:
+        supernet: The network with the choices.
+        latency: Milliseconds of every candidate by its key, as :func:`netwright.search.latency.measure` gives them; an
+            entry ``"constant"`` is what no choice changes. Or any other cost (:mod:`netwright.search.pricing`), in
+            units of which the loss takes logarithms. None leaves latency out of the loss.
+        alpha, beta: Factor and power of the latency term.
+        w_split: Share of the training data for the weights in :meth:`Searcher.split`, in (0, 1).
+        warmup_epochs: First epochs, in which only weights are trained; below ``epochs``.
+        samples: Architectures drawn in the end, see :class:`~netwright.search.sampling.SampleSelector`.
+        form: ``"fbnet"`` is the paper's loss CE alpha (log LAT)^beta; ``"add_power"`` the widely copied
+            CE + alpha LAT^beta.
+        unit: Milliseconds in a unit of LAT in the loss: 1e-3 makes it the paper's microseconds, 1.0 milliseconds. In
+            that unit LAT must exceed 1, where its logarithm is zero and (log LAT)^beta infinitely steep.
+        epochs: Epochs, warm-up included.
+        temperature: tau by epoch of the architecture; it does not fall in the warm-up.
+        per_sample, hard, skip_below: Of the gate.
+        lr, lr_min: Learning rate of the weights at the start and at the end of a cosine over all epochs.
+        weight_decay: Of the weights.
+        selector: Another rule that reads off the genotype.
+        alpha_lr, alpha_betas, alpha_weight_decay: Adam of theta.
+        clip: Largest gradient norm of the weights; None clips nothing.
+        momentum: Of the weights' SGD.
+
+    Raises:
+        ValueError: If a value is out of range or a latency is negative; in a step, if LAT is not above 1.
+        KeyError: In a step, if the table misses an operation.
+
+    Example:
+        >>> from netwright.search import spaces
+        >>> supernet = spaces.get("micro-chain").supernet(1, 3, seed=0)
+        >>> table = dict.fromkeys(supernet.operations((1, 8, 8)), 0.5)
+        >>> batch = torch.rand(6, 1, 8, 8), torch.tensor([0, 1, 2, 0, 1, 2])
+        >>> result = FBNet(supernet, table, warmup_epochs=1, epochs=2, samples=2).search([batch], [batch], seed=0)
+        >>> [round(epoch["tau"], 2) for epoch in result.epochs], result.genotype.space
+        ([5.0, 5.0], 'micro-chain')
+    """
+
+    shares = (1 / 9, 8 / 9)
+
+    def __init__(
+        self,
+        supernet: Supernet,
+        latency: Mapping[Any, float] | ExpectedCost | None = None,
+        alpha: float = 0.2,
+        beta: float = 0.6,
+        w_split: float = 0.8,
+        warmup_epochs: int = 10,
+        samples: int = 6,
+        *,
+        form: Literal["fbnet", "add_power"] = "fbnet",
+        unit: float = 1e-3,
+        epochs: int = 90,
+        temperature: TemperatureSchedule | None = None,
+        per_sample: bool = False,
+        hard: bool = False,
+        skip_below: float = 0.0,
+        lr: float = 0.1,
+        lr_min: float = 0.0,
+        weight_decay: float = 1e-4,
+        selector: Selector | None = None,
+        alpha_lr: float = 0.01,
+        alpha_betas: tuple[float, float] = (0.9, 0.999),
+        alpha_weight_decay: float = 5e-4,
+        clip: float | None = None,
+        momentum: float = 0.9,
+    ):
+        if not 0 < w_split < 1:
+            raise ValueError(f"w_split must lie in (0, 1), got {w_split}")
+        if not 0 <= warmup_epochs < epochs:
+            raise ValueError(f"warmup_epochs must lie in [0, {epochs}), the epochs of the search, got {warmup_epochs}")
+        if form not in ("fbnet", "add_power"):
+            raise ValueError(f"form must be 'fbnet' or 'add_power', got {form!r}")
+        self.temperature = temperature or TemperatureSchedule()
+        self.gate = GumbelSoftmaxGate(self.temperature(0), per_sample, hard, skip_below)
+        self.latency: _Watched | None = None
+        if latency is not None:
+            priced = latency if isinstance(latency, ExpectedCost) else ExpectedLatency(latency, unit)
+            self.latency = _Watched(priced)
+        objective: Objective = TaskLoss()
+        if self.latency is not None:
+            objective = objective + CostPenalty(form, self.latency, alpha=alpha, beta=beta, apply_to="both")
+        whole = Stage(SEARCH, epochs, lr, lr_min, weight_decay)
+        turn = whole.lr_at(warmup_epochs / epochs)
+        super().__init__(
+            supernet,
+            objective=objective,
+            selector=selector or SampleSelector(samples),
+            method=Phased(),
+            stages=[
+                Stage(WARMUP, warmup_epochs, lr, turn, weight_decay, alpha_step=False),
+                Stage(SEARCH, epochs - warmup_epochs, turn, lr_min, weight_decay),
+            ],
+            momentum=momentum,
+            clip=clip,
+            alpha_lr=alpha_lr,
+            alpha_betas=alpha_betas,
+            alpha_weight_decay=alpha_weight_decay,
+        )
+        self.w_split, self.architecture_share = w_split, round(1 - w_split, 12)
         self._settings = {"form": form, "alpha": alpha, "beta": beta, "unit": unit, "w_split": w_split}
         supernet.set_gate(self.gate)
         with torch.no_grad():
