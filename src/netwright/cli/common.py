@@ -29,6 +29,17 @@ Select = Annotated[
 LatencyMs = Annotated[
     float | None, typer.Option(help="Most milliseconds of one image on one thread, in the sparse runtime.")
 ]
+LatencyTable = Annotated[
+    str | None,
+    typer.Option(help="A file of netwright latency-table for --latency-ms; measured on this machine when left out."),
+]
+Space = Annotated[str | None, typer.Option(help="Search space, or one of your own: FILE.py:NAME.  [micro-darts]")]
+SampleEpochs = Annotated[
+    int | None,
+    typer.Option(
+        help="With --select sample: epochs of training for each drawn architecture; the best stays."
+    ),
+]
 Flops = Annotated[
     str | None, typer.Option(help="Most floating-point operations, two a multiply-add, zeros included; like 5M.")
 ]

@@ -18,7 +18,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 # What changes where or how fast a run is computed, not what it computes: free to differ when a run is taken up again.
 MOVABLE = ("out", "devices", "nodes", "strategy", "jobs", "download")
 # What runs of earlier versions did not have: left out where it is not given, so that they can be taken up again.
-LATER = ("select", "latency_ms", "latency_table", "flops", "train_method")
+LATER = ("select", "latency_ms", "latency_table", "sample_epochs", "flops", "train_method")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Options(Result):
     search: str = "dass"
     space: str = "micro-darts"
     select: str | None = None
+    sample_epochs: int | None = None
     latency_ms: float | None = None
     latency_table: str | None = None
     flops: float | None = None
@@ -85,7 +86,7 @@ class Options(Result):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"{name.replace('_', '-')} must be > 0 and finite, got {value}")
-        for name in ("size", "channels", "cells", "search_channels", "search_epochs", "epochs"):
+        for name in ("size", "channels", "cells", "search_channels", "search_epochs", "epochs", "sample_epochs"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name.replace('_', '-')} must be >= 1, got {value}")
@@ -130,6 +131,7 @@ class Options(Result):
             if value not in known:
                 raise UserError(f"unknown --{name} {value!r}", cure=nearest(value, known))
         self._check_space()
+        self._check_samples()
         if self.select is not None:
             self._check_selector(self.select)
         from netwright.train import PRETRAINING
@@ -151,6 +153,18 @@ class Options(Result):
         for name, size in (("channels", "channels"), ("search_channels", "channels"), ("cells", "cells")):
             if getattr(self, name) is not None and not sizes_of(space, **{size: 1}):
                 raise UserError(f"{name.replace('_', '-')} has no meaning: the networks of {space.name} have no {size}")
+
+    def _check_samples(self) -> None:
+        if self.sample_epochs is None:
+            return
+        if (self.select or ("sample" if self.search == "fbnet" else None)) != "sample":
+            raise UserError("sample-epochs has no meaning without samples", cure="add --select sample")
+        if self.time_budget is not None:
+            raise UserError(
+                "samples are trained for as long as it takes: no time budget holds", cure="leave out one of the two"
+            )
+        if self.devices * self.nodes > 1:
+            raise UserError("sample-epochs works with one process", cure="leave out --devices and --nodes")
 
     def _check_selector(self, name: str) -> None:
         if self.search == "random":

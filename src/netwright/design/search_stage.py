@@ -19,6 +19,8 @@ from netwright.design.user_code import open_space, sizes_of
 from netwright.search import method
 from netwright.search.brief import Brief, make_selector
 from netwright.search.genotype import Genotype
+from netwright.search.sampling import SampleSelector
+from netwright.search.scratch import ScratchAccuracy
 from netwright.search.searcher import Searcher
 from netwright.seeding import derive, stream
 
@@ -98,6 +100,13 @@ def run_search(stage: Stage) -> Genotype:
         Batches(data.train.subset(part), seed=derive(options.seed, "search", name), **shared)
         for part, name in zip(parts, ("weights", "architecture"), strict=True)
     ]
+    if options.sample_epochs is not None:
+        assert isinstance(searcher.selector, SampleSelector)
+        held = Batches(data.train.subset(parts[1]), options.batch_size, shuffle=False, normalise=data.normalise())
+        searcher.selector.evaluate = ScratchAccuracy(
+            loaders[0], held, len(data.classes), options.sample_epochs, lr=options.lr, seed=options.seed,
+            **sizes_of(supernet.space, **plan.model),
+        )  # fmt: skip
     with threads(plan.threads["search"]):
         result = searcher.search(*loaders, seed=derive(options.seed, "searcher"), on_epoch=on_epoch)
     if is_main():

@@ -66,6 +66,8 @@ _NAMES = {
     "discretisation_accuracy": "perturbation",
     "MagnitudeSelector": "selection",
     "SampleSelector": "sampling",
+    "ScratchAccuracy": "scratch",
+    "SpaceLatencyTable": "latency_table",
     "inherited_accuracy": "sampling",
     "sample_genotypes": "sampling",
     "Phased": "phased",
