@@ -36,9 +36,7 @@ LatencyTable = Annotated[
 Space = Annotated[str | None, typer.Option(help="Search space, or one of your own: FILE.py:NAME.  [micro-darts]")]
 SampleEpochs = Annotated[
     int | None,
-    typer.Option(
-        help="With --select sample: epochs of training for each drawn architecture; the best stays."
-    ),
+    typer.Option(help="With --select sample: epochs of training for each drawn architecture; the best stays."),
 ]
 Flops = Annotated[
     str | None, typer.Option(help="Most floating-point operations, two a multiply-add, zeros included; like 5M.")

@@ -67,7 +67,6 @@ _NAMES = {
     "MagnitudeSelector": "selection",
     "SampleSelector": "sampling",
     "ScratchAccuracy": "scratch",
-    "SpaceLatencyTable": "latency_table",
     "inherited_accuracy": "sampling",
     "sample_genotypes": "sampling",
     "Phased": "phased",
@@ -162,6 +161,7 @@ if TYPE_CHECKING:
     from netwright.search.relaxed_split import RelaxedSplit
     from netwright.search.result import SearchResult
     from netwright.search.sampling import SampleSelector, inherited_accuracy, sample_genotypes
+    from netwright.search.scratch import ScratchAccuracy
     from netwright.search.searcher import EpochEnd, Searcher
     from netwright.search.selection import ArgmaxSelector, MagnitudeSelector, Selector, ThresholdSelector
     from netwright.search.self_distill import SDDARTS, SelfDistillation, SnapshotTeachers
@@ -243,6 +243,7 @@ __all__ = [
     "RandomSearch",
     "RelaxedSplit",
     "SampleSelector",
+    "ScratchAccuracy",
     "SearchModule",
     "SearchResult",
     "Searcher",

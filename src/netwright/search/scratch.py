@@ -71,6 +71,7 @@ class ScratchAccuracy:
 
     def __call__(self, genotype: Genotype) -> float:
         """The accuracy."""
+        from netwright.metrics import accuracy
         from netwright.train.classifier import Classifier, evaluate
         from netwright.train.fitting import fit
         from netwright.train.schedules import CosineProgress
@@ -87,5 +88,4 @@ class ScratchAccuracy:
             seed=self.seed,
             description="training of a drawn architecture",
         )
-        logits, labels = evaluate(network, self.validation)
-        return float((logits.argmax(1) == labels).double().mean())
+        return accuracy(*evaluate(network, self.validation))
