@@ -208,8 +208,14 @@ def _model(seed: int, kind: str, lam: float, beta: float, lr: float, steps: int)
     return found | {"path": path}
 
 
-def step_times(rounds: int, batch: int) -> Comparison:
-    """Times of one search step by each method on the same supernet, in alternating rounds on one thread."""
+def step_times(rounds: int, batch: int, peers: Mapping[str, Any] | None = None) -> Comparison:
+    """Times of one search step by each method on the same supernet, in alternating rounds on one thread.
+
+    Args:
+        rounds: How often each is timed.
+        batch: Images in a batch.
+        peers: Other steps by name, with the method of :class:`netwright.search.bilevel.Step`.
+    """
     import torch
 
     from netwright.cost import compare_times
@@ -228,6 +234,7 @@ def step_times(rounds: int, batch: int) -> Comparison:
         "DARTS-1": FirstOrder(),
         "RARTS fused": RelaxedSplit(),
         "RARTS exact": RelaxedSplit(fused=False),
+        **(peers or {}),
     }
 
     def one(step: Any) -> Callable[[], Any]:
