@@ -1,4 +1,4 @@
-"""Turn torchvision's ResNet-18 into a search space: kernels, widths and which blocks to leave out; search it on a folder.
+"""Turn torchvision's ResNet-18 into a search space (kernels, widths, which blocks to leave out); search it on a folder.
 
 The same file serves the command line: netwright search FOLDER --space torchvision_space.py:space --method proxylessnas
 """
@@ -51,13 +51,13 @@ def main():
     # %% A folder with one folder of pictures a class: digits, as an example
     print(f"{space.size} networks: {space.choices()}")
     digits = load("digits")
-    with tempfile.TemporaryDirectory() as folder:
-        for number, (picture, label) in enumerate(zip(digits.train.images, digits.train.labels, strict=True)):
-            if label < 3 and number < 300:
-                at = Path(folder) / f"digit-{int(label)}"
-                at.mkdir(exist_ok=True)
-                write_png(picture.expand(3, -1, -1), f"{at}/{number:04}.png")
-        data = load(folder)
+    folder = tempfile.TemporaryDirectory()
+    for number, (picture, label) in enumerate(zip(digits.train.images, digits.train.labels, strict=True)):
+        if label < 3 and number < 300:
+            at = Path(folder.name) / f"digit-{int(label)}"
+            at.mkdir(exist_ok=True)
+            write_png(picture.expand(3, -1, -1), f"{at}/{number:04}.png")
+    data = load(folder.name)
 
     # %% The search, one path at a time, so that the supernet needs no more memory than a network
     supernet = space.supernet(data.shape[0], len(data.classes), seed=0)
@@ -75,7 +75,8 @@ def main():
     found = space.build(result.genotype, data.shape[0], len(data.classes), seed=0)
     print(sum(p.numel() for p in found.parameters()), "parameters,", type(found).__name__)
     with torch.inference_mode():
-        print(found.eval()(data.test.images[:1] / 255).shape)
+        print(found.eval()(torch.rand(1, *data.shape)).shape)
+    folder.cleanup()
 
 
 if __name__ == "__main__":
