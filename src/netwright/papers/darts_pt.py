@@ -11,7 +11,8 @@ What an operation is worth is measured on six edges of the S2 supernet: the edge
 one epoch, and the validation accuracy read. The architecture's learning rate is ten times the published one, since
 there are a hundred times fewer steps.
 
-Published, of which nothing is tested here (the full space on CIFAR-10 and the tables of NAS-Bench-201 are out of reach):
+Published, of which nothing is tested here (the full space on CIFAR-10 and the tables of NAS-Bench-201 are out of
+reach):
 
 | CIFAR-10 | by magnitude | by perturbation |
 | --- | --- | --- |

@@ -23,7 +23,8 @@ reach):
 | FBNet-B | 74.1 % | 295 M | 4.5 M | 23.1 ms |
 | FBNet-C | 74.9 % | 375 M | 5.5 M | 28.1 ms |
 
-A search took 216 GPU hours. What was searched for an iPhone X is 1.4 times as fast there as what was searched for the S8.
+A search took 216 GPU hours. What was searched for an iPhone X is 1.4 times as fast there as what was searched for the
+S8.
 """
 
 from __future__ import annotations
