@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from netwright import storage
 from netwright.console import UserError
-from netwright.design.user_code import from_file, in_file, open_space, sizes_of, space_digest
+from netwright.design.user_code import in_file, open_space, run_file, sizes_of, space_digest
 from netwright.results import Result
 from netwright.search.spaces.network import Stem
 
@@ -258,7 +258,7 @@ def load_run(
 
 def _from_file(path: Path, function: str) -> nn.Module:
     cure = "name a function that returns a torch.nn.Module"
-    found = from_file(path, function, "function", cure)
+    found = getattr(run_file(path), function, None)
     if not callable(found):
         raise UserError(f"no function {function!r}", where=path, cure=cure)
     made = found()

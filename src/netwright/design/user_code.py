@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import inspect
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from netwright import storage
@@ -13,7 +15,18 @@ from netwright.console import UserError, nearest
 from netwright.search import spaces
 
 SPACE_COPY = "space.py"
-_opened: dict[Path, tuple[str, dict[str, spaces.AnySpace]]] = {}
+
+
+@dataclasses.dataclass
+class _Opened:
+    """A file that was run: its digest then, what came of it, and the names of the spaces that it made known."""
+
+    digest: str
+    module: ModuleType
+    names: set[str]
+
+
+_opened: dict[Path, _Opened] = {}
 
 
 def in_file(text: str) -> tuple[Path, str] | None:
@@ -27,17 +40,11 @@ def in_file(text: str) -> tuple[Path, str] | None:
     return (Path(file), name) if file.endswith(".py") else None
 
 
-def from_file(path: Path, name: str, what: str, cure: str) -> Any:
-    """The attribute of a Python file, which is run; it may import what lies beside it.
-
-    Args:
-        path: The file.
-        name: The attribute.
-        what: What it should be.
-        cure: What to do where there is none.
+def run_file(path: Path) -> ModuleType:
+    """Runs a Python file, which may import what lies beside it, and returns it as a module.
 
     Raises:
-        UserError: If there is no such file, or nothing of that name in it.
+        UserError: If there is no such file.
     """
     if not path.is_file():
         raise UserError("no such file", where=path)
@@ -50,9 +57,7 @@ def from_file(path: Path, name: str, what: str, cure: str) -> Any:
         spec.loader.exec_module(module)
     finally:
         sys.path.remove(str(path.parent))
-    if not hasattr(module, name):
-        raise UserError(f"no {what} {name!r}", where=path, cure=cure)
-    return getattr(module, name)
+    return module
 
 
 def open_space(text: str) -> Any:
@@ -73,26 +78,36 @@ def open_space(text: str) -> Any:
             )
         return spaces.get(text)
     path, name = found[0].expanduser().resolve(), found[1]
-    digest, known = _opened.get(path, ("", {}))
-    if path.is_file() and digest != (now := storage.file_digest(path)):
-        for space in known.values():  # the file was edited: its spaces make room for what it says now
-            spaces.SPACES.pop(space.name, None)
-        known = {}
-        _opened[path] = now, known
-    if name not in known:
-        cure = "name a ChoiceSpace, or a function without arguments that returns one"
-        made = from_file(path, name, "search space", cure)
-        if callable(made) and not isinstance(made, spaces.AnySpace):
-            made = made()
-        if not isinstance(made, spaces.AnySpace):
-            raise UserError(f"{name} is no search space but a {type(made).__name__}", where=path, cure=cure)
-        try:
-            known[name] = spaces.register(made)
-        except ValueError:
-            raise UserError(
-                f"there is another search space named {made.name!r}", where=path, cure="give it a name of its own"
-            ) from None
-    return known[name]
+    cure = "name a ChoiceSpace, or a function without arguments that returns one"
+    opened = _open(path)
+    if not hasattr(opened.module, name):
+        raise UserError(f"no search space {name!r}", where=path, cure=cure)
+    made = getattr(opened.module, name)
+    if callable(made) and not isinstance(made, spaces.AnySpace):
+        made = made()
+    if not isinstance(made, spaces.AnySpace):
+        raise UserError(f"{name} is no search space but a {type(made).__name__}", where=path, cure=cure)
+    try:
+        spaces.register(made)
+    except ValueError:
+        told = f"there is another search space named {made.name!r}"
+        raise UserError(told, where=path, cure="give it a name of its own") from None
+    opened.names.add(made.name)
+    return made
+
+
+def _open(path: Path) -> _Opened:
+    """The file as it is now, run once; one that was edited takes back the spaces that it had made known."""
+    before = _opened.get(path)
+    digest = storage.file_digest(path) if path.is_file() else ""
+    if before is not None and before.digest == digest:
+        return before
+    for name in before.names if before else ():
+        spaces.SPACES.pop(name, None)
+    known = set(spaces.SPACES)
+    module = run_file(path)
+    _opened[path] = _Opened(digest, module, set(spaces.SPACES) - known)
+    return _opened[path]
 
 
 def space_digest(text: str) -> str | None:
