@@ -19,11 +19,19 @@ SPACE_COPY = "space.py"
 
 @dataclasses.dataclass
 class _Opened:
-    """A file that was run: its digest then, what came of it, and the names of the spaces that it made known."""
+    """A file that was run.
+
+    Attributes:
+        digest: What it was then.
+        module: What came of it.
+        names: Names of the spaces that it made known.
+        made: Those that were asked for, by their name in the file.
+    """
 
     digest: str
     module: ModuleType
     names: set[str]
+    made: dict[str, spaces.AnySpace] = dataclasses.field(default_factory=dict)
 
 
 _opened: dict[Path, _Opened] = {}
@@ -82,7 +90,7 @@ def open_space(text: str) -> Any:
     opened = _open(path)
     if not hasattr(opened.module, name):
         raise UserError(f"no search space {name!r}", where=path, cure=cure)
-    made = getattr(opened.module, name)
+    made = opened.made.get(name, getattr(opened.module, name))
     if callable(made) and not isinstance(made, spaces.AnySpace):
         made = made()
     if not isinstance(made, spaces.AnySpace):
@@ -93,6 +101,7 @@ def open_space(text: str) -> Any:
         told = f"there is another search space named {made.name!r}"
         raise UserError(told, where=path, cure="give it a name of its own") from None
     opened.names.add(made.name)
+    opened.made[name] = made
     return made
 
 
