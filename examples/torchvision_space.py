@@ -4,21 +4,16 @@ The same file serves the command line: netwright search FOLDER --space torchvisi
 """
 
 # %% The space: the network as torchvision builds it, with a choice in the place of every block
+# --8<-- [start:space]
 import copy
-import tempfile
 from functools import partial
-from pathlib import Path
 
-import torch
 from torch import nn
-from torchvision.io import write_png
 from torchvision.models import resnet18
 
-from netwright.data import Batches, load
-from netwright.search import ChoiceSpace, ProxylessNAS
+from netwright.search import ChoiceSpace
 
 
-# --8<-- [start:space]
 def block(old, kernel, share):
     """A copy of a basic block with another kernel and another width between its convolutions."""
     new, width = copy.deepcopy(old), int(share * old.conv1.out_channels)
@@ -49,6 +44,15 @@ space = ChoiceSpace("resnet18", network, shape=(32, 32))
 
 def main():
     # %% A folder with one folder of pictures a class: digits, as an example
+    import tempfile
+    from pathlib import Path
+
+    import torch
+    from PIL import Image
+
+    from netwright.data import Batches, load
+    from netwright.search import ProxylessNAS
+
     print(f"{space.size} networks: {space.choices()}")
     digits = load("digits")
     folder = tempfile.TemporaryDirectory()
@@ -56,7 +60,7 @@ def main():
         if label < 3 and number < 300:
             at = Path(folder.name) / f"digit-{int(label)}"
             at.mkdir(exist_ok=True)
-            write_png(picture.expand(3, -1, -1), f"{at}/{number:04}.png")
+            Image.fromarray(picture[0].numpy()).convert("RGB").save(at / f"{number}.png")
     data = load(folder.name)
 
     # %% The search, one path at a time, so that the supernet needs no more memory than a network

@@ -144,7 +144,11 @@ class Allowance:
     def _arguments(self) -> list[str]:
         """Those of ``netwright latency-table`` for the table that is needed."""
         setup, sizes = self._setup, {name: size for name, size in self._sizes.items() if size is not None}
-        given = {"runtime": setup.runtime, "sparsity": setup.sparsity, "shape": ",".join(map(str, self.data.shape))}
+        given: dict[str, Any] = {
+            "runtime": setup.runtime,
+            "sparsity": setup.sparsity,
+            "shape": ",".join(map(str, self.data.shape)),
+        }
         given |= {"classes": self._classes, **sizes}
         return [self.options.space, *(word for name, value in given.items() for word in (f"--{name}", str(value)))]
 
@@ -207,8 +211,9 @@ def at_width_of_table(options: Options) -> Options:
 
 def _filled(space: spaces.AnySpace, sizes: dict[str, Any]) -> dict[str, Any]:
     """Sizes with what a cell space takes for those that are not given."""
-    own = {"channels": space.channels, "cells": space.cells} if isinstance(space, spaces.Space) else {}
-    own |= {"stem": "cifar"}
+    own: dict[str, Any] = {"stem": "cifar"}
+    if isinstance(space, spaces.Space):
+        own |= {"channels": space.channels, "cells": space.cells}
     return {name: own.get(name) if size is None else size for name, size in sizes.items()}
 
 

@@ -125,7 +125,7 @@ def space_digest(text: str) -> str | None:
     return None if found is None else storage.file_digest(found[0].expanduser())
 
 
-def space_facts(text: str) -> dict[str, str]:
+def space_facts(text: str) -> dict[str, Any]:
     """What an architecture keeps of a space that is in a file: where it is, and its digest; nothing of others."""
     found, digest = in_file(text), space_digest(text)
     if found is None or digest is None:

@@ -82,7 +82,7 @@ class SpaceLatencyTable(LatencyTable):
             raise ValueError(f"the latency table does not say its {', '.join(missing)}: an older version measured it")
         try:
             channels, height, width = (int(size) for size in data["shape"])
-            about = {"num_classes": int(data["num_classes"]), "options": dict(data["options"])}
+            about: dict[str, Any] = {"num_classes": int(data["num_classes"]), "options": dict(data["options"])}
         except (TypeError, ValueError) as error:
             raise ValueError(f"not a latency table: {error}") from error
         measured = {each.name: getattr(table, each.name) for each in dataclasses.fields(table)}
