@@ -57,7 +57,7 @@ def main():
     digits = load("digits")
     folder = tempfile.TemporaryDirectory()
     for number, (picture, label) in enumerate(zip(digits.train.images, digits.train.labels, strict=True)):
-        if label < 3 and number < 300:
+        if label < 3 and number < 600:
             at = Path(folder.name) / f"digit-{int(label)}"
             at.mkdir(exist_ok=True)
             Image.fromarray(picture[0].numpy()).convert("RGB").save(at / f"{number}.png")
