@@ -8,25 +8,20 @@ For the space `micro-chain`, for the chain of FBNet's blocks on which its experi
 the clock, which take turns, twice. PyTorch runs them dense, the sparse runtime with 90 % random zeros. Aimed at: a rank
 correlation of at least 0.9 and a median error of at most 15 %, without any constant fitted to the networks. What the
 two measurements agree in is what no table can exceed. The figures go to benchmarks/results/, from where the
-documentation takes them; --quick looks at three networks and writes nothing. Needs as many cores of its own as threads.
+documentation takes them; --quick looks at three networks and writes nothing. Exit 1 if an aim is missed. Needs as many
+cores of its own as threads.
 """
 
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from netwright import __version__, storage
-from netwright.cost import cpu_name
 from netwright.papers import chains, fbnet, latencies
 from netwright.search import spaces
+from support.record import leave, markdown
 
-RESULTS = Path(__file__).parent / "results"
 RUNTIMES = {"PyTorch": {"runtime": "torch"}, "sparse, 90 % zeros": {"runtime": "native", "sparsity": 0.9}}
 LEAST_CORRELATION, MOST_ERROR = 0.9, 0.15
 
@@ -42,31 +37,21 @@ def good(found: dict[str, Any]) -> bool:
     return found["Spearman"] >= LEAST_CORRELATION and found["median relative error, no constant"] <= MOST_ERROR
 
 
-def written(rows: list[dict[str, Any]], settings: dict[str, Any], command: str) -> str:
-    """The table as Markdown, with where it comes from."""
-    lines = [
-        "| space | runtime | measured, ms | rank correlation | of the clock with itself | correlation | median error "
-        "| largest | aims |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+def cells(found: dict[str, Any]) -> list[str]:
+    """The cells of a line."""
+    measured, predicted = found["measured, ms"], found["predicted, ms"]
+    largest = max(abs(p - m) / m for p, m in zip(predicted, measured, strict=True))
+    return [
+        found["space"],
+        found["runtime"],
+        f"{min(measured):.3g} to {max(measured):.3g}",
+        f"{found['Spearman']:.3f}",
+        f"{found['Spearman, again']:.3f}",
+        f"{found['Pearson']:.3f}",
+        f"{100 * found['median relative error, no constant']:.1f} %",
+        f"{100 * largest:.0f} %",
+        "met" if good(found) else "missed",
     ]
-    for found in rows:
-        measured, predicted = found["measured, ms"], found["predicted, ms"]
-        largest = max(abs(p - m) / m for p, m in zip(predicted, measured, strict=True))
-        cells = [
-            found["space"],
-            found["runtime"],
-            f"{min(measured):.3g} to {max(measured):.3g}",
-            f"{found['Spearman']:.3f}",
-            f"{found['Spearman, again']:.3f}",
-            f"{found['Pearson']:.3f}",
-            f"{100 * found['median relative error, no constant']:.1f} %",
-            f"{100 * largest:.0f} %",
-            "met" if good(found) else "missed",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    where = f"threads {settings['threads']}, batch {settings['batch']}, {len(rows[0]['measured, ms'])} networks a row"
-    versions = f"netwright {__version__}, torch {torch.__version__}"
-    return "\n".join([*lines, "", f"{cpu_name()}, {where}; {versions}. `{command}`", ""])
 
 
 def main() -> int:
@@ -79,7 +64,6 @@ def main() -> int:
     parser.add_argument("--calibration", type=int, default=30, help="networks that correct the table  [30]")
     parser.add_argument("--quick", action="store_true", help="three networks; nothing is written")
     options = parser.parse_args()
-    command = shlex.join(["python", "benchmarks/latency_prediction.py", *sys.argv[1:]])
     asked = options.networks, options.repeats, options.calibration
     networks, repeats, calibration = (3, 5, 2) if options.quick else asked
     settings = {
@@ -98,12 +82,12 @@ def main() -> int:
             figures = latencies.tables(space, shape, {runtime: {**fields, **settings}}, networks)
             rows.append(row(space.name, runtime, figures))
             print(f"{space.name}, {runtime}: {'both aims met' if good(rows[-1]) else 'an aim missed'}", flush=True)
-    text = written(rows, settings, command)
-    if not options.quick:
-        storage.write_json(RESULTS / "latency_prediction.json", rows)
-        storage.write_text(RESULTS / "latency_prediction.md", text)
-    print(f"\n{text}")
-    return 0
+    head = ["space", "runtime", "measured, ms", "rank correlation", "of the clock with itself", "correlation"]
+    head += ["median error", "largest", "aims"]
+    settled = f"threads {options.threads}, batch {options.batch}, {networks} networks a row"
+    missed = not all(map(good, rows))
+    lines = markdown(head, [cells(each) for each in rows])
+    return leave("latency_prediction", rows, lines, settled, missed=missed, quick=options.quick)
 
 
 if __name__ == "__main__":

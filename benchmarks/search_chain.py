@@ -1,13 +1,14 @@
 """Steps of a search on a chain by every gate, against each other and against ports of other people's.
 
-    python benchmarks/search_chain.py [--rounds 30] [--threads 1 2] [--batch 64] [--space micro-chain]
+    python benchmarks/search_chain.py [--rounds 30] [--threads 1] [--batch 64] [--space micro-chain]
+    python benchmarks/search_chain.py --quick
 
 The algorithms of NNI do not install beside a torch of today, so they are ported here in the straightforward way, with
 our blocks and values: every choice by itself, outputs stacked and summed by weights; gates that draw by one multinomial
 a choice and run all candidates again in the backward pass; gradients of all parameters in both halves of a step. Steps
 take turns; the learning rates are zero, so that all stay the same network. Memory is counted, not timed: bytes that
-autograd keeps. What is aimed at stands beside each figure. Needs as many cores of its own as threads. Exit 1 if the
-port's output is not ours.
+autograd keeps. The figures go to benchmarks/results/, with what is aimed at beside each; --quick makes two rounds and
+writes nothing. Needs as many cores of its own as threads. Exit 1 if the port's output is not ours, or an aim is missed.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from netwright.search.phased import Phased
 from netwright.search.proxyless import GateGradient
 from netwright.search.supernet import Choice, Supernet
 from netwright.seeding import seeded, stream
+from support.record import Figure, over, record
 
 TAU, TOLERANCE = 1.0, 1e-5
 Batch = tuple[Tensor, Tensor]
@@ -131,14 +133,16 @@ def difference(space: Any, batch: Batch) -> float:
         return float((ours(batch[0]) - theirs(batch[0])).abs().max())
 
 
-def told(found: Comparison, name: str, text: str, aim: str) -> None:
-    """A line: how many times as long as the first of a comparison another takes."""
-    timing = found[name]
-    first, quartiles = found.timings[0], f"[{timing.ratio_low:.2f}, {timing.ratio_high:.2f}]"
-    print(f"  {text}: {timing.ratio:.2f} {quartiles}, {aim}; {timing.median_ms:.1f} ms and {first.median_ms:.1f} ms")
+def told(found: Comparison, name: str, what: str, **aims: float) -> Figure:
+    """How many times as long as the first of a comparison another takes."""
+    timing, first = found[name], found.timings[0]
+    note = f"{timing.median_ms:.3g} ms and {first.median_ms:.3g} ms"
+    figure = over(timing, f"{what}, threads {found.threads}", note=note, **aims)
+    print(f"  {' | '.join(figure.row())}", flush=True)
+    return figure
 
 
-def times(space: Any, batch: Batch, rounds: int, threads: int) -> None:
+def times(space: Any, batch: Batch, rounds: int, threads: int) -> list[Figure]:
     """Times of all steps in one series of rounds a kind of step."""
     n = sum(map(len, space.choices().values())) / len(space.choices())
     gates = {
@@ -165,31 +169,28 @@ def times(space: Any, batch: Batch, rounds: int, threads: int) -> None:
         return run
 
     print(f"{space.name}, {n:g} candidates a choice, batch {len(batch[0])}, threads {threads}, {rounds} rounds")
-    found = timed({name: both(name) for name in ("port of Gumbel", "Gumbel")})
-    told(found, "Gumbel", "both steps, Gumbel gate over its port", "at most 0.90 aimed at")
-    found = timed({name: steps[name][0] for name in ("two", "mixture", "Gumbel", "port of full")})
-    told(found, "mixture", "weight step, mixture over binary gate", f"at least {0.6 * n:.2f} aimed at")
-    told(found, "Gumbel", "weight step, Gumbel gate over binary gate", "no aim")
-    told(found, "port of full", "weight step, port of binary gates over binary gate", "no aim")
-    found = timed({name: steps[name][1] for name in ("two", "port of full", "full, recomputed", "full", "mixture")})
-    told(
-        found,
-        "port of full",
-        "architecture step, port (recomputes all) over gates of two",
-        f"at least {n / 2:.2f} aimed at",
-    )
-    for name in ("full, recomputed", "full", "mixture"):
-        told(found, name, f"architecture step, {name} over gates of two", "no aim")
+    both_steps = timed({name: both(name) for name in ("port of Gumbel", "Gumbel")})
+    weight = timed({name: steps[name][0] for name in ("two", "mixture", "Gumbel", "port of full")})
+    others = ("full, recomputed", "full", "mixture")
+    architecture = timed({name: steps[name][1] for name in ("two", "port of full", *others)})
     net = ours["Gumbel"]
     table = {key: 1.0 + number for number, key in enumerate(net.operations(tuple(batch[0].shape[1:])))}
     cost = ExpectedLatency(table)
-    found = timed(
+    looked_up = timed(
         {"step": steps["Gumbel"][1], "look-up": lambda: torch.autograd.grad(cost(net), net.arch_parameters())}
     )
-    told(found, "look-up", "latency by look-up with its gradient over an architecture step", "below 0.02 aimed at")
+    return [
+        told(both_steps, "Gumbel", "both steps: Gumbel gate over its port", most=0.9),
+        told(weight, "mixture", "weight step: mixture over binary gate", least=0.6 * n),
+        told(weight, "Gumbel", "weight step: Gumbel gate over binary gate"),
+        told(weight, "port of full", "weight step: port of binary gates over binary gate"),
+        told(architecture, "port of full", "architecture step: port (recomputes all) over gates of two", least=n / 2),
+        *(told(architecture, name, f"architecture step: {name} over gates of two") for name in others),
+        told(looked_up, "look-up", "latency by look-up with its gradient over an architecture step", most=0.02),
+    ]
 
 
-def memory(space: Any, batch: Batch, passes: int = 20) -> None:
+def memory(space: Any, batch: Batch, passes: int) -> list[Figure]:
     """Bytes kept in an architecture pass, over those of the network of the path that was drawn."""
     x = batch[0]
 
@@ -197,7 +198,7 @@ def memory(space: Any, batch: Batch, passes: int = 20) -> None:
         with frozen_statistics(network):
             return saved_bytes(lambda: network(x))
 
-    print("memory of an architecture pass over that of one path's network (at most 1.30 aimed at, for two):")
+    figures = []
     mixture = kept(space.supernet(1, 10, seed=0).train())
     for mode in ("two", "full", "full_recompute"):
         net = space.supernet(1, 10, seed=0, gate=BinaryGate(mode)).train()
@@ -208,8 +209,12 @@ def memory(space: Any, batch: Batch, passes: int = 20) -> None:
             path = {key: choice.names[int(choice.drawn[0])] for key, choice in net.keyed_choices().items()}
             alone = kept(space.build(space.genotype(path), 1, 10, seed=0).train())
             shares.append((kept(net) / alone, mixture / alone))
-        over, soft = (sum(each) / passes for each in zip(*shares, strict=True))
-        print(f"  {mode}: {over:.3f}, at most {max(share for share, _ in shares):.3f}; the mixture {soft:.2f}")
+        mean, soft = (sum(each) / passes for each in zip(*shares, strict=True))
+        note = f"at most {max(share for share, _ in shares):.3f}; the mixture {soft:.2f}"
+        what = f"memory of an architecture pass of gates {mode} over that of one path's network, mean of {passes}"
+        figures.append(Figure(what, mean, most=1.3 if mode == "two" else None, note=note))
+        print(f"  {' | '.join(figures[-1].row())}", flush=True)
+    return figures
 
 
 def main() -> int:
@@ -219,18 +224,22 @@ def main() -> int:
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--space", default="micro-chain")
+    parser.add_argument("--quick", action="store_true", help="two rounds; nothing is written")
     options = parser.parse_args()
+    if options.quick:
+        options.rounds, options.batch = 2, 8
     space, draws = spaces.get(options.space), stream(0, "batch")
     batch = (
         torch.rand(options.batch, 1, *space.shape, generator=draws),
         torch.randint(10, (options.batch,), generator=draws),
     )
     far = difference(space, batch)
-    print(f"outputs of our mixture and of the port differ by {far:.1e}")
-    memory(space, batch)
+    figures = [Figure("largest difference between our mixture's output and its port's", far, most=TOLERANCE)]
+    figures += memory(space, batch, 2 if options.quick else 20)
     for threads in options.threads:
-        times(space, batch, options.rounds, threads)
-    return int(not far < TOLERANCE)
+        figures += times(space, batch, options.rounds, threads)
+    settings = {"space": options.space, "batch": options.batch, "rounds": options.rounds}
+    return int(not far <= TOLERANCE) | record("search_chain", figures, settings, quick=options.quick)
 
 
 if __name__ == "__main__":

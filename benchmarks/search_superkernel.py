@@ -1,6 +1,6 @@
 """A step of a search with superkernels: over the largest network, a supernet of all paths, and NNI's superkernels.
 
-    python benchmarks/search_superkernel.py [--rounds 30]
+    python benchmarks/search_superkernel.py [--rounds 30] [--quick]
 
 The peer is NNI 3.0, whose mixed operations slice one weight and mix the slices by softmax; it is compared where it can
 be imported. It installs beside current PyTorch without its dependencies:
@@ -10,7 +10,8 @@ be imported. It installs beside current PyTorch without its dependencies:
     PYTHONPATH=peer python benchmarks/search_superkernel.py
 
 Both networks are ``micro-chain`` at 16x16, batch 64, channels last; NNI's leaves no layer out. The first entry of each
-table is the peer. Exit 1 if a step is above 1.2 of the largest network's, 0.4 of all paths' or 0.7 of NNI's.
+table is the peer. The figures go to benchmarks/results/; --quick makes two rounds and writes nothing. Exit 1 if a step
+is above 1.2 of the largest network's, 0.4 of all paths' or 0.7 of NNI's, or the peer is not there.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from netwright.search.superkernel import SuperKernelDepthwise
 from netwright.search.superkernel_supernet import SuperKernelSupernet
 from netwright.seeding import stream
 from netwright.train.rmsprop import RMSpropTF
+from support.record import Figure, over, record
 
 BATCH, SHAPE = 64, (1, 16, 16)
 MOST = {"largest": 1.2, "all paths": 0.4, "NNI": 0.7}
@@ -111,18 +113,23 @@ def peers() -> tuple[nn.Module, nn.Module]:
 
 def main() -> int:
     """Runs it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=30)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--quick", action="store_true", help="two rounds; nothing is written")
+    options = parser.parse_args()
+    rounds = 2 if options.quick else options.rounds
     times = step_times(rounds, BATCH)
     print(f"a step of the search, batch {BATCH}\n{times}\n", flush=True)
-    shares = {name: 1 / times[name].ratio for name in ("largest", "all paths")}
+    figures = [
+        over(times[name], f"a step over that of {text}", inverse=True, most=MOST[name])
+        for name, text in (("largest", "the largest network"), ("all paths", "a search over all paths"))
+    ]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             network, layer = peers()
     except ImportError as error:
-        print(f"no peer: {error}")
+        figures.append(Figure("a training step over NNI's", None, most=MOST["NNI"], note=str(error)))
     else:
         draw = stream(0, "batch")
         x: Any = torch.rand(BATCH, *SHAPE, generator=draw).clone(memory_format=torch.channels_last)
@@ -132,22 +139,22 @@ def main() -> int:
         space = spaces.get("micro-chain")
         ours = SuperKernelSupernet(space, 1, 10)
         largest: Any = space.build(ours.derive(), 1, 10).to(memory_format=torch.channels_last)
-        for text, pair in (
+        for text, most, pair in (
             (
                 "a training step without penalty",
+                MOST["NNI"],
                 {"NNI": training(network, x, y), "ours": training(ours, x, y), "largest": training(largest, x, y)},
             ),
             (
                 "one layer, forward and backward",
+                None,
                 {"NNI": passes(layer, wide), "ours": passes(SuperKernelDepthwise(96), wide)},
             ),
         ):
             found = compare_times(pair, rounds=rounds, threads=1)
             print(f"{text}\n{found}\n", flush=True)
-            shares.setdefault("NNI", found["ours"].ratio)
-    for name, share in shares.items():
-        print(f"over {name}: {share:.3f}, at most {MOST[name]} wanted")
-    return int(any(share > MOST[name] for name, share in shares.items()))
+            figures.append(over(found["ours"], f"{text}, over NNI's", most=most))
+    return record("search_superkernel", figures, {"threads": 1, "batch": BATCH, "rounds": rounds}, quick=options.quick)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """How long a step of a cell network takes, against a straightforward port of the same network in eager PyTorch.
 
     python benchmarks/supernet_step.py [--rounds 15] [--threads 1 2] [--case darts micro-darts evaluation]
+    python benchmarks/supernet_step.py --quick
 
 The port runs every operation by itself, in the published structure and memory order (NCHW), with the weights of ours.
 Both make the same steps in turns; the outputs must agree to 1e-5, and in float64 the gradients to 1e-9. Cases: the
 CIFAR supernet of DARTS (C=16, 8 cells, batch 16), the micro-darts supernet (C=8, 3 cells, 16x16 images, batch 64), and
-the training step of a network found in it. Needs as many cores of its own as threads. Exit 1 if the numbers differ or a
-first-order step of the CIFAR supernet is not 1.5 times as fast.
+the training step of a network found in it. The figures go to benchmarks/results/; --quick makes two rounds of the small
+networks and writes nothing. Needs as many cores of its own as threads. Exit 1 if the numbers differ or a first-order
+step of the CIFAR supernet is not 1.5 times as fast.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from netwright.search.bilevel import FirstOrder, SecondOrder
 from netwright.search.fused import library
 from netwright.search.spaces.network import drop_path
 from netwright.seeding import seeded, stream
+from support.record import Figure, over, record
 
 FASTER, TOLERANCE, EXACT = 1.5, 1e-5, 1e-9
 
@@ -260,8 +263,11 @@ def main() -> int:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     known = ("darts", "micro-darts", "evaluation")
     parser.add_argument("--case", nargs="+", choices=known, default=known)
+    parser.add_argument("--quick", action="store_true", help="two rounds of small networks; nothing is written")
     options = parser.parse_args()
-    failed = False
+    if options.quick:
+        options.rounds, options.threads, options.case = 2, [1], known[1:]
+    failed, figures = False, list[Figure]()
     if library.kernels(8) is None:
         print("no C compiler: operations run by themselves, in channels-last order")
     for case in options.case:
@@ -279,15 +285,13 @@ def main() -> int:
         for threads in options.threads:
             for name, step in left.items():
                 found = compare_times({"ours": step, "port": right[name]}, rounds=options.rounds, threads=threads)
-                times = found["port"]
-                print(
-                    f"  {name}, threads {threads}: {times.ratio:.2f} times as fast "
-                    f"[{times.ratio_low:.2f}, {times.ratio_high:.2f}], "
-                    f"{found['ours'].median_ms:.1f} ms, the port {times.median_ms:.1f} ms",
-                    flush=True,
-                )
-                failed |= (case, name) == ("darts", "first-order step") and times.ratio < FASTER
-    return int(failed)
+                least = FASTER if (case, name) == ("darts", "first-order step") else None
+                took = f"{found['ours'].median_ms:.1f} ms, the port {found['port'].median_ms:.1f} ms"
+                what = f"{case}, {name}, threads {threads}: times as fast as the port"
+                figures.append(over(found["port"], what, least=least, note=took))
+                print(f"  {' | '.join(figures[-1].row())}", flush=True)
+    settings = {"threads": " and ".join(map(str, options.threads)), "rounds": options.rounds}
+    return int(failed) | record("supernet_step", figures, settings, quick=options.quick)
 
 
 if __name__ == "__main__":

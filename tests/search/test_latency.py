@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from netwright.console import UserError
 from netwright.cost import LatencyTable
 from netwright.cost.pace import PACE
 from netwright.search import latency, spaces
@@ -13,6 +14,7 @@ from netwright.search.latency import (
     CONSTANT,
     ExpectedLatency,
     Setup,
+    SpaceLatencyTable,
     measure,
     measured,
     measured_all,
@@ -152,10 +154,27 @@ def test_a_table_prices_everything_and_says_where_it_was_measured(space, tmp_pat
     assert all(ms > 0 for key, ms in table.items() if key != CONSTANT)
     assert (table.runtime, table.sparsity, table.threads, table.batch) == ("torch", 0.0, 1, 1)
     table.save(tmp_path / "table.json")
-    assert LatencyTable.load(tmp_path / "table.json") == table
+    assert SpaceLatencyTable.load(tmp_path / "table.json") == table
+    assert dict(LatencyTable.load(tmp_path / "table.json")) == dict(table)
+    assert (table.space, table.shape, table.num_classes, table.options) == (space.name, SHAPE, 3, {})
     genotype = space.random(stream(0, "random"))
-    assert predict(space, genotype, table, SHAPE) > 0
+    keys = operations_of(space.build(genotype, 1, 3), SHAPE).values()
+    by_hand = table[CONSTANT] + sum(table[key] for key in keys if key is not None)
+    assert table.of(genotype) == predict(space, genotype, table, SHAPE) == pytest.approx(by_hand)
+    other = CELLS if space is CHAIN else CHAIN
+    with pytest.raises(ValueError, match="space"):
+        table.of(other.random(stream(0, "random")))
     assert measured(space, genotype, SHAPE, 3, Setup(repeats=2)) > 0
+
+
+def test_a_table_that_does_not_say_of_what_it_is_is_refused(tmp_path):
+    old = LatencyTable({CONSTANT: 1.0}, "a processor", 1, 1, "float32", "2.9")
+    old.save(tmp_path / "old.json")
+    with pytest.raises(UserError, match=r"does not say its space, shape, num_classes, options: an older version"):
+        SpaceLatencyTable.load(tmp_path / "old.json")
+    content = old.to_dict() | {"space": "micro-chain", "shape": [1, 8], "num_classes": 3, "options": {}}
+    with pytest.raises(ValueError, match="not a latency table"):
+        SpaceLatencyTable.from_dict(content)
 
 
 def test_the_sparse_runtime_is_measured_in_the_same_way():

@@ -1,5 +1,6 @@
 """ProxylessNAS: what a step moves and what it leaves, REINFORCE against enumeration, resuming, published networks."""
 
+import copy
 import itertools
 import json
 
@@ -14,6 +15,7 @@ from netwright.search.alternating import Alternating
 from netwright.search.bilevel import FirstOrder
 from netwright.search.binary_gate import BinaryGate
 from netwright.search.genotype import Genotype
+from netwright.search.latency import predict
 from netwright.search.objective import CostPenalty, Evaluation, TaskLoss
 from netwright.search.perturbation import PerturbationSelector, op_strengths
 from netwright.search.proxyless import GateGradient, ProxylessNAS, Reinforce
@@ -558,3 +560,85 @@ def test_the_space_of_the_paper():
     assert choices["layer_1"] == ("k3_e3", "k3_e6", "k5_e3", "k5_e6", "k7_e3", "k7_e6")
     assert sum("skip" in names for names in choices.values()) == 15
     assert space.size == 6**6 * 7**15
+
+
+@pytest.mark.parametrize("mode", ["two", "full"])
+def test_an_epoch_tells_loss_and_accuracy_of_the_most_probable_path_and_its_latency(mode):
+    supernet, (train, val) = CHAIN.supernet(1, 3, seed=0), loaders()
+    table = {key: 1.0 + n for n, key in enumerate(supernet.operations((1, 12, 12)))} | {"constant": 7.0}
+    ended, search = [], short(supernet, latency=table, ref=20.0, gate=BinaryGate(mode))
+
+    def look(end):
+        genotype = end.genotype
+        network = copy.deepcopy(supernet).train()
+        for key, name in genotype.decisions:
+            choice = network.keyed_choices()[key]
+            network.set_gate(FixedGate(choice.names.index(name), len(choice)), key)
+        with torch.no_grad():
+            outputs = [(network(x), y) for x, y in val]
+        total = sum(len(y) for _, y in outputs)
+        loss = sum(float(nn.functional.cross_entropy(z, y, reduction="sum")) for z, y in outputs) / total
+        right = sum(int((z.argmax(1) == y).sum()) for z, y in outputs) / total
+        assert end.figures["argmax_loss"] == pytest.approx(loss, rel=1e-5)
+        assert end.figures["argmax_accuracy"] == pytest.approx(right)
+        assert end.figures["argmax_latency"] == pytest.approx(predict(CHAIN, genotype, table, (1, 12, 12)))
+        expected = supernet.expected_cost(table, (1, 12, 12), drawn=False) + 7.0
+        assert end.figures["expected_latency"] == pytest.approx(float(expected))
+        ended.append(end.epoch)
+
+    search.search(train, val, seed=0, on_epoch=look)
+    assert ended == [1, 2, 3]
+
+
+def test_measuring_the_most_probable_path_changes_nothing():
+    results = []
+    for quiet in (False, True):
+        supernet, (train, val) = CHAIN.supernet(1, 3, seed=0), loaders()
+        search = short(supernet)
+        if quiet:
+            search.validate = lambda validation: {}
+        results.append((search.search(train, val, seed=0), dict(supernet.state_dict())))
+    (measured, state), (plain, other) = results
+    assert all(torch.equal(value, other[name]) for name, value in state.items())
+    assert [e["train_loss"] for e in measured.epochs] == [e["train_loss"] for e in plain.epochs]
+
+
+@pytest.mark.parametrize(("every", "times"), [(5, 1), (5, 2), (7, 3), (4, 4)])
+def test_updates_of_the_architecture_are_spread_evenly(every, times):
+    step, net = Alternating(every=every, times=times), nn.Module()
+    a, w = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.tensor(-2.0))
+
+    def objective(supernet, batch, part):
+        return a * w if part == "alpha" else (w - a) ** 2
+
+    w_opt, a_opt = torch.optim.SGD([w], lr=1e-3), torch.optim.SGD([a], lr=1e-3)
+    moved = ["val_loss" in step.step(net, objective, w_opt, a_opt, None, None, clip=None) for _ in range(3 * every)]
+    for start in range(0, 3 * every, every):
+        assert sum(moved[start : start + every]) == times
+    waits = [b - a for a, b in itertools.pairwise(i for i, each in enumerate(moved) if each)]
+    assert max(waits) - min(waits) <= 1
+
+
+def test_updates_an_epoch_are_made_and_refused_beyond_the_steps(tmp_path):
+    supernet, (train, val) = CHAIN.supernet(1, 3, seed=0), loaders()
+    search = short(supernet, algo="reinforce", arch_updates=2, epochs=2)
+    moves = []
+    step = search.step
+
+    def counted(*batches, **options):
+        figures = step(*batches, **options)
+        moves.append("val_loss" in figures)
+        return figures
+
+    search.step = counted
+    result = search.search(train, val, seed=0)
+    assert len(train) == 3
+    assert [sum(moves[i : i + 3]) for i in (0, 3, 6)] == [0, 2, 2]  # the first epoch is the warm-up
+    assert result.config["arch_updates"] == 2
+    json.dumps(result.config)
+    with pytest.raises(ValueError, match="arch_updates must be <= 3, the steps of an epoch, got 4"):
+        short(CHAIN.supernet(1, 3, seed=0), arch_updates=4).search(train, val, seed=0)
+    with pytest.raises(ValueError, match="arch_updates must be >= 1 or None, got 0"):
+        short(CHAIN.supernet(1, 3, seed=0), arch_updates=0)
+    with pytest.raises(ValueError, match=r"times must lie in \[1, 5\], the steps of the weights, got 6"):
+        Alternating(every=5, times=6)

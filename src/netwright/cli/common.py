@@ -22,10 +22,6 @@ Jobs = Annotated[int, typer.Option("--jobs", help="Processes at once; -1 for eve
 Download = Annotated[bool, typer.Option("--download", help="Allow the network, to fetch a data set.")]
 SkipBroken = Annotated[bool, typer.Option("--skip-broken", help="Leave out files that cannot be read.")]
 DropUnknown = Annotated[bool, typer.Option("--drop-unknown", help="Leave out test classes that training lacks.")]
-Space = Annotated[
-    str | None,
-    typer.Option(help="Search space; single-path needs one of blocks, like micro-chain.  [micro-darts]"),
-]
 Select = Annotated[
     str | None,
     typer.Option(
@@ -35,6 +31,21 @@ Select = Annotated[
 ]
 LatencyMs = Annotated[
     float | None, typer.Option(help="Most milliseconds of one image on one thread, in the sparse runtime.")
+]
+LatencyTable = Annotated[
+    str | None,
+    typer.Option(help="A file of netwright latency-table for --latency-ms; measured on this machine when left out."),
+]
+Space = Annotated[
+    str | None,
+    typer.Option(
+        help="Search space, or one of your own: FILE.py:NAME; single-path needs one of blocks, like micro-chain.  "
+        "[micro-darts]"
+    ),
+]
+SampleEpochs = Annotated[
+    int | None,
+    typer.Option(help="With --select sample: epochs of training for each drawn architecture; the best stays."),
 ]
 Flops = Annotated[
     str | None, typer.Option(help="Most floating-point operations, two a multiply-add, zeros included; like 5M.")

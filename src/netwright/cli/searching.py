@@ -15,7 +15,9 @@ from netwright.cli.common import (
     Flops,
     Json,
     LatencyMs,
+    LatencyTable,
     Quiet,
+    SampleEpochs,
     Select,
     SkipBroken,
     Space,
@@ -25,6 +27,8 @@ from netwright.cli.common import (
 )
 from netwright.console import UserError, nearest
 
+STEMS = ("cifar", "strided", "imagenet")
+
 
 def search(
     data: Annotated[str, typer.Argument(metavar="DATA", help="A data set by name, a folder or an .npz file.")],
@@ -33,7 +37,9 @@ def search(
     ] = None,
     space: Space = None,
     select: Select = None,
+    sample_epochs: SampleEpochs = None,
     latency_ms: LatencyMs = None,
+    latency_table: LatencyTable = None,
     flops: Flops = None,
     sparsity: Annotated[
         float | None, typer.Option(help="Share of zeros that the architecture is for, in [0, 1).  [0.95]")
@@ -60,7 +66,9 @@ def search(
         "search": method,
         "space": space,
         "select": select,
+        "sample_epochs": sample_epochs,
         "latency_ms": latency_ms,
+        "latency_table": latency_table,
         "sparsity": sparsity,
         "search_epochs": epochs,
         "batch_size": batch_size,
@@ -104,11 +112,13 @@ def _check_own_names(method: str | None, epochs: int | None) -> None:
 
 
 def latency_table(
-    space: Annotated[str, typer.Argument(metavar="SPACE", help="A search space, like micro-chain.")],
+    space: Annotated[str, typer.Argument(metavar="SPACE", help="A search space, like micro-chain, or FILE.py:NAME.")],
     out: Annotated[Path, typer.Option(help="The JSON file.")],
     shape: Annotated[str, typer.Option(help="Channels, height and width of one input.")] = "3,32,32",
     classes: Annotated[int, typer.Option(help="Number of classes.")] = 10,
     channels: Annotated[int | None, typer.Option(help="Width of the networks.  [the space's own]")] = None,
+    cells: Annotated[int | None, typer.Option(help="Depth of the networks.  [the space's own]")] = None,
+    stem: Annotated[str, typer.Option(help="cifar, strided or imagenet: by how much the stem shrinks.")] = "cifar",
     runtime: Annotated[str, typer.Option(help="torch, or native for the sparse runtime.")] = "torch",
     sparsity: Annotated[float, typer.Option(help="Share of zeros of random weights, in [0, 1).")] = 0.0,
     threads: Annotated[int, typer.Option(help="Threads of the runtime.")] = 1,
@@ -122,24 +132,28 @@ def latency_table(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Measure what every operation of a search space takes on this machine, for searches that watch the latency."""
+    """Measure every operation of a search space on this machine, for --latency-table of search and design."""
     with guarded(quiet, debug):
-        from netwright.search.spaces import SPACES
+        from netwright.design.user_code import open_space, sizes_of
 
-        if space not in SPACES:
-            raise UserError(f"unknown search space {space!r}", cure=nearest(space, SPACES))
+        opened = open_space(space)
         if out.exists() and not force:
             raise UserError("the file is there already", where=out, cure="choose another --out, or add --force")
         if classes < 1:
             raise UserError(f"classes must be >= 1, got {classes}")
         if channels is not None and channels < 2:
             raise UserError(f"channels must be >= 2, got {channels}")
+        if cells is not None and cells < 1:
+            raise UserError(f"cells must be >= 1, got {cells}")
+        if stem not in STEMS:
+            raise UserError(f"stem must be one of {', '.join(STEMS)}, got {stem!r}")
         given = _shape(shape)
         from netwright.search.latency import Setup, measure
 
-        options = {} if channels is None else {"channels": channels}
+        sizes = {"channels": channels, "cells": cells, "stem": stem}
+        options = sizes_of(opened, **{name: size for name, size in sizes.items() if size is not None})
         setup = Setup(runtime, sparsity, threads, batch, repeats, calibration, options)  # type: ignore[arg-type]
-        table = measure(SPACES[space], given, classes, setup)
+        table = measure(opened, given, classes, setup)
         table.save(out)
         show(table, as_json)
 

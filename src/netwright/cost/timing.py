@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -182,7 +182,7 @@ class LatencyTable(Result, Mapping[Key, float]):
         storage.write_json(path, self.to_dict())
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> LatencyTable:
+    def load(cls, path: str | os.PathLike[str]) -> Self:
         """Reads what :meth:`save` wrote.
 
         Raises:
@@ -194,7 +194,7 @@ class LatencyTable(Result, Mapping[Key, float]):
             raise UserError(str(error), where=path, cure="measure it again") from error
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> LatencyTable:
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """The table that :meth:`to_dict` gave, also after a way through JSON.
 
         Raises:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from netwright.console import UserError, note
-from netwright.cost import LatencyTable, count
+from netwright.cost import LatencyTable, count, cpu_name
+from netwright.design.user_code import open_space, sizes_of
 from netwright.search import spaces
-from netwright.search.latency import Setup, measure, measured
+from netwright.search.latency import Setup, SpaceLatencyTable, measure, measured
 from netwright.search.pricing import Limit, Limits, NetworkCost, WithinLimits, cheapest, multiply_adds
 
 if TYPE_CHECKING:
@@ -76,7 +80,12 @@ class Allowance:
             network = self._space.build(genotype, self._in_channels, self._classes, seed=0, **self._sizes)
             costs.append(("FLOPs", 2 * count(network, self.data.shape).macs, self.options.flops))
         if self.options.latency_ms is not None:
-            taken = measured(self._space, genotype, self.data.shape, self._classes, self._setup)
+            table = self._given
+            taken = (
+                measured(self._space, genotype, self.data.shape, self._classes, self._setup)
+                if table is None
+                else table.of(genotype)
+            )
             costs.append(("ms of latency", taken, LATENCY_AIM * self.options.latency_ms))
         return [f"{cost:,.4g} {name} of {most:,.4g} allowed" for name, cost, most in costs if cost > most]
 
@@ -87,7 +96,8 @@ class Allowance:
 
     @property
     def _space(self) -> spaces.AnySpace:
-        return spaces.get(self.options.space)
+        found: spaces.AnySpace = open_space(self.options.space)
+        return found
 
     @property
     def _in_channels(self) -> int:
@@ -99,11 +109,48 @@ class Allowance:
 
     @property
     def _sizes(self) -> dict[str, Any]:
-        return {name: self.model[name] for name in ("channels", "cells", "stem")}
+        return sizes_of(self._space, **{name: self.model[name] for name in ("channels", "cells", "stem")})
 
     @property
     def _setup(self) -> Setup:
         return Setup("native", self.options.sparsity, repeats=REPEATS, options=self._sizes)
+
+    @cached_property
+    def _given(self) -> SpaceLatencyTable | None:
+        """The table that the options name, None where they name none.
+
+        Raises:
+            UserError: If it is of something else than the run needs, telling every difference.
+        """
+        file = self.options.latency_table
+        if file is None:
+            return None
+        table, needed = SpaceLatencyTable.load(file), self._needed()
+        kept = {name: getattr(table, name) for name in ("runtime", "sparsity", "threads", "batch", "cpu", "space")}
+        kept |= {"shape": table.shape, "classes": table.num_classes}
+        kept |= _filled(self._space, {name: table.options.get(name) for name in self._sizes})
+        differing = [name for name, value in needed.items() if kept[name] != value]
+        if wrong := [f"{name} {kept[name]} there, {needed[name]} needed" for name in differing]:
+            again = f"netwright latency-table {shlex.join(self._arguments())} --out {shlex.quote(file)} --force"
+            raise UserError(f"the latency table is of something else: {'; '.join(wrong)}", where=file, cure=again)
+        return table
+
+    def _needed(self) -> dict[str, Any]:
+        setup = self._setup
+        found = {name: getattr(setup, name) for name in ("runtime", "sparsity", "threads", "batch")}
+        found |= {"cpu": cpu_name(), "space": self._space.name, "shape": self.data.shape, "classes": self._classes}
+        return found | _filled(self._space, self._sizes)
+
+    def _arguments(self) -> list[str]:
+        """Those of ``netwright latency-table`` for the table that is needed."""
+        setup, sizes = self._setup, {name: size for name, size in self._sizes.items() if size is not None}
+        given: dict[str, Any] = {
+            "runtime": setup.runtime,
+            "sparsity": setup.sparsity,
+            "shape": ",".join(map(str, self.data.shape)),
+        }
+        given |= {"classes": self._classes, **sizes}
+        return [self.options.space, *(word for name, value in given.items() for word in (f"--{name}", str(value)))]
 
     def _flops(self) -> dict[Any, float]:
         table = multiply_adds(self._space, self.data.shape, self._classes, **self._sizes)
@@ -112,8 +159,10 @@ class Allowance:
     def _table(self, run: RunFolder | None) -> LatencyTable:
         if run is not None and run.has(TABLE):
             return LatencyTable.load(run / TABLE)
-        note("measuring the latency of every operation of the space on this machine")
-        table = measure(self._space, self.data.shape, self._classes, self._setup)
+        table = self._given
+        if table is None:
+            note("measuring the latency of every operation of the space on this machine")
+            table = measure(self._space, self.data.shape, self._classes, self._setup)
         if run is not None:
             table.save(run / TABLE)
         return table
@@ -143,13 +192,29 @@ def widest_within(
     for width in widths:
         allowance, started = Allowance(options, data, {**model, "channels": width}), time.monotonic()
         over = allowance.over(genotype)
-        seconds = 0.0 if options.latency_ms is None else TABLE_NETWORKS * (time.monotonic() - started)
+        measures = options.latency_ms is not None and options.latency_table is None
+        seconds = TABLE_NETWORKS * (time.monotonic() - started) if measures else 0.0
         if not over:
             break
     else:
         if over := allowance.over(allowance.cheapest()):
             raise _unreachable(f"the cheapest network of {options.space} with {width} channels has {'; '.join(over)}")
     return width, seconds
+
+
+def at_width_of_table(options: Options) -> Options:
+    """The options with the width of the latency table that they name, where they say none themselves."""
+    if options.latency_table is None or options.channels is not None:
+        return options
+    return dataclasses.replace(options, channels=SpaceLatencyTable.load(options.latency_table).options.get("channels"))
+
+
+def _filled(space: spaces.AnySpace, sizes: dict[str, Any]) -> dict[str, Any]:
+    """Sizes with what a cell space takes for those that are not given."""
+    own: dict[str, Any] = {"stem": "cifar"}
+    if isinstance(space, spaces.Space):
+        own |= {"channels": space.channels, "cells": space.cells}
+    return {name: own.get(name) if size is None else size for name, size in sizes.items()}
 
 
 def _unreachable(what: str) -> UserError:

@@ -7,8 +7,6 @@ unpickled.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 
 from netwright import storage
 from netwright.console import UserError
+from netwright.design.user_code import in_file, open_space, run_file, sizes_of, space_digest
 from netwright.results import Result
 from netwright.search.spaces.network import Stem
 
@@ -40,6 +39,8 @@ class Architecture(Result):
         channels: Channels of its first cells.
         cells: Its number of cells.
         stem: Its stem, as in ``Space.build``.
+        space: ``FILE.py:NAME`` of the search space of a designed network, where it is the user's own.
+        space_digest: SHA-256 of that file.
         members: Networks of this kind whose logits are averaged, >= 1.
     """
 
@@ -54,6 +55,8 @@ class Architecture(Result):
     channels: int = 0
     cells: int | None = 0
     stem: Stem = "cifar"
+    space: str = ""
+    space_digest: str = ""
     members: int = 1
 
     def build(self, *, auxiliary: bool = False) -> nn.Module:
@@ -61,6 +64,7 @@ class Architecture(Result):
 
         Raises:
             ValueError: If the genotype or the name is unknown.
+            UserError: If the file of the user's own space is missing, or is not what it was.
         """
         if self.members > 1:
             from netwright.nn.ensemble import LogitMean
@@ -72,16 +76,28 @@ class Architecture(Result):
         from netwright.search import spaces
         from netwright.search.genotype import Genotype
 
+        self.open_space()
         genotype = Genotype.from_dict(self.genotype or {})
-        return spaces.get(genotype.space).build(
-            genotype,
-            in_channels=self.shape[0],
-            num_classes=len(self.classes),
-            channels=self.channels,
-            cells=self.cells,
-            stem=self.stem,
-            auxiliary=auxiliary,
-        )
+        space = spaces.get(genotype.space)
+        sizes = sizes_of(space, channels=self.channels, cells=self.cells, stem=self.stem)
+        if auxiliary:
+            sizes["auxiliary"] = True
+        return space.build(genotype, in_channels=self.shape[0], num_classes=len(self.classes), **sizes)
+
+    def open_space(self) -> None:
+        """Makes the user's own space known, from its file, so that the genotype can be read.
+
+        Raises:
+            UserError: If the file is missing, or is not what it was.
+        """
+        if self.space:
+            file = self.space.rpartition(":")[0]
+            cure = "put it back: the run folder holds a copy, space.py"
+            if not Path(file).is_file():
+                raise UserError("the file of the run's search space is missing", where=file, cure=cure)
+            if space_digest(self.space) != self.space_digest:
+                raise UserError("the run's search space has changed", where=file, cure=cure)
+            open_space(self.space)
 
     @classmethod
     def read(cls, path: str | Path) -> Architecture:
@@ -186,9 +202,8 @@ def load(
         return load_run(path)
     if path.is_dir():
         raise UserError("the folder holds no finished network", where=path, cure="run netwright design with this --out")
-    file, _, function = text.rpartition(":")
-    if file.endswith(".py"):
-        return _from_file(Path(file), function)
+    if (found := in_file(text)) is not None:
+        return _from_file(*found)
     if path.suffix == ".onnx":
         raise UserError("an ONNX file can only be measured, not changed", where=path, cure="give the run or the module")
     from netwright.nn.pretrained import create
@@ -242,20 +257,11 @@ def load_run(
 
 
 def _from_file(path: Path, function: str) -> nn.Module:
-    if not path.is_file():
-        raise UserError("no such file", where=path)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.parent))
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(path.parent))
-    if not callable(getattr(module, function, None)):
-        raise UserError(f"no function {function!r}", where=path, cure="name a function that returns a torch.nn.Module")
-    made = getattr(module, function)()
+    cure = "name a function that returns a torch.nn.Module"
+    found = getattr(run_file(path), function, None)
+    if not callable(found):
+        raise UserError(f"no function {function!r}", where=path, cure=cure)
+    made = found()
     if not isinstance(made, nn.Module):
         raise UserError(f"{function}() returned {type(made).__name__}, not a torch.nn.Module", where=path)
     return made.eval()

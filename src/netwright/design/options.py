@@ -18,7 +18,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 # What changes where or how fast a run is computed, not what it computes: free to differ when a run is taken up again.
 MOVABLE = ("out", "devices", "nodes", "strategy", "jobs", "download")
 # What runs of earlier versions did not have: left out where it is not given, so that they can be taken up again.
-LATER = ("select", "latency_ms", "flops", "train_method")
+LATER = ("select", "latency_ms", "latency_table", "sample_epochs", "flops", "train_method")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,9 @@ class Options(Result):
     search: str = "dass"
     space: str = "micro-darts"
     select: str | None = None
+    sample_epochs: int | None = None
     latency_ms: float | None = None
+    latency_table: str | None = None
     flops: float | None = None
     train_method: tuple[str, ...] = ()
     pruning: str = "magnitude"
@@ -84,14 +86,23 @@ class Options(Result):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"{name.replace('_', '-')} must be > 0 and finite, got {value}")
-        for name in ("size", "channels", "cells", "search_channels", "search_epochs", "epochs"):
+        for name in ("size", "channels", "cells", "search_channels", "search_epochs", "epochs", "sample_epochs"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name.replace('_', '-')} must be >= 1, got {value}")
         if self.batch_size < 2:
             raise UserError(f"batch-size must be >= 2 (batch norm needs two examples), got {self.batch_size}")
+        self._check_table()
         self._check_processes()
         self._check_names()
+
+    def _check_table(self) -> None:
+        if self.latency_table is None:
+            return
+        if self.latency_ms is None:
+            raise UserError("latency-table has no meaning without a limit", cure="add --latency-ms")
+        if not Path(self.latency_table).is_file():
+            raise UserError("no such file", where=self.latency_table, cure="write it with netwright latency-table")
 
     def _check_processes(self) -> None:
         if self.devices < 1 or self.nodes < 1:
@@ -106,11 +117,9 @@ class Options(Result):
     def _check_names(self) -> None:
         from netwright.search import METHODS as SEARCH
         from netwright.search import SELECTORS
-        from netwright.search.spaces import SPACES
 
         choices: dict[str, Collection[str]] = {
             "search": SEARCH,
-            "space": SPACES,
             "pruning": PRUNING,
             "strategy": ("auto", "ddp", "fsdp"),
             "logger": ("csv", "tensorboard", "none"),
@@ -121,7 +130,9 @@ class Options(Result):
             value = getattr(self, name)
             if value not in known:
                 raise UserError(f"unknown --{name} {value!r}", cure=nearest(value, known))
+        self._check_space()
         self._check_fit()
+        self._check_samples()
         if self.select is not None:
             self._check_selector(self.select)
         from netwright.train import PRETRAINING
@@ -137,13 +148,14 @@ class Options(Result):
             )
 
     def _check_fit(self) -> None:
+        from netwright.design.user_code import open_space
         from netwright.search import method, spaces
 
         searcher = method(self.search)
 
         def refusal(space: str) -> str:
             try:
-                searcher.fits(spaces.get(space))
+                searcher.fits(open_space(space))
             except ValueError as error:
                 return str(error)
             return ""
@@ -155,10 +167,31 @@ class Options(Result):
                 cure=f"add --space with one of {', '.join(fitting)}",
             )
 
+    def _check_space(self) -> None:
+        from netwright.design.user_code import open_space, sizes_of
+
+        space = open_space(self.space)
+        for name, size in (("channels", "channels"), ("search_channels", "channels"), ("cells", "cells")):
+            if getattr(self, name) is not None and not sizes_of(space, **{size: 1}):
+                raise UserError(f"{name.replace('_', '-')} has no meaning: the networks of {space.name} have no {size}")
+
+    def _check_samples(self) -> None:
+        if self.sample_epochs is None:
+            return
+        if (self.select or ("sample" if self.search == "fbnet" else None)) != "sample":
+            raise UserError("sample-epochs has no meaning without samples", cure="add --select sample")
+        if self.time_budget is not None:
+            raise UserError(
+                "samples are trained for as long as it takes: no time budget holds", cure="leave out one of the two"
+            )
+        if self.devices * self.nodes > 1:
+            raise UserError("sample-epochs works with one process", cure="leave out --devices and --nodes")
+
     def _check_selector(self, name: str) -> None:
         if self.search == "random":
             raise UserError("select has no meaning with --search random, which draws its architecture")
-        from netwright.search import method, spaces
+        from netwright.design.user_code import open_space
+        from netwright.search import method
         from netwright.search.brief import refuse
 
         if name not in (useful := method(self.search).selectors):
@@ -167,14 +200,23 @@ class Options(Result):
                 cure=f"leave it out, or take {' or '.join(useful)}",
             )
         try:
-            refuse(name, spaces.get(self.space), limited=self.latency_ms is not None or self.flops is not None)
+            refuse(name, open_space(self.space), limited=self.latency_ms is not None or self.flops is not None)
         except ValueError as error:
             raise UserError(str(error)) from None
 
     def identity(self) -> dict[str, Any]:
         """What decides the outcome: two runs with equal identity are the same run."""
+        from netwright.design.user_code import space_digest
+        from netwright.storage import file_digest
+
         left_out = {*MOVABLE, *(name for name in LATER if getattr(self, name) in (None, ()))}
-        return {name: value for name, value in self.to_dict().items() if name not in left_out}
+        found = {name: value for name, value in self.to_dict().items() if name not in left_out}
+        # Of a file it is the content that decides.
+        if self.latency_table is not None:
+            found["latency_table"] = file_digest(self.latency_table)
+        if (digest := space_digest(self.space)) is not None:
+            found |= {"space": Path(self.space).name, "space_digest": digest}
+        return found
 
 
 def duration(text: str | float) -> float:

@@ -23,6 +23,7 @@ from netwright.design.options import Options
 from netwright.design.plan import Plan, make_plan, refit
 from netwright.design.run import RunFolder, find_folder
 from netwright.design.timing import EXPORT_SECONDS
+from netwright.design.user_code import SPACE_COPY, keep_space, space_facts
 from netwright.design.verdict import goals, latency
 from netwright.results import Result
 from netwright.train import methods
@@ -118,6 +119,7 @@ def _stages(run: RunFolder, options: Options, plan: Plan | None, command: str) -
         run.describe(options, command)
         run.write("data.json", {**report, "counts": data.counts(), "fingerprint": data.fingerprint()})
         run.write("plan.json", plan.to_dict())
+        keep_space(options.space, run / SPACE_COPY)
     distributed.barrier()
     stage = Stage(run, options, data, plan, clock)
     finish, exports = plan.stages[-1]["seconds"], 2 * EXPORT_SECONDS
@@ -215,6 +217,7 @@ def _architecture(stage: Stage, genotype: Genotype) -> Architecture:
         picture=_is_picture(data),
         genotype=genotype.to_dict(),
         **stage.plan.model,
+        **space_facts(stage.options.space),
     )
     distributed.barrier()
     if distributed.is_main():

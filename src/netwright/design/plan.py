@@ -17,8 +17,9 @@ from torch import nn
 from netwright.console import UserError, clock, table
 from netwright.cost import threads
 from netwright.data.augment import Compose, HorizontalFlip
-from netwright.design.limits import Allowance, widest_within
+from netwright.design.limits import Allowance, at_width_of_table, widest_within
 from netwright.design.timing import finish_seconds, step_seconds, threads_for, training_step
+from netwright.design.user_code import open_space, sizes_of
 from netwright.results import Result
 from netwright.search import method, spaces
 from netwright.search.brief import shared_out
@@ -177,6 +178,7 @@ def make_plan(options: Options, data: Data) -> Plan:
     Raises:
         UserError: If the budget is too small for one epoch, telling what would be enough.
     """
+    options = at_width_of_table(options)
     shape, classes, batch = data.shape, len(data.classes), options.batch_size
     per_pass = max(1, len(data.train) // batch)
     stem, cells = stem_for(shape), cells_for(options)
@@ -184,7 +186,7 @@ def make_plan(options: Options, data: Data) -> Plan:
     use = {"baseline": used}
     times = {"baseline": baseline}
 
-    genotype = spaces.get(options.space).random(stream(options.seed, "plan"))
+    genotype = open_space(options.space).random(stream(options.seed, "plan"))
     widths = _Sizes(options, genotype, data, cells, stem)
     search_channels = options.search_channels or SEARCH_CHANNELS
     times["search"], use["search"] = _time_search(options, shape, classes, stem)
@@ -231,10 +233,11 @@ def search_plan(options: Options, data: Data) -> Plan:
     Raises:
         UserError: If the budget is too small for one epoch of every part of the search.
     """
+    options = at_width_of_table(options)
     shape, stem, channels = data.shape, stem_for(data.shape), options.search_channels or SEARCH_CHANNELS
     step, used = _time_search(options, shape, len(data.classes), stem)
     size = {"cells": cells_for(options), "stem": stem}
-    genotype = spaces.get(options.space).random(stream(options.seed, "plan"))
+    genotype = open_space(options.space).random(stream(options.seed, "plan"))
     width, pricing = _within_limits(options, data, size, genotype, options.channels or DEFAULT_CHANNELS)
     limit = None if options.time_budget is None else AIM * options.time_budget - pricing
     search = _search_sizes(options, data, channels, step, limit, steps=DEFAULT_STEPS, passes=DEFAULT_PASSES)
@@ -271,7 +274,7 @@ def _time_search(options: Options, shape: tuple[int, int, int], classes: int, st
 
 def cells_for(options: Options) -> int | None:
     """Cells of the network; a chain of layers has what it has."""
-    return (options.cells or CELLS) if isinstance(spaces.get(options.space), spaces.Space) else options.cells
+    return (options.cells or CELLS) if isinstance(open_space(options.space), spaces.Space) else options.cells
 
 
 def _stages(
@@ -365,14 +368,10 @@ class _Sizes:
     def build(self, channels: int) -> nn.Module:
         """The network with a width."""
         with seeded(self.options.seed, "plan"):
-            return spaces.get(self.genotype.space).build(
-                self.genotype,
-                in_channels=self.data.shape[0],
-                num_classes=len(self.data.classes),
-                channels=channels,
-                cells=self.cells,
-                stem=self.stem,
-            )
+            space = open_space(self.options.space)
+            sizes = sizes_of(space, channels=channels, cells=self.cells, stem=self.stem)
+            network: nn.Module = space.build(self.genotype, self.data.shape[0], len(self.data.classes), **sizes)
+        return network
 
     def seconds(self, channels: int) -> float:
         """Of a training step."""

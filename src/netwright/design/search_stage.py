@@ -10,15 +10,17 @@ import torch
 
 from netwright import storage
 from netwright.cost import threads
-from netwright.data.splits import split_train
 from netwright.data.tensors import Batches
 from netwright.design.distributed import agree, barrier, is_main, world_size
 from netwright.design.limits import Allowance
 from netwright.design.options import Options
 from netwright.design.plan import augmentation
-from netwright.search import method, spaces
+from netwright.design.user_code import open_space, sizes_of
+from netwright.search import method
 from netwright.search.brief import Brief, make_selector
 from netwright.search.genotype import Genotype
+from netwright.search.sampling import SampleSelector
+from netwright.search.scratch import ScratchAccuracy
 from netwright.search.searcher import Searcher
 from netwright.seeding import derive, stream
 
@@ -36,7 +38,9 @@ MOST_DRAWS = 50
 def make_supernet(options: Options, shape: tuple[int, int, int], classes: int, channels: int, stem: Stem) -> Any:
     """The supernet of the run's space, as the run's method searches it."""
     make = getattr(method(options.search), "supernet_of", Searcher.supernet_of)  # random search has none of its own
-    return make(spaces.get(options.space), shape[0], classes, channels=channels, seed=options.seed, stem=stem)
+    space = open_space(options.space)
+    sizes = sizes_of(space, channels=channels, stem=stem)
+    return make(space, shape[0], classes, seed=options.seed, **sizes)
 
 
 def make_searcher(options: Options, supernet: Supernet, epochs: list[int], limits: Limits | None = None) -> Searcher:
@@ -82,8 +86,8 @@ def run_search(stage: Stage) -> Genotype:
         if is_main():
             storage.write_checkpoint(checkpoint, searcher.state_dict())
 
-    halves = split_train(data.train.labels, 0.5, seed=derive(options.seed, "search halves"))
-    passes = sum(sizes["epochs"]) * sizes["steps"] * options.batch_size / (len(data.train) / 2)
+    parts = searcher.split(data.train.labels, seed=derive(options.seed, "search halves"))
+    passes = sum(sizes["epochs"]) * sizes["steps"] * options.batch_size / len(parts[0])
     shared: dict[str, Any] = {
         "batch_size": options.batch_size,
         "augment": augmentation(data, passes),
@@ -93,9 +97,16 @@ def run_search(stage: Stage) -> Genotype:
         "rank": torch.distributed.get_rank() if world_size() > 1 else 0,
     }
     loaders = [
-        Batches(data.train.subset(half), seed=derive(options.seed, "search", name), **shared)
-        for half, name in zip(halves, ("weights", "architecture"), strict=True)
+        Batches(data.train.subset(part), seed=derive(options.seed, "search", name), **shared)
+        for part, name in zip(parts, ("weights", "architecture"), strict=True)
     ]
+    if options.sample_epochs is not None:
+        assert isinstance(searcher.selector, SampleSelector)
+        held = Batches(data.train.subset(parts[1]), options.batch_size, shuffle=False, normalise=data.normalise())
+        searcher.selector.evaluate = ScratchAccuracy(
+            loaders[0], held, len(data.classes), options.sample_epochs, lr=options.lr, seed=options.seed,
+            **sizes_of(supernet.space, **plan.model),
+        )  # fmt: skip
     with threads(plan.threads["search"]):
         result = searcher.search(*loaders, seed=derive(options.seed, "searcher"), on_epoch=on_epoch)
     if is_main():
@@ -109,7 +120,7 @@ def _drawn(options: Options, data: Data, model: dict[str, Any]) -> Genotype:
     """A random genotype within the limits."""
     allowance, draws = Allowance(options, data, model), stream(options.seed, "search")
     for _ in range(MOST_DRAWS):
-        genotype = spaces.get(options.space).random(draws)
+        genotype = open_space(options.space).random(draws)
         if not allowance.over(genotype):
             return genotype
     return allowance.cheapest()

@@ -16,6 +16,7 @@ from netwright.design.plan import search_plan
 from netwright.design.run import RunFolder, find_folder
 from netwright.design.search_stage import run_search
 from netwright.design.training_stage import Stage
+from netwright.design.user_code import SPACE_COPY, keep_space
 from netwright.search.result import SearchResult
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def search(options: Options, command: str = "") -> SearchResult:
             run.describe(options, command or f"netwright search {options.data}")
             run.write("data.json", {**report, "counts": data.counts(), "fingerprint": data.fingerprint()})
             run.write("plan.json", plan.to_dict())
+            keep_space(options.space, run / SPACE_COPY)
         else:
             plan = run.plan()
         stage = Stage(run, options, data, plan, clock)

@@ -10,6 +10,17 @@ as many convolutions as perturbation chose, since more convolutions are more par
 What an operation is worth is measured on six edges of the S2 supernet: the edge is fixed to it, the supernet tuned for
 one epoch, and the validation accuracy read. The architecture's learning rate is ten times the published one, since
 there are a hundred times fewer steps; in the tuning of perturbation its optimiser goes on as the search left it.
+
+Published, of which nothing is tested here (the full space on CIFAR-10 and the tables of NAS-Bench-201 are out of
+reach):
+
+| CIFAR-10 | by magnitude | by perturbation |
+| --- | --- | --- |
+| NAS-Bench-201, DARTS, test accuracy | 54.30 % | 88.11 % |
+| DARTS space, DARTS, test error | 3.00 ± 0.14 % | 2.61 ± 0.08 % |
+| DARTS space, SDARTS-RS, test error | 2.67 ± 0.03 % | 2.54 ± 0.10 % |
+| DARTS space, SGAS, test error | 2.66 ± 0.24 % | 2.56 ± 0.10 % |
+| S1, S2, S3, S4, DARTS, test error | 3.84, 4.85, 3.34, 7.20 % | 3.50, 2.79, 2.49, 2.64 % |
 """
 
 from __future__ import annotations

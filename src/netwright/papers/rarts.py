@@ -21,7 +21,7 @@ end in poolings nearly everywhere, whatever the method.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from netwright.papers import random_table, small_images
@@ -229,8 +229,14 @@ def _model(seed: int, kind: str, lam: float, beta: float, lr: float, steps: int)
     return found | {"path": path}
 
 
-def step_times(rounds: int, batch: int) -> Comparison:
-    """Times of one search step by each method on the same supernet, in alternating rounds on one thread."""
+def step_times(rounds: int, batch: int, peers: Mapping[str, Any] | None = None) -> Comparison:
+    """Times of one search step by each method on the same supernet, in alternating rounds on one thread.
+
+    Args:
+        rounds: How often each is timed.
+        batch: Images in a batch.
+        peers: Other steps by name, with the method of :class:`netwright.search.bilevel.Step`.
+    """
     import torch
 
     from netwright.cost import compare_times
@@ -249,6 +255,7 @@ def step_times(rounds: int, batch: int) -> Comparison:
         "DARTS-1": FirstOrder(),
         "RARTS fused": RelaxedSplit(),
         "RARTS exact": RelaxedSplit(fused=False),
+        **(peers or {}),
     }
 
     def one(step: Any) -> Callable[[], Any]:

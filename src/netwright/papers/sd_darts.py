@@ -24,7 +24,7 @@ validation loss, and that of the architecture ten times.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from netwright.papers import random_table, small_images
@@ -33,6 +33,7 @@ from netwright.papers.index import Claim, Paper
 from netwright.papers.run import Arms, Run
 
 if TYPE_CHECKING:
+    from netwright.search.bilevel import Step
     from netwright.search.objective import Objective
     from netwright.search.searcher import Searcher
     from netwright.search.supernet import Supernet
@@ -281,8 +282,18 @@ def _search(seed: int, kind: str, lr: float, images: Sizes, sizes: Sizes) -> dic
     }
 
 
-def step_times(seed: int, rounds: int, batch: int, threads: int = 1) -> dict[str, float]:
-    """The time of a search step of every kind, once its teachers are there, over that of DARTS, taking turns."""
+def step_times(
+    seed: int, rounds: int, batch: int, threads: int = 1, peers: Mapping[str, Step] | None = None
+) -> dict[str, float]:
+    """The time of a search step of every kind, once its teachers are there, over that of DARTS, taking turns.
+
+    Args:
+        seed: Of supernets and batches.
+        rounds: How often each is timed.
+        batch: Images in a batch.
+        threads: Threads of torch.
+        peers: Other steps by name.
+    """
     import functools
 
     import torch
@@ -301,9 +312,10 @@ def step_times(seed: int, rounds: int, batch: int, threads: int = 1) -> dict[str
         for _ in range(2)
     ]
     steps = {}
-    for kind in (PLAIN, THREE, ONE, FREE, AWARE):
+    for kind in (PLAIN, THREE, ONE, FREE, AWARE, *(peers or {})):
         supernet = spaces.get(SPACE).supernet(in_channels=1, num_classes=10, seed=seed)
         searcher = _searcher(supernet, kind, LR, epochs=100, ramp=0.0)
+        searcher.method = (peers or {}).get(kind, searcher.method)
         searcher.prepare(seed=seed, steps_per_epoch=1)
         for _ in range(5):  # the preset begins after the fifth epoch
             searcher.step(*pair)

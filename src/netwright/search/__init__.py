@@ -68,6 +68,7 @@ _NAMES = {
     "discretisation_accuracy": "strengths",
     "MagnitudeSelector": "selection",
     "SampleSelector": "sampling",
+    "ScratchAccuracy": "scratch",
     "inherited_accuracy": "sampling",
     "sample_genotypes": "sampling",
     "Phased": "phased",
@@ -167,6 +168,7 @@ if TYPE_CHECKING:
     from netwright.search.relaxed_split import RelaxedSplit
     from netwright.search.result import SearchResult
     from netwright.search.sampling import SampleSelector, inherited_accuracy, sample_genotypes
+    from netwright.search.scratch import ScratchAccuracy
     from netwright.search.searcher import EpochEnd, Searcher
     from netwright.search.selection import ArgmaxSelector, MagnitudeSelector, Selector, ThresholdSelector
     from netwright.search.self_distill import SDDARTS, SelfDistillation, SnapshotTeachers
@@ -254,6 +256,7 @@ __all__ = [
     "RandomSearch",
     "RelaxedSplit",
     "SampleSelector",
+    "ScratchAccuracy",
     "SearchModule",
     "SearchResult",
     "Searchable",

@@ -24,11 +24,13 @@ class Alternating:
     Args:
         inner: The step; first order by default.
         every: Steps of the weights to one of the architecture, at least 1; with 1 it is the inner step.
+        times: Of so many steps of the weights, how many are followed by one of the architecture, evenly spread; 1 to
+            ``every``.
         wait: Steps that pass before these are counted, at least 0. Steps without an optimiser of the architecture, as
             in a stage that trains the weights alone, do not count.
 
     Raises:
-        ValueError: If ``every`` is below 1 or ``wait`` below 0.
+        ValueError: If ``every`` is below 1, ``wait`` below 0 or ``times`` outside [1, every].
 
     Example:
         >>> a, w = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.tensor(-2.0))
@@ -43,11 +45,14 @@ class Alternating:
         [False, False, True, False, False, True]
     """
 
-    def __init__(self, inner: Step | None = None, every: int = 5, wait: int = 0) -> None:
+    def __init__(self, inner: Step | None = None, every: int = 5, wait: int = 0, times: int = 1) -> None:
         whole("every", every, ">= 1")
         whole("wait", wait, ">= 0")
+        whole("times", times, ">= 1")
+        if times > every:
+            raise ValueError(f"times must lie in [1, {every}], the steps of the weights, got {times}")
         self.inner: Step = inner or FirstOrder()
-        self.every, self.wait = every, wait
+        self.every, self.wait, self.times = every, wait, times
         self._seen = 0
 
     @property
@@ -67,7 +72,9 @@ class Alternating:
         clip: float | None = 5.0,
     ) -> dict[str, float]:
         """The inner step and its figures, without the architecture's part unless that is due."""
-        due = a_opt is not None and self._seen >= self.wait and (self._seen - self.wait + 1) % self.every == 0
+        number = self._seen - self.wait
+        owed = (number + 1) * self.times // self.every - number * self.times // self.every
+        due = a_opt is not None and number >= 0 and owed > 0
         self._seen += a_opt is not None
         return self.inner.step(
             supernet, objective, w_opt, a_opt if due else None, train_batch, val_batch if due else None, clip=clip
@@ -75,7 +82,7 @@ class Alternating:
 
     def state_dict(self) -> dict[str, Any]:
         """The count, and what the inner step remembers."""
-        state: dict[str, Any] = {"seen": self._seen, "wait": self.wait}
+        state: dict[str, Any] = {"seen": self._seen, "wait": self.wait, "every": self.every, "times": self.times}
         if callable(kept := getattr(self.inner, "state_dict", None)):
             state["inner"] = kept()
         return state
@@ -83,5 +90,6 @@ class Alternating:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what :meth:`state_dict` gave."""
         self._seen, self.wait = state["seen"], state["wait"]
+        self.every, self.times = state.get("every", self.every), state.get("times", self.times)
         if callable(load := getattr(self.inner, "load_state_dict", None)):
             load(state["inner"])

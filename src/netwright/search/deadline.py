@@ -95,7 +95,7 @@ def rehearse(searcher: Searcher, train: Any, val: Any, *, seed: int, batches: in
         start = time.perf_counter()
         for train_batch, val_batch in pairs:
             searcher.step(train_batch, val_batch)
-        ended = searcher.end_epoch()
+        ended = searcher.end_epoch(few[1])
         took[ended.stage] = (time.perf_counter() - start) * scale
     start = time.perf_counter()
     searcher.result(train, val)

@@ -23,7 +23,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from netwright.checks import number, whole
-from netwright.data.splits import split_train
 from netwright.search.latency import ExpectedLatency
 from netwright.search.objective import CostPenalty, Objective, TaskLoss
 from netwright.search.phased import Phased
@@ -180,10 +179,8 @@ class _Watched:
     def figures(self, supernet: Supernet, genotype: Genotype) -> dict[str, float]:
         """Latencies under P, of a genotype, and of the masks since the last call."""
         seen, self._seen = self._seen, []
-        expected = supernet.priced(self.cost.candidates(supernet), drawn=False)
         return {
-            "expected_latency": self.cost.constant + float(expected.detach()),
-            "argmax_latency": self.cost.of(supernet, genotype),
+            **self.cost.figures(supernet, genotype),
             **({"relaxed_latency": sum(seen) / len(seen)} if seen else {}),
         }
 
@@ -203,7 +200,7 @@ class FBNet(Searcher):
             entry ``"constant"`` is what no choice changes. Or any other cost (:mod:`netwright.search.pricing`), in
             units of which the loss takes logarithms. None leaves latency out of the loss.
         alpha, beta: Factor and power of the latency term.
-        w_split: Share of the training data for the weights in :meth:`split`, in (0, 1).
+        w_split: Share of the training data for the weights in :meth:`Searcher.split`, in (0, 1).
         warmup_epochs: First epochs, in which only weights are trained; below ``epochs``.
         samples: Architectures drawn in the end, see :class:`~netwright.search.sampling.SampleSelector`.
         objective: The CE of the formulas, what latency scales or is added to; cross-entropy by default.
@@ -298,27 +295,12 @@ class FBNet(Searcher):
             alpha_betas=alpha_betas,
             alpha_weight_decay=alpha_weight_decay,
         )
-        self.w_split = w_split
+        self.w_split, self.architecture_share = w_split, round(1 - w_split, 12)
         self._settings = {"form": form, "alpha": alpha, "beta": beta, "unit": unit, "w_split": w_split}
         supernet.set_gate(self.gate)
         with torch.no_grad():
             for theta in supernet.arch_parameters():
                 theta.zero_()
-
-    def split(self, labels: Any, *, seed: int) -> tuple[Tensor, Tensor]:
-        """Indices of the training examples for the weights and of those for theta, stratified.
-
-        Args:
-            labels: One class an example, or a data set that has ``labels``.
-            seed: Seed of the split.
-
-        Example:
-            >>> from netwright.search import spaces
-            >>> searcher = FBNet(spaces.get("micro-chain").supernet(1, 2))
-            >>> [len(part) for part in searcher.split(torch.tensor([0, 1] * 50), seed=0)]
-            [80, 20]
-        """
-        return split_train(labels, 1 - self.w_split, seed)
 
     @property
     def tau(self) -> float:

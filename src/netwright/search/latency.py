@@ -25,10 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from netwright.console import task
-from netwright.cost.timing import LatencyTable, alternate, cpu_name, threads
-from netwright.nn.modes import in_mode
+from netwright.cost.timing import alternate, cpu_name, threads
 from netwright.search.calibration import calibrate
-from netwright.search.genotype import Chosen
+from netwright.search.latency_table import CONSTANT, Shape, SpaceLatencyTable, operations_of, predict
 from netwright.search.pricing import ExpectedCost
 from netwright.search.turns import QUIET, rounds_of, turn_inside, turns_of, usual
 from netwright.seeding import stream
@@ -39,9 +38,19 @@ if TYPE_CHECKING:
     from netwright.search.spaces import AnySpace
     from netwright.search.supernet import OperationKey, Supernet
 
+__all__ = [
+    "CONSTANT",
+    "ExpectedLatency",
+    "Setup",
+    "SpaceLatencyTable",
+    "measure",
+    "measured",
+    "measured_all",
+    "operations_of",
+    "predict",
+]
+
 Runtime = Literal["torch", "native"]
-Shape = tuple[int, int, int]
-CONSTANT = "constant"
 MOST_NETWORKS = 60
 
 
@@ -99,44 +108,7 @@ class Setup:
         return torch.rand(self.batch, *shape, generator=stream(0, "latency", "input"))
 
 
-def operations_of(network: nn.Module, shape: Shape) -> dict[str, OperationKey | None]:
-    """Key in cost tables of every chosen operation of a derived network, by module path; None where it costs nothing.
-
-    Args:
-        network: What ``space.build`` gave.
-        shape: (C, H, W) of the input.
-
-    Example:
-        >>> from netwright.search import spaces
-        >>> space = spaces.get("micro-chain")
-        >>> genotype = space.genotype(dict.fromkeys(space.choices(), "k3_e2") | {"layer_1": "skip"})
-        >>> operations_of(space.build(genotype, 1, 10), (1, 16, 16))["1"]
-        ('k3_e2', 8, 12, 16, 16, 1, 'mbconv ReLU')
-    """
-    found: dict[str, OperationKey | None] = {}
-    handles = []
-    for path, module in network.named_modules():
-        if isinstance(chosen := getattr(module, "chosen", None), Chosen):
-            handles.append(module.register_forward_hook(_watch(found, path, chosen)))
-    try:
-        with in_mode(network, training=False), torch.inference_mode():
-            network(torch.zeros(1, *shape))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
-
-
-def _watch(found: dict[str, OperationKey | None], path: str, chosen: Chosen) -> Any:
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        _, c_in, height, width = inputs[0].shape
-        free = isinstance(module, nn.Identity)
-        found[path] = None if free else (chosen.name, c_in, output.shape[1], height, width, chosen.stride, chosen.kind)
-
-    return hook
-
-
-def measure(space: AnySpace, shape: Shape, num_classes: int = 10, setup: Setup | None = None) -> LatencyTable:
+def measure(space: AnySpace, shape: Shape, num_classes: int = 10, setup: Setup | None = None) -> SpaceLatencyTable:
     """Times every operation of a space inside networks of it.
 
     Args:
@@ -186,15 +158,19 @@ def measure(space: AnySpace, shape: Shape, num_classes: int = 10, setup: Setup |
         built = (space.build(each, shape[0], num_classes, **options) for each in drawn)
         held = [[key for key in operations_of(each, shape).values() if key is not None] for each in built]
         found, constant = calibrate(found, constant, held, [usual(spent[name]) for name in whole_turns])
-    return LatencyTable(
-        {**found, CONSTANT: constant},
-        cpu_name(),
-        setup.threads,
-        setup.batch,
-        "float32",
-        torch.__version__,
-        setup.runtime,
-        setup.sparsity,
+    return SpaceLatencyTable(
+        milliseconds={**found, CONSTANT: constant},
+        cpu=cpu_name(),
+        threads=setup.threads,
+        batch=setup.batch,
+        dtype="float32",
+        torch_version=torch.__version__,
+        runtime=setup.runtime,
+        sparsity=setup.sparsity,
+        space=space.name,
+        shape=shape,
+        num_classes=num_classes,
+        options=dict(setup.options or {}),
     )
 
 
@@ -228,23 +204,6 @@ def _covering(space: AnySpace) -> Iterator[Genotype]:
     draws = stream(0, "latency", "genotypes")
     for _ in range(MOST_NETWORKS):
         yield space.random(draws)
-
-
-def predict(space: AnySpace, genotype: Genotype, table: Mapping[Any, float], shape: Shape, **options: Any) -> float:
-    """Milliseconds of an architecture by a table: the constant and the sum of its operations.
-
-    Args:
-        space: The space of the genotype.
-        genotype: The architecture.
-        table: What :func:`measure` gave for the same space, shape and options.
-        shape: (C, H, W) of one input.
-        **options: Handed to ``space.build``.
-
-    Raises:
-        KeyError: If the table misses an operation.
-    """
-    keys = operations_of(space.build(genotype, shape[0], 2, **options), shape).values()
-    return float(table[CONSTANT]) + sum(float(table[key]) for key in keys if key is not None)
 
 
 def measured(

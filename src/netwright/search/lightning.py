@@ -89,7 +89,7 @@ class SearchModule(lightning.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Closes the epoch, and the search after its last one."""
-        ended = self.searcher.end_epoch()
+        ended = self.searcher.end_epoch(self._loaders[1])
         if "skip_share" in ended.figures:
             self.log("skip_share", ended.figures["skip_share"], batch_size=1)
         if self.on_epoch is not None:

@@ -71,6 +71,15 @@ class ExpectedCost:
         decisions = supernet.space.decisions(genotype)
         return self.constant + sum(costs[key][choices[key].names.index(name)] for key, name in decisions.items())
 
+    @torch.no_grad()
+    def figures(self, supernet: Supernet, genotype: Genotype) -> dict[str, float]:
+        """What an epoch of a search records, in the unit of the table: under softmax(alpha), and of a genotype."""
+        expected = supernet.priced(self.candidates(supernet), drawn=False)
+        return {
+            "expected_latency": self.constant + float(expected),
+            "argmax_latency": self.of(supernet, genotype),
+        }
+
 
 class NetworkCost(ExpectedCost):
     """The cost of the network that will be built, as a function of the mixing weights of a smaller supernet.

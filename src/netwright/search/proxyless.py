@@ -19,20 +19,25 @@ from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from netwright.checks import number, whole
+from netwright.nn.batchnorm import frozen_statistics
+from netwright.nn.modes import in_mode
 from netwright.search.alternating import Alternating
 from netwright.search.bilevel import FirstOrder, Gradients, average
 from netwright.search.binary_gate import BinaryGate
 from netwright.search.latency import ExpectedLatency
 from netwright.search.objective import CostPenalty, Evaluation, TaskLoss
-from netwright.search.pricing import FULL
+from netwright.search.pairs import to_device
+from netwright.search.pricing import FULL, ExpectedCost
 from netwright.search.protocol import need_gates
 from netwright.search.searcher import Searcher
 from netwright.search.stages import Stage
 
 if TYPE_CHECKING:
     from netwright.search.brief import Brief
+    from netwright.search.genotype import Genotype
     from netwright.search.objective import Objective
     from netwright.search.selection import Selector
     from netwright.search.supernet import Supernet
@@ -190,6 +195,10 @@ class ProxylessNAS(Searcher):
     Every choice of the supernet is given a binary gate. The weights take steps of SGD with Nesterov's momentum on one
     path, the alphas of Adam with betas (0, 0.999) and no decay, which leaves what was not drawn as it is.
 
+    Besides the losses an epoch has these figures: ``argmax_loss`` and ``argmax_accuracy`` of the most probable path on
+    the batches of the architecture, with batch norms in training mode whose running statistics stay; and where there is
+    a latency ``expected_latency`` under softmax(alpha) and ``argmax_latency`` of that path, in the table's unit.
+
     Args:
         supernet: The network with the choices.
         objective: Loss of both parts; cross-entropy with a label smoothing of 0.1 by default.
@@ -199,6 +208,8 @@ class ProxylessNAS(Searcher):
             the architecture by it (form ``mul_log`` with ``ref``). For REINFORCE it is part of the reward.
         algo: How the architecture learns: ``"grad"`` through the gates, or ``"reinforce"``.
         arch_every: Steps of the weights to one of the architecture.
+        arch_updates: Updates of the architecture in an epoch instead, evenly spread over its steps, of which there must
+            be as many: the paper's REINFORCE makes 300.
         warmup_epochs: Epochs in which the weights alone are trained, on paths drawn nearly uniformly.
         ref: Latency to aim at, in the unit of ``latency``; above 1 for ``"grad"``, whose penalty takes logarithms. A
             penalty of the objective has its own.
@@ -251,7 +262,10 @@ class ProxylessNAS(Searcher):
         momentum: float = 0.9,
         clip: float | None = None,
         alpha_lr: float = 1e-3,
+        arch_updates: int | None = None,
     ):
+        if arch_updates is not None:
+            whole("arch_updates", arch_updates, ">= 1")
         if algo not in ("grad", "reinforce"):
             raise ValueError(f"algo must be 'grad' or 'reinforce', got {algo!r}")
         need_gates("ProxylessNAS", supernet, "which it makes binary")
@@ -291,7 +305,8 @@ class ProxylessNAS(Searcher):
         for key, choice in choices.items():
             if cast(BinaryGate, choice.gate).mode == "two" and len(choice) < 2:
                 raise ValueError(f"choice {key!r} must have at least 2 candidates in mode 'two', got {len(choice)}")
-        self.algo, self.settle_epochs = algo, settle_epochs
+        self.algo, self.settle_epochs, self.arch_updates = algo, settle_epochs, arch_updates
+        self._latency = cost
         self._reward_cost, self._priced = cost if algo == "reinforce" else None, False
 
     @classmethod
@@ -311,14 +326,20 @@ class ProxylessNAS(Searcher):
             **super().config(),
             "algo": self.algo,
             "settle_epochs": self.settle_epochs,
+            "arch_updates": self.arch_updates,
             "gate": sorted({gate.mode for gate in gates}),
             "skip_zero_grad": any(gate.skip_zero_grad for gate in gates),
         }
 
     def begin_stage(self, stage: Stage) -> None:
-        """Lets the architecture wait at the beginning of the search."""
+        """Lets the architecture wait at the beginning of the search, and spreads its updates over an epoch."""
+        steps, alternating = self._steps_per_epoch, cast(Alternating, self.method)
+        if self.arch_updates is not None:
+            if self.arch_updates > steps:
+                raise ValueError(f"arch_updates must be <= {steps}, the steps of an epoch, got {self.arch_updates}")
+            alternating.every, alternating.times = steps, self.arch_updates
         if stage.name == SEARCH:
-            cast(Alternating, self.method).wait = self.settle_epochs * self._steps_per_epoch
+            alternating.wait = self.settle_epochs * steps
 
     def step(
         self,
@@ -344,6 +365,35 @@ class ProxylessNAS(Searcher):
         if self._reward_cost is not None:
             self._reward_cost(self.supernet)
         self._priced = True
+
+    def epoch_figures(self, genotype: Genotype) -> dict[str, float]:
+        """Latencies; see the class."""
+        known = isinstance(self._latency, ExpectedCost) and self.supernet.input_shape is not None
+        return cast(ExpectedCost, self._latency).figures(self.supernet, genotype) if known else {}
+
+    @torch.no_grad()
+    def validate(self, validation: Any) -> dict[str, float]:
+        """Loss and accuracy of the most probable path; see the class."""
+        choices = [choice for _, choice in self.supernet.named_choices()]
+        drawn = [choice.drawn for choice in choices]
+        device, sums = next(self.supernet.parameters()).device, torch.zeros(3, dtype=torch.float64)
+        try:
+            for choice in choices:
+                choice.drawn = self.supernet.arch[choice.key].argmax(keepdim=True)
+            with in_mode(self.supernet, training=True), frozen_statistics(self.supernet):
+                for batch in validation:
+                    x, labels = to_device(batch, device)[:2]
+                    logits = self.supernet(x)
+                    loss = functional.cross_entropy(logits, labels, reduction="sum")
+                    sums += torch.tensor([float(loss), float((logits.argmax(-1) == labels).sum()), len(labels)])
+        finally:
+            for choice, before in zip(choices, drawn, strict=True):
+                choice.drawn = before
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            sums = sums.to(device)
+            torch.distributed.all_reduce(sums)
+        loss, right, seen = sums.tolist()
+        return {"argmax_loss": loss / seen, "argmax_accuracy": right / seen} if seen else {}
 
 
 def _with_cost(objective: Objective, cost: Cost, ref: float | None) -> Objective:

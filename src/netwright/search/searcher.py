@@ -32,6 +32,7 @@ from torch import Tensor
 
 from netwright.checks import number, whole
 from netwright.console import task
+from netwright.data.splits import split_train
 from netwright.search import SELECTORS
 from netwright.search.arguments import refuse_unknown
 from netwright.search.bilevel import FirstOrder, Step
@@ -101,6 +102,8 @@ class Searcher:
     shares: ClassVar[tuple[float, ...]] = (1.0,)
     """Share of the epochs of a short search that each part of it gets."""
     restarts: ClassVar[bool] = True
+    architecture_share: float = 0.5
+    """Share of the training data that trains the architecture, in (0, 1)."""
     settled: ClassVar[Mapping[str, str]] = {}
     """What a method that hands its ``**options`` on takes no argument for, and why."""
     selectors: ClassVar[tuple[str, ...]] = SELECTORS
@@ -153,6 +156,7 @@ class Searcher:
         )
         self.epoch = 0
         self.seed: int | None = None
+        self._split: dict[str, Any] | None = None
         self._stage = self._stage_epoch = self._step = self._steps_per_epoch = 0
         self._progress = self._seconds = 0.0
         self._started = False
@@ -249,7 +253,28 @@ class Searcher:
             "alpha_betas": list(alpha.get("betas", ())),
             "alpha_weight_decay": alpha["weight_decay"],
             "steps_per_epoch": self._steps_per_epoch,
+            **({} if self._split is None else {"split": self._split}),
         }
+
+    def split(self, labels: Any, *, seed: int) -> tuple[Tensor, Tensor]:
+        """Indices of the training examples for the weights and of those for the architecture, stratified.
+
+        Share and seed then stand in the result's ``config["split"]``.
+
+        Args:
+            labels: One class an example, or a data set that has ``labels``.
+            seed: Seed of the split.
+
+        Example:
+            >>> from netwright.search import FBNet, spaces
+            >>> searcher = FBNet(spaces.get("micro-chain").supernet(1, 2))
+            >>> [len(part) for part in searcher.split(torch.tensor([0, 1] * 50), seed=0)]
+            [80, 20]
+            >>> searcher.config()["split"]
+            {'architecture_share': 0.2, 'seed': 0}
+        """
+        self._split = {"architecture_share": self.architecture_share, "seed": seed}
+        return split_train(labels, self.architecture_share, seed)
 
     def set_epochs(self, epochs: int | Mapping[str, int]) -> None:
         """Changes the number of epochs, between two epochs; the learning rate then goes to its end by the new last one.
@@ -394,8 +419,16 @@ class Searcher:
             self._counts[name] += 1
         return figures
 
-    def end_epoch(self) -> EpochEnd:
+    def validate(self, validation: Any) -> dict[str, float]:
+        """What a method measures at the end of an epoch on the batches that train the architecture."""
+        return {}
+
+    def end_epoch(self, validation: Any = None) -> EpochEnd:
         """Closes an epoch: means of its figures, the architecture so far, and the next stage when it is time.
+
+        Args:
+            validation: The batches that train the architecture, for methods that measure on them, like ProxylessNAS;
+                None measures nothing.
 
         Raises:
             RuntimeError: If the epoch had no step.
@@ -413,6 +446,9 @@ class Searcher:
         skips = getattr(genotype, "skip_share", None)
         skipped = {} if skips is None else {"skip_share": skips}
         figures |= {"stage": float(self._stage), **skipped, **self.epoch_figures(genotype)}
+        if validation is not None:
+            with seeded(self.seed or 0, "search", self.epoch, "validation"):
+                figures |= self.validate(validation)
         self._figures.append(figures)
         self._alphas.append(self._alpha())
         self._sums.clear()
@@ -449,7 +485,7 @@ class Searcher:
                     self.step(train_batch, val_batch)
                     share = self.epoch + min(1.0, self._step / len(pairs))
                     bar.update(share, total=self.epochs)
-                ended = self.end_epoch()
+                ended = self.end_epoch(val)
                 if on_epoch is not None:
                     on_epoch(ended)
                 bar.update(self.epoch, total=self.epochs, message=_message(ended))

@@ -389,7 +389,7 @@ class Space:
 
 AnySpace = Space | ChoiceSpace
 SPACES: dict[str, AnySpace] = {}
-SomeSpace = TypeVar("SomeSpace", Space, ChoiceSpace)
+SomeSpace = TypeVar("SomeSpace", bound=AnySpace)
 
 
 def register(space: SomeSpace) -> SomeSpace:

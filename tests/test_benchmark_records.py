@@ -1,0 +1,71 @@
+"""What benchmarks leave behind: aims, exit codes, and nothing from a trial."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from netwright.cost.timing import Timing
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def record(tmp_path, monkeypatch):
+    """The module, writing into a folder of the test's own."""
+    spec = importlib.util.spec_from_file_location("benchmark_record", BENCHMARKS / "support" / "record.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "benchmark_record", module)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["/somewhere/benchmarks/speed.py", "--rounds", "3"])
+    return module
+
+
+@pytest.mark.parametrize(
+    ("value", "bounds", "met"),
+    [
+        (1.5, {"least": 1.5}, True),
+        (1.49, {"least": 1.5}, False),
+        (0.9, {"most": 0.9}, True),
+        (0.91, {"most": 0.9}, False),
+        (0.5, {"least": 0.6, "most": 0.9}, False),
+        (None, {"most": 0.9}, False),
+        (7.0, {}, None),
+        (None, {}, None),
+    ],
+)
+def test_an_aim_is_met_or_missed_and_what_was_not_measured_meets_none(record, value, bounds, met):
+    assert record.Figure("speed", value, **bounds).met is met
+
+
+def test_figures_are_left_with_machine_versions_and_command(record, tmp_path):
+    figures = [record.Figure("a step of ours", 1.234, 1.1, 1.3, most=1.2), record.Figure("another", 0.5)]
+    assert record.record("speed", figures, {"threads": 1}, quick=False) == 1
+    text = (tmp_path / "speed.md").read_text()
+    lines = text.splitlines()
+    assert lines[0].startswith("| what | figure | quartiles | aim |")
+    assert "| 1.23 | 1.1 to 1.3 | at most 1.2 | missed |" in lines[2]
+    assert "remark" not in text  # no figure has one
+    assert "threads 1; netwright " in text
+    assert "torch" in text
+    assert text.endswith("`python benchmarks/speed.py --rounds 3`\n")
+    content = json.loads((tmp_path / "speed.json").read_text())
+    assert [each["met"] for each in content["figures"]] == [False, None]
+    assert content["settings"] == {"threads": 1}
+    assert record.record("speed", figures[1:], {}, quick=False) == 0
+
+
+def test_a_trial_writes_nothing_and_misses_nothing(record, tmp_path):
+    assert record.record("speed", [record.Figure("a", 9.0, most=1.0)], {}, quick=True) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_inverse_of_a_ratio_swaps_its_quartiles(record):
+    fields = {name: 1.0 for name in Timing.__dataclass_fields__}
+    timing = Timing(**fields | {"name": "theirs", "ratio": 2.0, "ratio_low": 1.6, "ratio_high": 2.5})
+    plain, inverse = record.over(timing, "x"), record.over(timing, "x", inverse=True)
+    assert (plain.value, plain.low, plain.high) == (2.0, 1.6, 2.5)
+    assert (inverse.value, inverse.low, inverse.high) == (0.5, 0.4, 0.625)
