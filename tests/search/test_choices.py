@@ -152,7 +152,7 @@ def test_a_choice_of_one_is_a_choice():
         (lambda: ChoiceSpace("x", lambda choose, i, n: nn.Linear(1, 1)).choices(), "at least 1 choice"),
         (lambda: ChoiceSpace("x", lambda choose, i, n: choose("a.b", {"c": nn.Identity})).choices(), "without a dot"),
         (lambda: ChoiceSpace("x", lambda choose, i, n: choose("a", {})).choices(), "at least 1 candidate"),
-        (lambda: ChoiceSpace("", two_convolutions), "name must not be empty"),
+        (lambda: ChoiceSpace("", two_convolutions), "name must be a string that is not empty"),
         (lambda: ChoiceSpace("x", two_convolutions, shape=(0, 1)), r"shape must be .* got \(0, 1\)"),
         (lambda: OWN.genotype({"a": "1x1"}), "missing b"),
         (lambda: OWN.genotype({"a": "1x1", "b": "3x3", "c": "3x3"}), "got 'c'"),

@@ -17,12 +17,13 @@ from netwright.search.binary_gate import BinaryGate
 from netwright.search.genotype import Genotype
 from netwright.search.latency import predict
 from netwright.search.objective import CostPenalty, Evaluation, TaskLoss
-from netwright.search.perturbation import PerturbationSelector, op_strengths
+from netwright.search.perturbation import PerturbationSelector
 from netwright.search.proxyless import GateGradient, ProxylessNAS, Reinforce
 from netwright.search.searcher import Searcher
 from netwright.search.self_distill import SelfDistillation, SnapshotTeachers
 from netwright.search.spaces.choices import ChoiceSpace
 from netwright.search.stages import Stage
+from netwright.search.strengths import op_strengths
 from netwright.search.supernet import FixedGate
 from netwright.seeding import seeded, stream
 

@@ -9,7 +9,6 @@ from torch.nn import functional
 
 from netwright.nn.batchnorm import recalibrate
 from netwright.search import spaces
-from netwright.search.perturbation import supernet_accuracy
 from netwright.search.sharpness import (
     SharpnessAware,
     alpha_hessian_eig,
@@ -17,6 +16,7 @@ from netwright.search.sharpness import (
     discretised,
     rho_sharpness,
 )
+from netwright.search.strengths import supernet_accuracy
 from netwright.search.supernet import Choice, SoftmaxGate, Supernet
 
 SPACE = spaces.get("micro-darts-2-shared")

@@ -107,7 +107,8 @@ class MagnitudeSelector:
         seed: int = 0,
     ) -> Genotype:
         """The genotype; the data and the seed are not needed."""
-        return self.read(supernet.space, mixing(supernet))
+        weights = mixing(supernet)  # first: it tells what a supernet lacks
+        return self.read(supernet.space, weights)
 
     def read(self, space: Any, weights: Weights) -> Genotype:
         """The genotype that mixing weights say."""
@@ -147,7 +148,8 @@ class ArgmaxSelector:
         seed: int = 0,
     ) -> Genotype:
         """The genotype; the data and the seed are not needed."""
-        return self.read(supernet.space, mixing(supernet))
+        weights = mixing(supernet)  # first: it tells what a supernet lacks
+        return self.read(supernet.space, weights)
 
     def read(self, space: Any, weights: Weights) -> Genotype:
         """The genotype that mixing weights say."""
