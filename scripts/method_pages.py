@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from netwright.console import clock
 from netwright.papers.evidence import Evidence, Verdict, mean, standard_error
@@ -25,6 +26,9 @@ from netwright.papers.index import Paper, comparisons, module_of, papers
 from netwright.papers.run import published
 from netwright.results import save_figure
 from netwright.storage import digest, write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 START, END = "<!-- evidence -->", "<!-- /evidence -->"
 ROOT = Path(__file__).resolve().parents[1]
@@ -119,8 +123,16 @@ def method_page(card: Paper, evidence: Evidence | None) -> str:
         claims = [[claim.key, claim.text, "gated" if claim.gated else "reported only"] for claim in card.claims]
         parts += [table(["claim", "in words", "weight"], claims), "No full run is recorded yet."]
     else:
-        parts += evidence_parts(evidence)
+        shown = [f"![{caption}]({name})\n\n{caption}" for name, caption, _ in pictures(card, evidence)]
+        parts += evidence_parts(evidence, shown)
     return "\n\n".join([*parts, "## Citation", f"```bibtex\n{card.bibtex()}\n```"]) + "\n"
+
+
+def pictures(card: Paper, evidence: Evidence) -> list[tuple[str, str, Figure]]:
+    """Pictures that a paper's experiment has of its own: the file's name, the caption, the picture."""
+    drawn = getattr(module_of(card.slug), "pictures", None)
+    found = {} if drawn is None else drawn(evidence)
+    return [(f"{card.slug}-{n}.svg", caption, picture) for n, (caption, picture) in enumerate(found.items(), 1)]
 
 
 def values(figures: Sequence[float | None]) -> str:
@@ -138,8 +150,8 @@ def claims_table(evidence: Evidence) -> str:
     return table(["claim", "verdict", "figure", "rule", "weight"], rows)
 
 
-def evidence_parts(evidence: Evidence) -> list[str]:
-    """The evidence as Markdown."""
+def evidence_parts(evidence: Evidence, shown: Sequence[str] = ()) -> list[str]:
+    """The evidence as Markdown, with more pictures after that of the arms."""
     metrics = list(dict.fromkeys(name for figures in evidence.figures.values() for name in figures))
     arms = [
         [arm, *(values(figures[name]) if name in figures else "" for name in metrics)]
@@ -150,6 +162,7 @@ def evidence_parts(evidence: Evidence) -> list[str]:
         claims_table(evidence),
         f"![Every arm and seed]({evidence.slug}.svg)",
         "Every dot is a seed; the diamond is the mean, the bar its 90 % bootstrap interval.",
+        *shown,
         table(["arm (mean ± standard error)", *metrics], arms),
         *provenance_parts(evidence),
     ]
@@ -218,6 +231,8 @@ def main(arguments: Sequence[str] | None = None, *, root: Path = ROOT) -> int:
         write_text(root / "docs" / "methods" / f"{card.slug}.md", method_page(card, evidence))
         if evidence is not None:
             save_figure(evidence.plot().get_figure(root=True), root / "docs" / "methods" / f"{card.slug}.svg")
+            for name, _, picture in pictures(card, evidence):
+                save_figure(picture, root / "docs" / "methods" / name)
     for module in comparisons().values():
         evidence = published(module.CARD.slug)
         write_text(root / "docs" / "methods" / f"{module.CARD.slug}.md", family_part(module, evidence))

@@ -427,3 +427,18 @@ def test_a_place_that_is_taken_is_left_as_it_is(tmp_path, name):
     ):
         raise AssertionError("never reached")
     assert sorted(p.name for p in tmp_path.rglob("*")) == before
+
+
+def test_arrays_come_back_and_objects_are_refused_with_nothing_left(tmp_path):
+    path = tmp_path / "folder" / "some.npz"
+    storage.write_arrays(path, {"x": np.arange(6).reshape(2, 3), "name": np.array(["a"])})
+    x, name = storage.read_arrays(path, ["x", "name"])
+    assert x.tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert name.tolist() == ["a"]
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="Object arrays"):
+        storage.write_arrays(path, {"x": np.array([None], object)})
+    assert path.read_bytes() == before
+    assert [each.name for each in path.parent.iterdir()] == ["some.npz"]
+    with pytest.raises(UserError, match="damaged file"):
+        storage.read_arrays(path, ["y"])

@@ -346,6 +346,18 @@ def free_bytes(path: str | os.PathLike[str]) -> int:
     return shutil.disk_usage(folder).free
 
 
+def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
+    """Writes arrays by name as a compressed ``.npz`` file, atomically; objects are refused.
+
+    Raises:
+        ValueError: If an array holds objects.
+    """
+    import numpy as np
+
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
 def read_arrays(file: Path, names: Sequence[str], cure: str = "delete it and run the command again") -> list[Any]:
     """Arrays of an ``.npz`` file by name.
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from matplotlib.figure import Figure
 
 from netwright.papers import index
 from netwright.papers.run import published_path, reproduce
@@ -34,6 +35,17 @@ def test_the_pages_hold_what_was_found(site, pages):
         assert part in page
     assert "reported only" in (site / "docs" / "reproduced.md").read_text()
     assert (site / "docs" / "methods" / "coin-toss.svg").read_text().count("<svg") == 1
+
+
+def test_pictures_of_a_paper_s_own_stand_on_its_page(site, pages, experiment, monkeypatch):
+    drawn = {"Tosses, one after the other.": Figure()}
+    monkeypatch.setattr(
+        experiment, "pictures", lambda evidence: drawn if evidence.slug == "coin-toss" else {}, raising=False
+    )
+    pages.main([], root=site)
+    folder = site / "docs" / "methods"
+    assert "![Tosses, one after the other.](coin-toss-1.svg)" in (folder / "coin-toss.md").read_text()
+    assert (folder / "coin-toss-1.svg").read_text().count("<svg") == 1
 
 
 def test_check_fails_until_the_table_is_made_again(site, pages, capsys):

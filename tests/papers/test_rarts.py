@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from netwright.papers import rarts
+from netwright.papers.run import published
 
 SEEDS = 3
 
@@ -89,3 +90,15 @@ def test_widths_meet_their_budgets(kind):
     assert found["validation accuracy"] == pytest.approx(
         sum(found[f"accuracy at {share:g}"] for share in rarts.SHARES) / len(rarts.SHARES)
     )
+
+
+def test_the_page_shows_how_a_moves_on_the_solvable_model():
+    evidence = published("rarts")
+    assert evidence is not None
+    (picture,) = rarts.pictures(evidence).values()
+    (ax,) = picture.axes
+    lines = {line.get_label(): line.get_ydata() for line in ax.get_lines()}
+    assert set(rarts.MODEL) <= set(lines)
+    assert all(lines[name][0] == 2.0 for name in rarts.MODEL)
+    assert abs(lines["RARTS (100, 100)"][-1] - 1) < 0.01
+    assert abs(lines["DARTS-1"][-1] - 2) < 0.01

@@ -205,5 +205,4 @@ def _write_npz(target: Path, parts: Mapping[str, Images], data: Data) -> None:
         assert isinstance(part, TensorImages)
         arrays[f"x_{suffix}"] = part.images.permute(0, 2, 3, 1).numpy()
         arrays[f"y_{suffix}"] = part.labels.numpy()
-    with storage.atomic_path(target) as temporary:
-        np.savez_compressed(temporary, allow_pickle=False, **arrays)
+    storage.write_arrays(target, arrays)

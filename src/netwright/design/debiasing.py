@@ -83,8 +83,7 @@ def _translated(run: RunFolder, translator: Any, network: nn.Module, data: Data)
     shown = [round(i * (count - 1) / max(1, min(count, MOST_CLASSES) - 1)) for i in range(min(count, MOST_CLASSES))]
     rows = [row for label in shown for row in (labels == label).nonzero().flatten()[:ROWS_A_CLASS].tolist()]
     strips = panel(translator, images[rows], shown)
-    with storage.atomic_path(run / PICTURES) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, strips=strips.permute(0, 1, 3, 4, 2).numpy())
+    storage.write_arrays(run / PICTURES, {"strips": strips.permute(0, 1, 3, 4, 2).numpy()})
     return {
         **translation_rates(read, kept, labels, targets),
         "images": len(labels),

@@ -81,8 +81,7 @@ def write_list(run: RunFolder, data: Data, found: LabelDoubts, changed: Tensor |
     storage.write_text(run / LIST, buffer.getvalue())
     pictures = [_picture(data, index) for index in found.index[:MOST_PICTURES]]
     if pictures and pictures[0].ndim == 3:
-        with storage.atomic_path(run / PICTURES) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, images=np.stack(pictures))
+        storage.write_arrays(run / PICTURES, {"images": np.stack(pictures)})
     run.write(FIGURES, {**figures, "rows": rows[:MOST_ROWS]})
 
 

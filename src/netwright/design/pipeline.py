@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -258,7 +257,7 @@ def _export_dense(stage: Stage, which: str, architecture: Architecture, dense: n
 
             images, labels = first_images(stage.data, SAMPLES)
             arrays = {"images": onnx_input(images, architecture.picture), "labels": labels.numpy()}
-            _write_arrays(run / "sample.npz", arrays)
+            storage.write_arrays(run / "sample.npz", arrays)
             storage.write_text(run / "README.txt", readme_text(architecture))
             for suffix in ("safetensors", "onnx"):
                 storage.write_bytes(run / f"model.{suffix}", (run / f"model-dense.{suffix}").read_bytes())
@@ -288,11 +287,6 @@ def _write_network(run: RunFolder, name: str, architecture: Architecture, networ
         classes=architecture.classes,
         scale=255.0 if architecture.picture else None,
     )
-
-
-def _write_arrays(path: Path, arrays: dict[str, Any]) -> None:
-    with storage.atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays)
 
 
 def _measure(
@@ -328,12 +322,12 @@ def _measure(
         subjects[key] = Subject(network, architectures[which], run / file, batches)
         figures[key] = measured.to_dict()
         if key == "model":
-            _write_arrays(run / "mistakes.npz", mistakes(stage.data, probs))
+            storage.write_arrays(run / "mistakes.npz", mistakes(stage.data, probs))
             if (shown := maps(network, stage.data, probs)) is not None:
-                _write_arrays(run / "maps.npz", shown)
+                storage.write_arrays(run / "maps.npz", shown)
             remarks.write(run, [], network, stage.data)
             if (certain := radii(network, stage.data, probs)) is not None:
-                _write_arrays(run / "radii.npz", certain)
+                storage.write_arrays(run / "radii.npz", certain)
     images, _ = first_images(stage.data, BATCHES[-1])
     for key, entries in latencies(subjects, images).items():
         figures[key]["latency"] = entries

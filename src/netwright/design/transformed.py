@@ -54,8 +54,7 @@ def write(
         for j in range(transform.num_directions)
     ])  # fmt: skip
     pixels = (made.clamp(0, 1) * 255).round().byte().permute(0, 1, 2, 4, 5, 3).numpy()
-    with storage.atomic_path(run / PICTURES) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, images=pixels)
+    storage.write_arrays(run / PICTURES, {"images": pixels})
     classes = [name for name, _ in shown]
     run.write(FIGURES, {**prepared.figures(), "eps": [round(float(value), 4) for value in eps], "classes": classes})
     page(run).write(run.path, NAME)

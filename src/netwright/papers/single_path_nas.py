@@ -8,7 +8,8 @@ Space ``micro-chain`` (stem 8, stages 12, 16, 24 of two layers, kernels 3 and 5,
 would hide what kernels and widths cost). Times of a step are taken in alternating rounds: training the largest network,
 a step of the search with its penalty and its looks at validation data, a step of the softmax over all paths with the
 same penalty. Searches for three values of lambda by Single-Path NAS and by that softmax, with the same data, epochs,
-optimiser and learning rate (the paper's rule, 0.016 for 256 images). Lambda is 0, 1 and 2: the published 20 is for
+optimiser and learning rate (the paper's rule, 0.016 for 256 images); of the epochs 0.625 are warm-up, as published.
+Seeds that find the same network differ in its training alone. Lambda is 0, 1 and 2: the published 20 is for
 networks of twenty layers whose constant part is a quarter of the latency, and here removes every layer that may go, as
 5 does; 0.5 removes none. The softmax over all paths, whose weights follow the price from its first step on, ends near
 the smallest network under either, so the comparison with it holds at equal lambda alone. Each architecture is trained
