@@ -28,7 +28,14 @@ from netwright.search.protocol import need_gates
 from netwright.search.scoring import Scores, measure, removals, without
 from netwright.search.searcher import Searcher
 from netwright.search.stages import Stage
-from netwright.search.strengths import choices_of, incoming
+from netwright.search.strengths import (
+    choices_of,
+    discretisation_accuracy,
+    edge_strengths,
+    incoming,
+    op_strengths,
+    supernet_accuracy,
+)
 from netwright.search.supernet import FixedGate
 from netwright.seeding import stream
 
@@ -36,6 +43,16 @@ if TYPE_CHECKING:
     from netwright.search.genotype import Genotype
     from netwright.search.objective import Objective
     from netwright.search.supernet import Supernet
+
+__all__ = [
+    "Decision",
+    "Discretised",
+    "PerturbationSelector",
+    "discretisation_accuracy",
+    "edge_strengths",
+    "op_strengths",
+    "supernet_accuracy",
+]
 
 LR, LR_MIN = 0.025, 0.001  # of DARTS's weights, at the start and at the end
 
