@@ -280,7 +280,7 @@ def test_alternating_counts_steps_that_have_an_architecture_and_asks_for_a_batch
     assert all(call[1] == ("val" if call[0] else None) and call[2:] == ("train", 7.0) for call in inner.calls)
     again = Alternating(inner, every=3)
     again.load_state_dict(step.state_dict())
-    assert again.state_dict() == step.state_dict() == {"seen": 8, "wait": 2}
+    assert again.state_dict() == step.state_dict() == {"seen": 8, "wait": 2, "every": 3, "times": 1}
     always = Alternating(every=1)
     assert isinstance(always.inner, FirstOrder)
 
@@ -309,7 +309,8 @@ def test_the_published_defaults():
     search = ProxylessNAS(CHAIN.supernet(1, 3))
     config = search.config()
     assert json.loads(json.dumps(config)) == config
-    assert config["method"] == {"name": "Alternating", "inner": {"name": "GateGradient"}, "every": 5, "wait": 0}
+    spread = {"every": 5, "wait": 0, "times": 1}
+    assert config["method"] == {"name": "Alternating", "inner": {"name": "GateGradient"}, **spread}
     assert [(s["epochs"], s["lr"], s["lr_min"], s["alpha_step"]) for s in config["stages"]] == [
         (40, 0.05, 0.0, False),
         (120, 0.025, 0.0, True),
