@@ -640,7 +640,7 @@ def test_updates_an_epoch_are_made_and_refused_beyond_the_steps(tmp_path):
     json.dumps(result.config)
     with pytest.raises(ValueError, match="arch_updates must be <= 3, the steps of an epoch, got 4"):
         short(CHAIN.supernet(1, 3, seed=0), arch_updates=4).search(train, val, seed=0)
-    with pytest.raises(ValueError, match="arch_updates must be >= 1 or None, got 0"):
+    with pytest.raises(ValueError, match="arch_updates must be >= 1, got 0"):
         short(CHAIN.supernet(1, 3, seed=0), arch_updates=0)
     with pytest.raises(ValueError, match=r"times must lie in \[1, 5\], the steps of the weights, got 6"):
         Alternating(every=5, times=6)
