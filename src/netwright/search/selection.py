@@ -94,7 +94,8 @@ class MagnitudeSelector:
         seed: int = 0,
     ) -> Genotype:
         """The genotype; the data and the seed are not needed."""
-        return self.read(supernet.space, mixing(supernet))
+        weights = mixing(supernet)
+        return self.read(supernet.space, weights)
 
     def read(self, space: Any, weights: Weights) -> Genotype:
         """The genotype that mixing weights say."""
@@ -134,7 +135,8 @@ class ArgmaxSelector:
         seed: int = 0,
     ) -> Genotype:
         """The genotype; the data and the seed are not needed."""
-        return self.read(supernet.space, mixing(supernet))
+        weights = mixing(supernet)
+        return self.read(supernet.space, weights)
 
     def read(self, space: Any, weights: Weights) -> Genotype:
         """The genotype that mixing weights say."""
