@@ -409,7 +409,7 @@ class Searcher:
                     f"no step of epoch {self.epoch + 1} (stage {stage!r}) had a finite {name.split('_')[0]} gradient; "
                     "a smaller learning rate may help"
                 )
-        skipped = {} if (share := getattr(genotype, "skip_share", None)) is None else {"skip_share": share}
+        skipped = {"skip_share": genotype.skip_share} if hasattr(genotype, "skip_share") else {}
         figures |= {"stage": float(self._stage), **skipped, **self.epoch_figures(genotype)}
         self._figures.append(figures)
         self._alphas.append(self._alpha())
