@@ -443,8 +443,7 @@ class Searcher:
                     f"no step of epoch {self.epoch + 1} (stage {stage!r}) had a finite {name.split('_')[0]} gradient; "
                     "a smaller learning rate may help"
                 )
-        skips = getattr(genotype, "skip_share", None)
-        skipped = {} if skips is None else {"skip_share": skips}
+        skipped = {"skip_share": genotype.skip_share} if hasattr(genotype, "skip_share") else {}
         figures |= {"stage": float(self._stage), **skipped, **self.epoch_figures(genotype)}
         if validation is not None:
             with seeded(self.seed or 0, "search", self.epoch, "validation"):
