@@ -31,7 +31,7 @@ _NAMES = {
     "stretch": "layerwise",
     "verify_point": "safety",
 }
-_MODULES = (*sorted(set(_NAMES.values())), "basis", "encoding", "forms", "point")
+_MODULES = (*sorted(set(_NAMES.values())), "basis", "encoding", "forms", "greedy", "point")
 
 if TYPE_CHECKING:
     from netwright.verify.back import BackMapped, back_map
