@@ -188,6 +188,10 @@ class ExampleGradients:
         output = self.model(x) if params is None else functional_call(self.model, dict(params), (x,))
         return example_losses(self.loss_fn, output, y)
 
+    def _detached(self) -> dict[str, Tensor]:
+        """All parameters of the model, without autograd, which would keep a graph for every gradient that is kept."""
+        return {name: param.detach() for name, param in self.model.named_parameters()}
+
     def _own(self, layer: str) -> list[str]:
         """The layer's parameters that are looked at."""
         return [name for name in _named(layer, {"weight": None, "bias": None}) if name in self.params]
@@ -300,10 +304,12 @@ class ExampleGradients:
         if not names:
             return {}
 
-        def loss(params: dict[str, Tensor], one: Tensor, target: Any) -> Tensor:
-            return self._losses(one[None], target[None], params)[0]
+        rest = self._detached()
+        params = {name: rest.pop(name) for name in names}
 
-        params = {name: self.params[name].detach() for name in names}
+        def loss(params: dict[str, Tensor], one: Tensor, target: Any) -> Tensor:
+            return self._losses(one[None], target[None], rest | params)[0]
+
         try:
             with sdpa_kernel(SDPBackend.MATH):  # the one that vmap knows
                 return vmap(grad(loss), in_dims=(None, 0, 0), chunk_size=self._slow_chunk)(params, x, y)
@@ -314,12 +320,13 @@ class ExampleGradients:
             ) from error
 
     def _along(self, x: Tensor, y: Any, direction: dict[str, Tensor]) -> Tensor:
-        params = {name: param.detach() for name, param in self.params.items()}
+        rest = self._detached()
+        params = {name: rest.pop(name) for name in self.names}
         with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():  # the one that has derivatives of both kinds
             # torch's own tables of forward-mode rules, made in the first call, use what torch has deprecated.
             warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated", category=FutureWarning)
             try:
-                return jvp(lambda values: self._losses(x, y, values), (params,), (direction,))[1]
+                return jvp(lambda values: self._losses(x, y, rest | values), (params,), (direction,))[1]
             except (NotImplementedError, RuntimeError):
                 return self._along_backward(x, y, direction)
 
