@@ -31,10 +31,20 @@ def brightness():
     net[1].bias.data.copy_(torch.tensor([0.5, 0.0]))
     return net
 
+def bent():
+    """The same, the mean going through two ReLUs."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 2), nn.ReLU(), nn.Linear(2, 2))
+    net[1].weight.data.fill_(1 / 16), net[1].bias.data.zero_()
+    net[3].weight.data.copy_(torch.tensor([[0.0, 0.0], [0.5, 0.5]]))
+    net[3].bias.data.copy_(torch.tensor([0.5, 0.0]))
+    return net
+
 def smooth():
     torch.manual_seed(0)
     return nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.Sigmoid(), nn.Linear(4, 2))
 '''
+
+LAYERS = ["nets.py:brightness", "light.png", "--radius", "0.1", "--engine", "layers", "--layers"]
 
 
 @pytest.fixture
@@ -112,6 +122,39 @@ def test_the_greedy_search_ends_with_unknown(here: Path):
     assert "which is no proof" in found.stdout
 
 
+def test_layer_by_layer(here: Path):
+    """The grid of the input, then what it is mapped to; the text and the JSON have a line for each."""
+    words = ["--engine", "layers", "--manipulation", "pixels:4", "--layers", "0:1"]
+    found = verify("nets.py:bent", "light.png", *words, "--radius", "0.05")
+    assert found.exit_code == 0, found.output
+    lines = found.stdout.splitlines()
+    assert lines[0].startswith(
+        "safe: no change of pixels:4 within 0.05 (4 numbers vary) takes it from class 1; between"
+    )
+    assert lines[2] == "layer 0: 4 numbers vary, 0 points, 0 counterexamples that no input leads to"
+    assert lines[3].startswith("layer 1: ")
+    told = json.loads(verify("nets.py:bent", "light.png", *words, "--radius", "0.05", "--json").stdout)
+    assert (told["layer"], told["numbers"], told["scope"]) == (0, 4, "grid")
+    assert [line["layer"] for line in told["stats"]["layers"]] == [0, 1]
+    words = ["--engine", "layers", "--manipulation", "pixels:8", "--radius", "0.3", "--json"]
+    told = json.loads(verify("nets.py:bent", "light.png", *words).stdout)
+    assert (told["status"], told["predicted"], told["changed_to"]) == ("unsafe", "1", "0")
+    assert told["distance"] <= 0.3 + 1e-9
+
+
+def test_from_a_hidden_layer(here: Path):
+    words = ["--engine", "layers", "--layers", "1:1", "--dims", "2"]
+    found = verify("nets.py:bent", "light.png", *words, "--radius", "0.01")
+    assert found.exit_code == 0, found.output
+    assert found.stdout.startswith("safe: no change of 2 numbers of layer 1 within 0.01 takes it from class 1; between")
+    assert "that says nothing of other images" in found.stdout
+    told = json.loads(verify("nets.py:bent", "light.png", *words, "--radius", "0.2", "--json").stdout)
+    assert (told["status"], told["layer"], told["numbers"]) == ("unsafe", 1, 2)
+    after = np.load(here / "counterexample-light" / "pair.npz")["counterexample"]
+    assert after.mean() <= 0.5 + 1e-6
+    assert abs(after.mean() - 0.6) <= 0.2 + 1e-6  # the activation is the mean, and within 0.2 of what it was
+
+
 def test_what_the_exact_engine_does_not_know(here: Path):
     small = verify("nets.py:smooth", "light.png", "--radius", "0.01", "--engine", "smt")
     assert small.exit_code == 0, small.output  # the bounds see to it, and the solver is not asked
@@ -130,6 +173,9 @@ def test_without_z3(here: Path, monkeypatch: pytest.MonkeyPatch):
     refused = verify("nets.py:brightness", "light.png", "--radius", "0.09", "--engine", "smt")
     assert refused.exit_code == 2
     assert 'pip install "netwright[verify]"' in refused.stderr
+    searched = verify(*LAYERS, "0:1")
+    assert searched.exit_code == 2
+    assert "the search layer by layer needs Z3" in searched.stderr
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +275,13 @@ def test_arrays(sparse_run: Path, tmp_path: Path):
         (["nets.py:brightness", "light.png", "--radius", "0.1", "--timeout", "inf"], "timeout must be > 0 seconds"),
         (["nets.py:brightness", "light.png", "--radius", "0.1", "--steps", "0"], "steps must be >= 1, got 0"),
         (["nets.py:brightness", "light.png", "--radius", "0.1", "--engine", "grid"], "the grid has 4.3e+07 points"),
+        ([*LAYERS, "1"], "layers must have the form FIRST:LAST"),
+        ([*LAYERS, "1:0"], "FIRST at most LAST, got '1:0'"),
+        ([*LAYERS, "0:9", "--manipulation", "pixels:2"], "layer must lie in 0..1, got 9"),
+        ([*LAYERS, "0:1", "--dims", "0"], "dims must be >= 1, got 0"),
+        ([*LAYERS, "0:1"], "the grid has 4.3e+07 points"),
+        ([*LAYERS, "1:1", "--manipulation", "pixels:2"], "a manipulation names pixels, and layer 1 has none"),
+        (["nets.py:brightness", "light.png", "--radius", "0.1", "--dims", "3"], "only the search layer by layer"),
         (["nets.py:brightness", "light.png", "--radius", "0.1", "--manipulation", "blur"], "unknown manipulation"),
         (["nets.py:brightness", "light.png", "--radius", "0.1", "--manipulation", "pixels:0"], "at least 1 pixel"),
         (["nets.py:brightness", "light.png", "--radius", "0.1", "--manipulation", "pixels:17"], "pixels must be <= 16"),

@@ -28,7 +28,8 @@ class DLV:
         start_layer: Where the first region lies; 0 is the input.
         end_layer: The last layer that is searched; ``start_layer`` by default.
         n_dims: Numbers that vary at each layer.
-        selector: Which: ``"activation"``, ``"gradient"``, ``"random"``, or the numbers themselves.
+        selector: Which: ``"activation"``, ``"gradient"``, ``"random"``, or the numbers themselves, which then all vary
+            at the first layer.
         refine: How often the spans of a layer are halved after a counterexample that no input leads to.
         span: Length of a step at the first layer; the bounds' whole width at the input, else the activation's range.
         steps: Steps to each side at the first layer.
@@ -109,7 +110,10 @@ class DLV:
             raise ValueError(f"label must lie in 0..{network.classes - 1}, got {label}")
         alpha = x.double().flatten() if self.start_layer == 0 else network.activation(x, self.start_layer)
         order = self._order(network, alpha, label)
-        order = order[: self.n_dims] if self.mode == "exhaustive" else order[: self.n_dims * self.features]
+        if self.mode == "features":
+            order = order[: self.n_dims * self.features]
+        elif isinstance(self.selector, str):
+            order = order[: self.n_dims]
         bounds = self.bounds if self.start_layer == 0 else None
         region = Region(tuple(order), self._span(alpha), self.steps, layer=self.start_layer, bounds=bounds)
         point = Point(network, x.detach().double(), label, region, alpha, self.bounds, begin + self.timeout, begin)
