@@ -148,11 +148,11 @@ def test_from_a_hidden_layer(here: Path):
     assert found.exit_code == 0, found.output
     assert found.stdout.startswith("safe: no change of 2 numbers of layer 1 within 0.01 takes it from class 1; between")
     assert "that says nothing of other images" in found.stdout
-    told = json.loads(verify("nets.py:bent", "light.png", *words, "--radius", "0.2", "--json").stdout)
+    told = json.loads(verify("nets.py:bent", "light.png", *words, "--radius", "0.24", "--json").stdout)
     assert (told["status"], told["layer"], told["numbers"]) == ("unsafe", 1, 2)
     after = np.load(here / "counterexample-light" / "pair.npz")["counterexample"]
     assert after.mean() <= 0.5 + 1e-6
-    assert abs(after.mean() - 0.6) <= 0.2 + 1e-6  # the activation is the mean, and within 0.2 of what it was
+    assert abs(after.mean() - 0.6) <= 0.24 + 1e-6  # the activation is the mean, and within 0.24 of what it was
 
 
 def test_what_the_exact_engine_does_not_know(here: Path):
