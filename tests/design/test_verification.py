@@ -166,7 +166,7 @@ def test_what_the_exact_engine_does_not_know(here: Path):
 
 
 def test_without_z3(here: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("netwright.design.verification._has_solver", lambda: False)
+    monkeypatch.setattr("netwright.design.verification.has_z3", lambda: False)
     found = verify("nets.py:brightness", "light.png", "--radius", "0.09")
     assert found.exit_code == 0
     assert "Z3 is not installed" in found.stderr
@@ -236,20 +236,45 @@ def test_a_designed_sparse_network(sparse_run: Path, tmp_path: Path):
     assert statuses == {"safe", "unsafe"}
 
 
-def test_radii_stand_in_the_report(sparse_run: Path, tmp_path: Path):
+def test_radii_stand_in_the_report(sparse_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Bounds, and between them and the attack the exact engine; the page says which it was."""
+    monkeypatch.setattr("netwright.design.examples.SOLVER_SECONDS", 2.0)
     model, data = load_run(sparse_run), load_data("digits", seed=1)
     probs = model(data.test.images).softmax(1).detach()
     arrays = radii(model.network, data, probs, limit=3)
     assert len(arrays["true"]) == 3
-    first = next(i for i, p in enumerate(probs) if p.argmax() == data.test.labels[i])
-    proved = verify_model(str(sparse_run), f"digits:{first}", radius=str(arrays["proved"][0]), engine="bounds")
-    assert proved.status == "safe"
+    assert arrays["exact"].any()
+    assert np.isnan(arrays["few"]).all()
     assert (arrays["broken"] > arrays["proved"]).any()
-    np.savez(tmp_path / "radii.npz", **arrays)
-    page = Page("A page", "Told.", [Section("Radii", radius_blocks(tmp_path / "radii.npz", data.classes))], {}).html()
+    first = next(i for i, p in enumerate(probs) if p.argmax() == data.test.labels[i])
+    bounded = verify_model(str(sparse_run), f"digits:{first}", radius=str(arrays["proved"][0]), timeout=20.0)
+    assert bounded.status == "safe"
+    page = shown(arrays, data, tmp_path)
     assert page.count("data:image/png") == 3
-    assert f"certain up to {255 * arrays['proved'][0]:.3g}" in page.replace("\xa0", " ")
+    assert f"certain up to {255 * arrays['proved'][0]:.3g}" in page
+    assert "the exact engine (Z3) decided further" in page
+    del arrays["exact"], arrays["few"], arrays["solver"]  # as runs of earlier versions have it
+    assert "exact engine (Z3)" not in shown(arrays, data, tmp_path)
     assert radius_blocks(tmp_path / "none.npz", data.classes) == []
+
+
+def test_radii_without_z3(sparse_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("netwright.verify.encoding.has_z3", lambda: False)
+    model, data = load_run(sparse_run), load_data("digits", seed=1)
+    arrays = radii(model.network, data, model(data.test.images).softmax(1).detach(), limit=3)
+    assert not arrays["exact"].any()
+    page = shown(arrays, data, tmp_path)
+    assert "the grid engine looked at the 4 numbers" in page
+    assert page.count("with 4 numbers") == 3
+
+
+def shown(arrays: dict[str, np.ndarray], data, folder: Path) -> str:
+    np.savez(folder / "radii.npz", **arrays)
+    return (
+        Page("A page", "Told.", [Section("Radii", radius_blocks(folder / "radii.npz", data.classes))], {})
+        .html()
+        .replace("\xa0", " ")
+    )
 
 
 def test_arrays(sparse_run: Path, tmp_path: Path):

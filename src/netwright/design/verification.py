@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import math
 import re
 from pathlib import Path
@@ -17,6 +16,7 @@ from netwright.console import UserError, nearest, note
 from netwright.design.image_subject import ImageSubject, open_image
 from netwright.page import Images, KeyValues, Page, Paragraph, Picture, Section, png
 from netwright.results import Result
+from netwright.verify.encoding import has_z3
 from netwright.verify.layer_search import DLV
 from netwright.verify.layerwise import ranking
 from netwright.verify.region import Region
@@ -173,14 +173,10 @@ def verify_model(
     )  # fmt: skip
 
 
-def _has_solver() -> bool:
-    return importlib.util.find_spec("z3") is not None
-
-
 def _decided(subject: ImageSubject, region: Region, engine: str, timeout: float) -> tuple[VerificationResult, str]:
     chosen = engine
     if engine == "auto":
-        chosen = "smt" if _has_solver() else "bounds"
+        chosen = "smt" if has_z3() else "bounds"
         if chosen == "bounds":
             note('Z3 is not installed, so only bounds decide: pip install "netwright[verify]"')
     try:
@@ -225,7 +221,7 @@ def _checked(
         raise UserError(f"steps must be >= 1, got {steps}")
     if not (timeout > 0 and math.isfinite(timeout)):
         raise UserError(f"timeout must be > 0 seconds and finite, got {timeout}")
-    if engine in ("smt", "layers") and not _has_solver():
+    if engine in ("smt", "layers") and not has_z3():
         what = "the exact engine" if engine == "smt" else "the search layer by layer"
         raise UserError(f"{what} needs Z3", cure='pip install "netwright[verify]", or take --engine bounds')
     _manipulation(manipulation)
