@@ -188,10 +188,6 @@ class ExampleGradients:
         output = self.model(x) if params is None else functional_call(self.model, dict(params), (x,))
         return example_losses(self.loss_fn, output, y)
 
-    def _detached(self) -> dict[str, Tensor]:
-        """All parameters of the model, without autograd, which would keep a graph for every gradient that is kept."""
-        return {name: param.detach() for name, param in self.model.named_parameters()}
-
     def _own(self, layer: str) -> list[str]:
         """The layer's parameters that are looked at."""
         return [name for name in _named(layer, {"weight": None, "bias": None}) if name in self.params]
@@ -304,29 +300,28 @@ class ExampleGradients:
         if not names:
             return {}
 
-        rest = self._detached()
-        params = {name: rest.pop(name) for name in names}
-
         def loss(params: dict[str, Tensor], one: Tensor, target: Any) -> Tensor:
-            return self._losses(one[None], target[None], rest | params)[0]
+            return self._losses(one[None], target[None], params)[0]
 
+        params = {name: self.params[name].detach() for name in names}
         try:
             with sdpa_kernel(SDPBackend.MATH):  # the one that vmap knows
-                return vmap(grad(loss), in_dims=(None, 0, 0), chunk_size=self._slow_chunk)(params, x, y)
+                found = vmap(grad(loss), in_dims=(None, 0, 0), chunk_size=self._slow_chunk)(params, x, y)
         except RuntimeError as error:
             raise ValueError(
                 f"params must have a rule or be such that vmap takes the model, got {', '.join(names[:3])} without a "
                 f"rule, and from vmap: {str(error).splitlines()[0]}"
             ) from error
+        # The other parameters give them a graph, which would be kept as long as what is made of them.
+        return {name: value.detach() for name, value in found.items()}
 
     def _along(self, x: Tensor, y: Any, direction: dict[str, Tensor]) -> Tensor:
-        rest = self._detached()
-        params = {name: rest.pop(name) for name in self.names}
+        params = {name: param.detach() for name, param in self.params.items()}
         with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():  # the one that has derivatives of both kinds
             # torch's own tables of forward-mode rules, made in the first call, use what torch has deprecated.
             warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated", category=FutureWarning)
             try:
-                return jvp(lambda values: self._losses(x, y, rest | values), (params,), (direction,))[1]
+                return jvp(lambda values: self._losses(x, y, values), (params,), (direction,))[1].detach()
             except (NotImplementedError, RuntimeError):
                 return self._along_backward(x, y, direction)
 
