@@ -184,10 +184,9 @@ def test_a_counterexample_between_the_points_is_found_deeper():
 @pytest.mark.parametrize("engine", ["grid", "smt", "layerwise", "search"])
 def test_a_witness_of_a_hidden_region_leads_into_it(engine):
     """All numbers of the layer count, not only those that vary."""
+    networks = [captured(seed, 10, 4, 4, 3) for seed in range(3)]
     unsafe = 0
-    for made, x in (
-        (made, x) for seed in range(3) for made in [captured(seed, 10, 4, 4, 3)] for x in inputs_of(made, 4)
-    ):
+    for made, x in [(each, x) for each in networks for x in inputs_of(each, 4)]:
         alpha = made.activation(x, 1)
         region = Region((0, 1, 2), 0.4, 1, layer=1)
         if engine == "search":
