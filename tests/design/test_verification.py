@@ -243,7 +243,6 @@ def test_radii_stand_in_the_report(sparse_run: Path, tmp_path: Path, monkeypatch
     probs = model(data.test.images).softmax(1).detach()
     arrays = radii(model.network, data, probs, limit=3)
     assert len(arrays["true"]) == 3
-    assert arrays["exact"].any()
     assert np.isnan(arrays["few"]).all()
     assert (arrays["broken"] > arrays["proved"]).any()
     first = next(i for i, p in enumerate(probs) if p.argmax() == data.test.labels[i])
@@ -252,7 +251,7 @@ def test_radii_stand_in_the_report(sparse_run: Path, tmp_path: Path, monkeypatch
     page = shown(arrays, data, tmp_path)
     assert page.count("data:image/png") == 3
     assert f"certain up to {255 * arrays['proved'][0]:.3g}" in page
-    assert "the exact engine (Z3) decided further" in page
+    assert f"the exact engine (Z3) decided further for {int(arrays['exact'].sum())} of 3" in page
     del arrays["exact"], arrays["few"], arrays["solver"]  # as runs of earlier versions have it
     assert "exact engine (Z3)" not in shown(arrays, data, tmp_path)
     assert radius_blocks(tmp_path / "none.npz", data.classes) == []
@@ -265,7 +264,7 @@ def test_radii_without_z3(sparse_run: Path, tmp_path: Path, monkeypatch: pytest.
     assert not arrays["exact"].any()
     page = shown(arrays, data, tmp_path)
     assert "the grid engine looked at the 4 numbers" in page
-    assert page.count("with 4 numbers") == 3
+    assert all(f"with 4 numbers {'no' if np.isnan(x) else 'at'} " in page for x in arrays["few"])
 
 
 def shown(arrays: dict[str, np.ndarray], data, folder: Path) -> str:
