@@ -180,7 +180,9 @@ def test_a_hundred_thousand_points_do_not_contradict_safe(name):
 def test_the_solver_is_asked_where_better_ranges_take_too_long(monkeypatch):
     """They get a share of the time; the verdict is the same without them."""
     made = captured(1, 3, 6, 4, 3)
-    boxes = [(x - r, x + r, int(made.logits(x[None]).argmax())) for x in inputs_of(made, 6)[1::2] for r in (0.08, 0.2)]
+    boxes = [
+        (x - r, x + r, int(made.logits(x[None]).argmax())) for x in inputs_of(made, 6)[1::2] for r in (0.08, 0.2, 0.35)
+    ]
     expected = [smt_verify(made, *box, 20.0, attack=False).status for box in boxes]
 
     def slow(*args, most, **options):

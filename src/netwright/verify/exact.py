@@ -164,7 +164,7 @@ class _Bounding:
         """Makes what the solver is asked about; where that is too large for it, what better bounds say."""
         try:
             found = analyse(
-                self.network, self.lower, self.upper, first=self.layer, deadline=self.deadline, tick=self.bar.advance
+                self.network, self.lower, self.upper, first=self.layer, deadline=self.deadline, tick=self._tick
             )
             self.open = found, found.margins(self.label)
             return None
@@ -174,10 +174,13 @@ class _Bounding:
                     return PROVED
             return "unknown", f"the network is too large for the exact engine: {refusal}", None
 
+    def _tick(self) -> None:
+        self.bar.update(min(self.bar.total, self.bar.done + 1))
+
     def _prove(self, most: int, deadline: float) -> bool:
         """Whether lines prove the class, with better ranges for ``most`` open activations of each layer."""
         bounds = Relaxation(
-            self.network, self.lower, self.upper, first=self.layer, most=most, deadline=deadline, tick=self.bar.advance
+            self.network, self.lower, self.upper, first=self.layer, most=most, deadline=deadline, tick=self._tick
         )
         certain = bounds.margins(self.label)[0] > 0
         self.stats |= {"rivals": int((~certain).sum()), "variables": len(bounds.dims), "units": bounds.open}

@@ -91,7 +91,7 @@ class Point:
         if self.region.layer == 0:
             return activation if self.region.holds(activation, self.alpha) else None
         tol = TOLERANCE * max(1.0, float(activation.abs().max()))
-        low, high = self.inputs or (float(self.x.min()), float(self.x.max()))
+        low, high = self.inputs or self._window()
         everywhere = Region(tuple(range(self.x.numel())), span=high - low, bounds=(low, high))
         found = back_map(self.network, self.region.layer, activation, self.x, everywhere, tol, timeout=self.left)
         if found.point is None:
@@ -99,6 +99,12 @@ class Point:
         reached = self.network.activation(found.point, self.region.layer)
         led_there = self.region.holds(reached, self.alpha, slack=2 * tol)
         return found.point if led_there and self.has_other_class(found.point, 0) else None
+
+    def _window(self) -> tuple[float, float]:
+        """Where to look for inputs that have no range of their own: three times as wide as what there is."""
+        low, high = float(self.x.min()), float(self.x.max())
+        width = (high - low) or 1.0
+        return low - width, high + width
 
     def has_other_class(self, activation: Tensor, layer: int | None = None) -> bool:
         """Whether an activation of a layer, the region's by default, has another class."""
