@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from typer.testing import CliRunner
 
 from netwright import cli
@@ -318,8 +319,7 @@ def test_arrays(sparse_run: Path, tmp_path: Path):
         (["nets.py:brightness", "digits:999", "--radius", "0.1"], "the test part has images 0..358, got 999"),
         (["nets.py:brightness", "digist:1", "--radius", "0.1"], "did you mean digits?"),
         (["nets.py:nothing", "light.png", "--radius", "0.1"], "no function 'nothing'"),
-        (["resnet18", "light.png", "--radius", "0.1"], "no run and no function"),
-        (["absent", "light.png", "--radius", "0.1"], "no run and no function"),
+        (["absent", "light.png", "--radius", "0.1"], "no run, no function and no network by name: 'absent'"),
         (["nets.py:brightness", "light.png", "--radius", "0.1", "--out", "nets.py"], "there is something already"),
         (["nets.py:brightness", "light.png"], "--radius"),
     ],
@@ -331,6 +331,36 @@ def test_bad_input(here: Path, words: list[str], told: str):
     assert "Traceback" not in found.stderr
     assert found.stdout == ""
     assert {p.name for p in here.iterdir()} - {"__pycache__"} == {"light.png", "nets.py"}
+
+
+def test_a_network_by_name(here: Path, monkeypatch: pytest.MonkeyPatch):
+    """It sees the central square, standardised as its source says, and brings the names of its classes."""
+
+    def create(name, num_classes, in_channels, pretrained, download):
+        assert (name, pretrained, download) == ("resnet18", True, False)
+        net = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(3, 1000))
+        net[2].weight.data.zero_(), net[2].bias.data.zero_()
+        net[2].bias.data[285] = 1.0
+        net[2].weight.data[0, 0] = 1.0  # wins where the standardised red is above 1
+        return net
+
+    monkeypatch.setattr("netwright.nn.pretrained.create", create)
+    picture = np.zeros((16, 48, 3), np.uint8)
+    picture[:, 16:32] = (162, 0, 0)  # (162 / 255 - 0.485) / 0.229 = 0.656; the sides are not seen
+    Image.fromarray(picture).save(here / "wide.png")
+    words = ["resnet18", "wide.png", "--size", "8", "--json"]
+    told = json.loads(verify(*words, "--radius", "0.07").stdout)
+    assert (told["status"], told["predicted"], told["numbers"]) == ("safe", "Egyptian cat", 192)
+    told = json.loads(verify(*words, "--radius", "0.09").stdout)
+    assert (told["status"], told["changed_to"]) == ("unsafe", "tench")
+
+
+def test_weights_that_are_not_here_are_not_fetched(here: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TORCH_HOME", str(here / "torch"))
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(here / "torch"))
+    found = verify("resnet18", "light.png", "--radius", "0.1")
+    assert found.exit_code == 2
+    assert "the trained weights of torchvision:resnet18 are not on this machine" in found.stderr
 
 
 def test_what_is_there_is_not_replaced(here: Path):

@@ -11,7 +11,7 @@ from netwright.cli.common import Debug, Download, Json, Quiet, guarded, show
 
 
 def verify(
-    model: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run, or FILE.py:FUNCTION.")],
+    model: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run, a name, or FILE.py:FUNCTION.")],
     image: Annotated[
         str, typer.Argument(metavar="IMAGE", help="An image file, a .npy file, or DATA:NUMBER of its test part.")
     ],

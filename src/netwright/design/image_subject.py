@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from netwright.console import UserError
-from netwright.design.model import RunModel, load
+from netwright.design.model import RunModel, is_named, load
 from netwright.verify.network import Network
 
 
@@ -39,32 +39,36 @@ def open_image(model: str, image: str, size: int | None, download: bool) -> Imag
     """A network and the image that is verified.
 
     Args:
-        model: A run, or ``FILE.py:FUNCTION`` that returns a trained network.
+        model: A run; a name of :mod:`netwright.nn.pretrained`, with its trained weights; or ``FILE.py:FUNCTION`` that
+            returns a trained network.
         image: An image file, a ``.npy`` or ``.npz`` file with one image, or ``DATA:NUMBER`` for one of a test part.
         size: Height and width of an image file for a network that has no size of its own.
-        download: Allows the network, to fetch a data set.
+        download: Allows the network, to fetch a data set or trained weights.
 
     Raises:
         UserError: If either is missing or damaged, or they do not fit.
     """
-    if not (Path(model).is_dir() or ".py:" in model or model.endswith(".onnx")):
-        raise UserError(
-            f"no run and no function: {model!r}", cure="give a run, or FILE.py:FUNCTION that returns a trained network"
-        )
-    network = load(model)
+    classes: Sequence[str] = ()
+    bounds: tuple[float, float] | None
+    if is_named(model):
+        network, pixels, label, classes = _of_name(model, image, size, download)
+    else:
+        network = load(model)
+        if isinstance(network, RunModel):
+            pixels, label = _of_run(network, model, image, download)
+            classes = network.classes
+        else:
+            pixels, label = _of_function(network, image, size, download)
     if isinstance(network, RunModel):
-        pixels, label = _of_run(network, model, image, download)
-        classes: Sequence[str] = network.classes
         bounds = (0.0, 1.0) if network.architecture.picture else None
     else:
-        pixels, label = _of_function(network, image, size, download)
         bounds = (0.0, 1.0) if float(pixels.min()) >= 0 and float(pixels.max()) <= 1 else None
-        classes = ()
     try:
         seen = Network(network, pixels.shape)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"the network does not take this image: {str(error).splitlines()[0]}", where=model) from error
-    return ImageSubject(seen, pixels, bounds, tuple(classes or map(str, range(seen.classes))), label)
+    known = classes if len(classes) == seen.classes else map(str, range(seen.classes))
+    return ImageSubject(seen, pixels, bounds, tuple(known), label)
 
 
 def _numbered(image: str) -> tuple[str, int] | None:
@@ -106,6 +110,29 @@ def _of_run(model: RunModel, run: str, image: str, download: bool) -> tuple[Tens
     if tuple(found.shape[1:]) != shape:
         raise UserError(f"the image has shape {tuple(found.shape[1:])}, the network takes {shape}", where=image)
     return scaled(found[0]).float(), None
+
+
+def _of_name(
+    model: str, image: str, size: int | None, download: bool
+) -> tuple[nn.Module, Tensor, str | None, tuple[str, ...]]:
+    """A network by name, which standardises by itself, with the image and the names of its classes."""
+    from netwright.data.tensors import Normalise
+    from netwright.design.explaining import seen
+    from netwright.nn import pretrained
+
+    try:
+        made = pretrained.preprocessing(model)
+    except UserError as error:
+        told = f"no run, no function and no network by name: {model!r}"
+        raise UserError(told, cure="give a run, FILE.py:FUNCTION, or a name as netwright explain takes it") from error
+    if size is not None and size < 1:
+        raise UserError(f"size must be >= 1, got {size}")
+    trained = load(model, pretrained=True, download=download)
+    network = nn.Sequential(Normalise(made.mean, made.std), trained).eval()
+    file = Path(image)
+    if file.is_file() and file.suffix not in (".npy", ".npz"):
+        return network, seen(file, made, size), None, pretrained.imagenet_classes()
+    return network, *_of_function(network, image, size, download), pretrained.imagenet_classes()
 
 
 def _of_function(network: nn.Module, image: str, size: int | None, download: bool) -> tuple[Tensor, str | None]:

@@ -111,7 +111,8 @@ def verify_model(
     """Verifies one image, and saves a counterexample if there is one.
 
     Args:
-        model: A run, or ``FILE.py:FUNCTION`` that returns a trained network.
+        model: A run; a name of :mod:`netwright.nn.pretrained`, with its trained weights; or ``FILE.py:FUNCTION`` that
+            returns a trained network.
         image: An image file, a ``.npy`` or ``.npz`` file with one image, or ``DATA:NUMBER`` for one of a test part.
         radius: Most that a number may change, > 0, of pixels in [0, 1]: ``"0.03"``, ``"8/255"``.
         manipulation: ``"all"`` numbers; ``"pixels:N"``, those N places with the largest derivative of the margin; or
@@ -126,7 +127,7 @@ def verify_model(
         out: Folder for a counterexample; ``counterexample-IMAGE`` by default.
         force: Whether a folder that is there may be written into.
         size: Height and width of an image file for a network that has no size of its own.
-        download: Allows the network, to fetch a data set.
+        download: Allows the network, to fetch a data set or trained weights.
 
     Raises:
         UserError: If anything given is missing, damaged or out of its range; nothing is written.
