@@ -119,6 +119,7 @@ _MODULES = (
     "memory",
     "methods",
     "natra",
+    "natural_transform",
     "rmsprop",
     "schedules",
     "self_distillation",

@@ -6,6 +6,7 @@ for such views. :class:`BiasTranslator` is its first stage, :class:`CDvG` its se
 the few examples that go against the bias. :func:`bias_metrics` tells how biased a classifier is.
 """
 
+from netwright.data.biased import colored_mnist, corrupted_images
 from netwright.train.debias.debiasing import CDvG
 from netwright.train.debias.failure import BiasedClassifier, LfF, generalized_cross_entropy, relative_difficulty
 from netwright.train.debias.measures import bias_metrics, translation_rates
@@ -23,6 +24,8 @@ __all__ = [
     "TwoViews",
     "ViewCache",
     "bias_metrics",
+    "colored_mnist",
+    "corrupted_images",
     "generalized_cross_entropy",
     "gradient_penalty",
     "panel",
