@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Any, get_args
 import lightning
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
-from torch.utils.hooks import RemovableHandle
 
 from netwright.data.augment import Augmentation
 from netwright.data.unlabelled import unlabelled_images
 from netwright.nn.modes import in_mode
 from netwright.seeding import derive, stream
-from netwright.train.callbacks.terms import TermCallback
+from netwright.train.callbacks.terms import JoiningCallback
 from netwright.train.classifier import channels_last
 from netwright.train.natra.directions import Method
 from netwright.train.natra.generator import check_image_shape
@@ -41,7 +40,7 @@ GRID_BYTES = 1_500_000_000
 FILE = "natra.safetensors"
 
 
-class NaTraTraining(TermCallback):
+class NaTraTraining(JoiningCallback):
     """Trains with natural transformations of the images: the worst of a few directions and steps, in the same batch.
 
     The module's ``self(x)`` is given the images of a batch and their transformations together, so that batch norm takes
@@ -142,12 +141,9 @@ class NaTraTraining(TermCallback):
         self.beta, self.gamma, self.unlabelled = float(beta), float(gamma), unlabelled
         self.normalise, self.augment = normalise, augment
         self.prepared: Prepared | None = None
-        self._extra: Tensor | None = None
         self._moved: Tensor | None = None
-        self._joined = 0
         self._draws = torch.empty(0)
         self._labels: Tensor | None = None
-        self._extending: RemovableHandle | None = None
 
     @property
     def active(self) -> bool:
@@ -203,11 +199,8 @@ class NaTraTraining(TermCallback):
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Stands around the training step, and between the module and its callers."""
-        if self.active:
-            if self.source is None:
-                raise RuntimeError("NaTra has no transformations: give source, or call prepare(data) before training")
-            # Before others look at the module's inputs and outputs, so that they see those of the images alone.
-            self._extending = self._source(pl_module).register_forward_pre_hook(self._extend)
+        if self.active and self.source is None:
+            raise RuntimeError("NaTra has no transformations: give source, or call prepare(data) before training")
         super().on_fit_start(trainer, pl_module)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -239,7 +232,7 @@ class NaTraTraining(TermCallback):
         found = self._find(trainer, pl_module, index, labels)
         if self.augment is not None:
             found = self.augment(found.cpu(), stream(self.seed, "natra augment", *place))
-        self._extra = self._given(found, x)
+        self._moved = self._given(found, x)
 
     def _given(self, images: Tensor, like: Tensor) -> Tensor:
         images = images if self.normalise is None else self.normalise(images)
@@ -267,51 +260,31 @@ class NaTraTraining(TermCallback):
             return worst_of_k(source, logits_of, index, labels.to(parameter.device), draws, eps_max=self.eps_max)[0]
 
     def _before(self, pl_module: lightning.LightningModule, x: Any, labels: Tensor) -> tuple[Any, Tensor]:
-        self._labels, self._moved, self._joined = labels, None, 0
+        self._labels = labels
+        self._join(self._moved if self.active else None, len(labels))
         return super()._before(pl_module, x, labels) if self.active else (x, labels)
 
     def _after(self, pl_module: lightning.LightningModule, outputs: Any) -> Any:
         return super()._after(pl_module, outputs) if self.active else outputs
 
-    def _extend(self, module: nn.Module, args: Any) -> Any:
-        if not self._watching or self._joined or self._extra is None or not args or not isinstance(args[0], Tensor):
-            return None
-        x = args[0]
-        if x.shape != self._extra.shape:
-            raise ValueError(f"{self.method} needs self(x) with {tuple(self._extra.shape)}, got {tuple(x.shape)}")
-        self._joined = len(x)
-        both = torch.cat([x, self._extra.to(x)])
-        return (channels_last(both) if x.ndim == 4 and x.stride(1) == 1 else both, *args[1:])
-
-    def _see(self, module: nn.Module, args: Any, output: Any) -> Any:
-        if not self._watching or not self._joined or self._moved is not None:
-            return None
-        if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != 2 * self._joined:
-            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise ValueError(f"{self.method} needs logits of {2 * self._joined} images, got {shape}")
-        self._seen, self._moved = output[: self._joined], output[self._joined :]
-        return self._seen
-
     def _pull(
         self, pl_module: lightning.LightningModule, ids: Tensor, logits: Float[Tensor, "batch classes"]
     ) -> Float[Tensor, ""]:
-        assert self._moved is not None
         assert self._labels is not None
+        moved = self._logits_of_joined()
         term = logits.new_zeros((), dtype=torch.float32)
         if self.beta:
             own = getattr(pl_module, "loss", None)
             loss = own if callable(own) else functional.cross_entropy
-            term = term + self.beta * loss(self._moved, self._labels)
+            term = term + self.beta * loss(moved, self._labels)
         if self.gamma:
-            here, there = logits.float().log_softmax(1), self._moved.float().log_softmax(1)
+            here, there = logits.float().log_softmax(1), moved.float().log_softmax(1)
             term = term + self.gamma * functional.kl_div(there, here, reduction="batchmean", log_target=True)
-        self._extra = self._moved = self._labels = None
-        self._joined = 0
+        self._moved = self._labels = None
+        self._join(None, 0)
         return term
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Leaves the module as it was."""
         super().teardown(trainer, pl_module, stage)
-        if self._extending is not None:
-            self._extending.remove()
-        self._extending = self._extra = self._moved = None
+        self._moved = None
