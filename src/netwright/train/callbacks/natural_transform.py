@@ -13,15 +13,18 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from netwright.console import UserError
 from netwright.data.augment import Augmentation
 from netwright.data.unlabelled import unlabelled_images
 from netwright.nn.modes import in_mode
 from netwright.seeding import derive, stream
 from netwright.train.callbacks.terms import JoiningCallback
 from netwright.train.classifier import channels_last
-from netwright.train.natra.directions import Method
-from netwright.train.natra.generator import check_image_shape
-from netwright.train.natra.preparing import Prepared, Recipe, prepare_natural_transform
+from netwright.train.natra.directions import Method, NoDirectionError
+from netwright.train.natra.generator import LARGEST_SIDE, check_image_shape
+from netwright.train.natra.groundwork import Groundwork
+from netwright.train.natra.preparing import Prepared, prepare_natural_transform
+from netwright.train.natra.recipe import Recipe
 from netwright.train.natra.search import (
     PGD_STEPS,
     Search,
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
     from netwright.data import Data
 
 GRID_BYTES = 1_500_000_000
-FILE = "natra.safetensors"
+FILE, GENERATOR = "natra.safetensors", "natra-generator.safetensors"
 
 
 class NaTraTraining(JoiningCallback):
@@ -64,6 +67,8 @@ class NaTraTraining(JoiningCallback):
         eps_max: Largest step along a direction, in standard deviations of the codes, > 0; 3 for weak attributes.
         unlabelled: Folder, ``.npz`` or data set by name whose images the generator learns from beside the training
             part; for :meth:`prepare`.
+        generator: A file ``natra-generator.safetensors`` of another run, in place of training a generator; codes and
+            reference classifier in it serve too where they are of the same images.
         generator_steps: For :meth:`prepare`, as in :class:`netwright.train.natra.Recipe`, like all that follow.
         inversion_steps: Likewise.
         num_codes: Likewise.
@@ -104,6 +109,7 @@ class NaTraTraining(JoiningCallback):
         gamma: float = 0.0,
         eps_max: float = 2.0,
         unlabelled: str | None = None,
+        generator: str | None = None,
         generator_steps: int = 2000,
         inversion_steps: int | None = None,
         num_codes: int = 1,
@@ -131,6 +137,8 @@ class NaTraTraining(JoiningCallback):
                 raise ValueError(f"{name} must be >= 0 and finite, got {value}")
         if unlabelled is not None and not isinstance(unlabelled, str):
             raise TypeError(f"unlabelled must be a path or a name, got {unlabelled!r}")
+        if generator is not None and unlabelled is not None:
+            raise ValueError("give generator, which is trained already, or unlabelled to train one on, not both")
         derive(seed)
         self.recipe = Recipe(
             generator_steps=generator_steps, inversion_steps=inversion_steps, num_codes=num_codes,
@@ -138,7 +146,7 @@ class NaTraTraining(JoiningCallback):
             reference_epochs=reference_epochs,
         )  # fmt: skip
         self.source, self.search, self.k, self.eps_max, self.seed = source, search, k, float(eps_max), seed
-        self.beta, self.gamma, self.unlabelled = float(beta), float(gamma), unlabelled
+        self.beta, self.gamma, self.unlabelled, self.generator = float(beta), float(gamma), unlabelled, generator
         self.normalise, self.augment = normalise, augment
         self.prepared: Prepared | None = None
         self._moved: Tensor | None = None
@@ -154,14 +162,22 @@ class NaTraTraining(JoiningCallback):
         """Refuses data that the small generator of netwright cannot make.
 
         Raises:
-            ValueError: If images are no pictures of 8 bits in memory, or not of 4 to 64 pixels a side.
+            ValueError: If images are no pictures of 8 bits in memory.
+            UserError: If they are not of 4 to 64 pixels a side, or the generator's file does not suit.
         """
         images = getattr(data.train, "images", None)
         if images is None:
             raise ValueError("natra needs the training images in memory; these stay on disk: choose a smaller size")
         if images.dtype != torch.uint8:
             raise ValueError("natra needs pictures, got data of another kind")
-        check_image_shape(data.shape)
+        try:
+            check_image_shape(data.shape)
+        except ValueError as error:
+            sizable = data.train.files is not None and max(data.shape[1:]) > LARGEST_SIDE
+            cure = f"add --size {LARGEST_SIDE}" if sizable else f"bring them to 4 to {LARGEST_SIDE} pixels a side"
+            raise UserError(str(error), where=data.source, cure=cure) from error
+        if self.generator is not None:
+            Groundwork.load(self.generator).check_shape(data.shape, self.generator)
         if self.unlabelled is not None:
             unlabelled_images(self.unlabelled, data.shape, limit=1)
 
@@ -170,11 +186,13 @@ class NaTraTraining(JoiningCallback):
 
         Args:
             data: Whose training part is trained on.
-            folder: Where ``natra.safetensors`` is kept; if it is there already, it is read.
+            folder: Where ``natra.safetensors`` is kept; if it is there already, it is read. Before it, generator, codes
+                and reference classifier are kept as ``natra-generator.safetensors``.
             augment: Whether transformed images are augmented as the data are by default.
 
         Raises:
-            ValueError: If the data do not suit, or no direction leaves the class alone.
+            ValueError: If the data do not suit.
+            UserError: Likewise, or if no direction leaves the class alone.
         """
         self.check_data(data)
         images: Tensor = data.train.images  # type: ignore[attr-defined]
@@ -183,9 +201,14 @@ class NaTraTraining(JoiningCallback):
             self.prepared = Prepared.load(kept, images)
         else:
             more = None if self.unlabelled is None else unlabelled_images(self.unlabelled, data.shape)
-            self.prepared = prepare_natural_transform(
-                images, data.train.labels, unlabelled=more, recipe=self.recipe, seed=self.seed
-            )
+            keep = None if kept is None else kept.with_name(GENERATOR)
+            try:
+                self.prepared = prepare_natural_transform(
+                    images, data.train.labels, unlabelled=more, recipe=self.recipe, seed=self.seed, keep=keep,
+                    generator=self.generator,
+                )  # fmt: skip
+            except NoDirectionError as error:
+                raise UserError(error.what, where=keep, cure=_cure(error, keep)) from error
             if kept is not None:
                 self.prepared.save(kept)
         transform = self.prepared.transform
@@ -288,3 +311,11 @@ class NaTraTraining(JoiningCallback):
         """Leaves the module as it was."""
         super().teardown(trainer, pl_module, stage)
         self._moved = None
+
+
+def _cure(error: NoDirectionError, keep: Path | None) -> str:
+    """What else to give; where the generator is kept, together with it, so that only directions are chosen again."""
+    *bounds, more = error.ways
+    again = "" if keep is None else f",generator={keep}"
+    told = [f"--method natra:{bound}{again}" for bound in bounds]
+    return ", or ".join([*told, f"give {more}"])
