@@ -36,6 +36,11 @@ def generator(tmp_path_factory):
     return str(path)
 
 
+@pytest.fixture(autouse=True)
+def the_readers_read_little(monkeypatch):
+    monkeypatch.setattr("netwright.train.debias.quality.READER_STEPS", 10)
+
+
 def network(norm: bool = True) -> nn.Module:
     with seeded(0, "init"):
         norms = [nn.BatchNorm2d(4)] if norm else []
@@ -234,6 +239,19 @@ def test_training_the_translator_leaves_a_file_and_goes_on_from_it(data, tmp_pat
     assert not torch.equal(method.cache.views, other.cache.views)
 
 
+def test_a_translator_that_is_not_ready_is_told(data, capsys):
+    CDvGCallback(steps=1, translator_batch=2).prepare(data)
+    found = capsys.readouterr().err
+    assert "cdvg: the translator is not ready: the bias hardly changes" in " ".join(found.split())
+    assert "more steps" in found
+
+
+def test_views_as_they_are_made(data, generator):
+    method = prepared(data, generator, round_views=False, view_blur=0.5)
+    assert method.cache.views.dtype == torch.float32
+    assert "contrast" in fit(Classifier(network()), batches(data), epochs=1, callbacks=[method]).last
+
+
 def test_by_name():
     (method,) = by_name(["cdvg:steps=500,lambda_con=0.5,supervised=true,views=original+transformed"])
     assert (method.steps, method.lambda_con, method.supervised) == (500, 0.5, True)
@@ -253,6 +271,7 @@ def test_by_name():
         ("cdvg:n_critic=0", "n_critic must be >= 1"),
         ("cdvg:translator_lr=0", "lr must be > 0"),
         ("cdvg:view_noise=-0.1", "view_noise must be >= 0"),
+        ("cdvg:view_blur=-0.1", "view_blur must be >= 0"),
         ("cdvg:views=some", "views must be"),
         ("cdvg:projection=0", "projection must be >= 1"),
         ("cdvg:lamda_con=1", "did you mean lambda_con"),

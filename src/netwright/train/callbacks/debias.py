@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from netwright.console import UserError
+from netwright.console import UserError, warn
 from netwright.data.tensors import Batches, TensorImages
 from netwright.nn.activations import last_linear
 from netwright.seeding import derive, seeded, stream
@@ -18,6 +18,7 @@ from netwright.train.callbacks.examples import indexed_around
 from netwright.train.callbacks.terms import JoiningCallback
 from netwright.train.debias.debiasing import check_contrast, contrast, projection_head
 from netwright.train.debias.networks import check_classes
+from netwright.train.debias.quality import translation_quality
 from netwright.train.debias.translator import BiasTranslator
 from netwright.train.debias.views import TwoViews, ViewCache, ViewKind, signed_range
 from netwright.train.fitting import fit
@@ -50,6 +51,8 @@ class CDvGCallback(JoiningCallback):
         translator_lr: Of its Adam, > 0.
         translator_batch: Images in its batches, >= 2.
         view_noise: Standard deviation of Gaussian noise on views, on a scale from -1 to 1; >= 0.
+        view_blur: Standard deviation in pixels of a Gaussian blur of views, >= 0.
+        round_views: Whether views are kept as bytes; else they take four times the room.
         ce_on_original: Whether the images themselves enter the cross-entropy.
         real_images: Whether they pass through the module for the statistics of its batch norms.
         projection: Width in which views are compared, >= 1.
@@ -89,6 +92,8 @@ class CDvGCallback(JoiningCallback):
         translator_lr: float = 4e-4,
         translator_batch: int = 16,
         view_noise: float = 0.0,
+        view_blur: float = 0.0,
+        round_views: bool = True,
         ce_on_original: bool = False,
         real_images: bool = True,
         projection: int = 128,
@@ -105,9 +110,10 @@ class CDvGCallback(JoiningCallback):
                 raise ValueError(f"{name} must be a whole number >= {bound}, got {value}")
         self._sizes: dict[str, Any] = {"lambda_rec": lambda_rec, "n_critic": n_critic, "lr": translator_lr}
         BiasTranslator(2, 4, width=1, n_down=0, n_res=0, n_layers=1, **self._sizes)  # refuses what is out of range
-        TwoViews(_Nothing(), views, noise=view_noise)
+        TwoViews(_Nothing(), views, noise=view_noise, blur=view_blur)
         self.lambda_con, self.temperature, self.supervised, self.seed = lambda_con, temperature, supervised, seed
-        self.kind, self.view_noise, self.projection, self.generator = views, view_noise, projection, generator
+        self.kind, self.view_noise, self.view_blur, self.round_views = views, view_noise, view_blur, round_views
+        self.projection, self.generator = projection, generator
         self.steps, self.translator_batch, self.features = steps, translator_batch, features
         self.ce_on_original, self.real_images = ce_on_original, real_images
         self.translator: BiasTranslator | None = None
@@ -140,7 +146,8 @@ class CDvGCallback(JoiningCallback):
         """Trains the translator, or reads it, and translates the training part; a stopped training goes on.
 
         Args:
-            data: Whose training part is trained on.
+            data: Whose training part is trained on. On its validation part a translator that was trained is tried, and
+                a warning given where it is not ready.
             folder: Where ``generator.safetensors`` is kept; if it is there already, it is read.
             augment: Whether views are augmented as the data are by default.
 
@@ -157,12 +164,16 @@ class CDvGCallback(JoiningCallback):
         else:
             checkpoint = None if own is None else own.with_name(CHECKPOINT)
             self.translator = self._trained(data, checkpoint)
+            for fault in translation_quality(self.translator, data).faults():
+                warn(f"cdvg: the translator is not ready: {fault}")
             if own is not None and checkpoint is not None:
                 self.translator.save(own)
                 checkpoint.unlink(missing_ok=True)
-        self.cache = ViewCache(data.train, self.translator)
+        self.cache = ViewCache(data.train, self.translator, rounded=self.round_views)
         changes = data.augmentation() if augment else None
-        self._views = TwoViews(None, self.kind, cache=self.cache, augment=changes, noise=self.view_noise)
+        self._views = TwoViews(
+            None, self.kind, cache=self.cache, augment=changes, noise=self.view_noise, blur=self.view_blur
+        )
         self._normalise = data.normalise()
 
     def _read(self, data: Data) -> BiasTranslator:

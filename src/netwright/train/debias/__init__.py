@@ -11,6 +11,7 @@ from netwright.train.debias.debiasing import CDvG
 from netwright.train.debias.failure import BiasedClassifier, LfF, generalized_cross_entropy, relative_difficulty
 from netwright.train.debias.measures import bias_metrics, translation_rates
 from netwright.train.debias.networks import StarGANDiscriminator, StarGANGenerator
+from netwright.train.debias.quality import TranslationQuality, translation_quality
 from netwright.train.debias.translator import BiasTranslator, gradient_penalty
 from netwright.train.debias.views import TwoViews, ViewCache, panel, signed_range
 
@@ -21,6 +22,7 @@ __all__ = [
     "LfF",
     "StarGANDiscriminator",
     "StarGANGenerator",
+    "TranslationQuality",
     "TwoViews",
     "ViewCache",
     "bias_metrics",
@@ -31,5 +33,6 @@ __all__ = [
     "panel",
     "relative_difficulty",
     "signed_range",
+    "translation_quality",
     "translation_rates",
 ]
