@@ -257,7 +257,8 @@ def test_labels_of_an_array_that_are_doubted_are_listed_with_their_rows(tmp_path
     assert len(trained_on) >= 3
     assert {int(row["row"]) for row in rows[: len(trained_on)]} == trained_on
     for row in rows:
-        assert row["array"] == "y" and not row["file"]
+        assert row["array"] == "y"
+        assert not row["file"]
         assert torch.equal(data.train.images[int(row["index"]), 0], torch.from_numpy(x[int(row["row"])]).byte())
         assert row["label"] == str(y[int(row["row"])])
     assert f"y[{rows[0]['row']}]: labelled" in found.stdout
