@@ -19,8 +19,8 @@ from netwright.nn.dagnn.networks import DAGNN, full_precision
 def hop_messages(K: int) -> nn.Module:
     """A ``MessagePassing`` layer without parameters that gives H_0..H_K = Z, A Z, ..., A^K Z of each node.
 
-    It is called with values (nodes, classes), edges (2, edges), each undirected one both ways, and optional weights, and
-    gives (nodes, K + 1, classes); it is differentiable in values and weights.
+    It is called with values (nodes, classes), edges (2, edges), each undirected one both ways, and optional weights,
+    and gives (nodes, K + 1, classes); it is differentiable in values and weights.
 
     Args:
         K: Hops, at least 0.
