@@ -102,6 +102,7 @@ _NAMES = {
     "weight_statistics": "weight_compander",
 }
 _MODULES = (
+    "adversarial",
     "callbacks",
     "classifier",
     "contrastive",

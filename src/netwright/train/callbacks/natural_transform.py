@@ -70,6 +70,7 @@ class NaTraTraining(JoiningCallback):
         generator: A file ``natra-generator.safetensors`` of another run, in place of training a generator; codes and
             reference classifier in it serve too where they are of the same images.
         generator_steps: For :meth:`prepare`, as in :class:`netwright.train.natra.Recipe`, like all that follow.
+        gan_steps: Likewise.
         inversion_steps: Likewise.
         num_codes: Likewise.
         directions: Likewise.
@@ -111,6 +112,7 @@ class NaTraTraining(JoiningCallback):
         unlabelled: str | None = None,
         generator: str | None = None,
         generator_steps: int = 2000,
+        gan_steps: int = 0,
         inversion_steps: int | None = None,
         num_codes: int = 1,
         directions: Method = "weights",
@@ -141,9 +143,9 @@ class NaTraTraining(JoiningCallback):
             raise ValueError("give generator, which is trained already, or unlabelled to train one on, not both")
         derive(seed)
         self.recipe = Recipe(
-            generator_steps=generator_steps, inversion_steps=inversion_steps, num_codes=num_codes,
-            directions=directions, max_directions=max_directions, max_flip=max_flip, min_change=min_change,
-            reference_epochs=reference_epochs,
+            generator_steps=generator_steps, gan_steps=gan_steps, inversion_steps=inversion_steps,
+            num_codes=num_codes, directions=directions, max_directions=max_directions, max_flip=max_flip,
+            min_change=min_change, reference_epochs=reference_epochs,
         )  # fmt: skip
         self.source, self.search, self.k, self.eps_max, self.seed = source, search, k, float(eps_max), seed
         self.beta, self.gamma, self.unlabelled, self.generator = float(beta), float(gamma), unlabelled, generator

@@ -25,6 +25,7 @@ from netwright.train.natra.preparing import Prepared, prepare_natural_transform,
 from netwright.train.natra.recipe import Recipe
 from netwright.train.natra.reference import reference_classifier
 from netwright.train.natra.search import pgd_transform, random_transform, worst_of_k
+from netwright.train.natra.sharpening import sharpen_style_autoencoder
 from netwright.train.natra.transform import NaturalTransform, TransformGrid
 
 __all__ = [
@@ -55,5 +56,6 @@ __all__ = [
     "prepared_from",
     "random_transform",
     "reference_classifier",
+    "sharpen_style_autoencoder",
     "worst_of_k",
 ]

@@ -25,9 +25,10 @@ from netwright.train.natra.generator import StyleAutoEncoder, StyleGenerator
 from netwright.train.natra.inversion import BatchInverter
 from netwright.train.natra.recipe import GENERATOR_BATCH, GENERATOR_IMAGES, Recipe
 from netwright.train.natra.reference import reference_classifier, reference_network
+from netwright.train.natra.sharpening import sharpen_style_autoencoder
 
 VERSION = 1
-CHECKPOINT = "natra-generator.ckpt"
+CHECKPOINT, SHARPENING = "natra-generator.ckpt", "natra-sharpening.ckpt"
 
 
 @dataclasses.dataclass(eq=False)
@@ -144,7 +145,8 @@ def lay_groundwork(
         found = Groundwork(_generator(images, unlabelled, recipe, seed, keep))
     if keep is not None and not there:
         found.save(keep)
-        keep.with_name(CHECKPOINT).unlink(missing_ok=True)
+        for name in (CHECKPOINT, SHARPENING):
+            keep.with_name(name).unlink(missing_ok=True)
     own = image_digests(images.cpu().numpy()).tobytes()
     of_codes = storage.digest("codes", own, recipe.steps_for(len(images)), recipe.num_codes, seed)
     of_reference = storage.digest("reference", own, labels.cpu().numpy().tobytes(), recipe.reference_epochs, seed)
@@ -175,6 +177,11 @@ def _generator(
         seen, epochs=recipe.epochs_for(len(seen)), w_dim=recipe.w_dim, batch_size=GENERATOR_BATCH, seed=seed,
         checkpoint=None if keep is None else keep.with_name(CHECKPOINT),
     )  # fmt: skip
+    if recipe.gan_steps:
+        sharpen_style_autoencoder(
+            network, seen, steps=recipe.gan_steps, batch_size=GENERATOR_BATCH, seed=seed,
+            checkpoint=None if keep is None else keep.with_name(SHARPENING),
+        )  # fmt: skip
     return network
 
 

@@ -18,6 +18,8 @@ class Recipe(Result):
 
     Attributes:
         generator_steps: Gradient steps of the generator, 64 images each, >= 1; whole epochs are made of them.
+        gan_steps: Further steps against a critic (WGAN-GP), which sharpen what it makes, >= 0; each takes several times
+            as long.
         w_dim: Numbers in a code, >= 1.
         inversion_steps: Gradient steps from the encoder's guess, >= 0; None is 30, fewer for more than 5,000 images.
         num_codes: Codes for each image, >= 1.
@@ -33,6 +35,7 @@ class Recipe(Result):
     """
 
     generator_steps: int = 2000
+    gan_steps: int = 0
     w_dim: int = 32
     inversion_steps: int | None = None
     num_codes: int = 1
@@ -45,7 +48,7 @@ class Recipe(Result):
 
     def __post_init__(self) -> None:
         least = {
-            "generator_steps": 1, "w_dim": 1, "inversion_steps": 0, "num_codes": 1, "candidates": 1,
+            "generator_steps": 1, "gan_steps": 0, "w_dim": 1, "inversion_steps": 0, "num_codes": 1, "candidates": 1,
             "max_directions": 1, "reference_epochs": 1,
         }  # fmt: skip
         for name, bound in least.items():
