@@ -240,7 +240,7 @@ class ELRLoss(nn.Module):
         found = labels.tolist()
         if found and not (min(found) >= 0 and max(found) < classes):
             raise ValueError(f"labels must lie in 0..{classes - 1}, got {min(found)}..{max(found)}")
-        return functional.nll_loss(log_probs, labels)
+        return functional.nll_loss(log_probs, labels.long())
 
     def _pull(self, log_probs: Tensor, index: Tensor) -> Tensor:
         probs = log_probs.detach().exp()
