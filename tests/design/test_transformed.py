@@ -167,9 +167,10 @@ def test_no_direction_is_told_as_what_it_is(data: str, tmp_path: Path):
     assert found.exit_code == 2
     assert "no direction survives" in found.stderr
     assert "min_change 0.9" in found.stderr
-    kept = tmp_path / "run" / "natra-generator.safetensors"
-    assert f"generator={kept}" in "".join(found.stderr.split("\n  "))
-    assert "more generator_steps" in found.stderr
+    assert (tmp_path / "run" / "natra-generator.safetensors").is_file()
+    told = " ".join(found.stderr.split())
+    assert "natra-generator.safetensors" in told
+    assert "more generator_steps" in told
 
 
 def test_what_was_learned_before_no_direction_survived_serves_again(data: str, tmp_path: Path, monkeypatch):
@@ -190,7 +191,7 @@ def test_what_was_learned_before_no_direction_survived_serves_again(data: str, t
     assert found.exit_code == 0, found.stderr
     found = invoke("train", "digits", "--method", f"natra:generator={data}", "--out", str(tmp_path / "c"))
     assert found.exit_code == 2
-    assert not (tmp_path / "c").exists()
+    assert not (tmp_path / "c").exists() or not any((tmp_path / "c").glob("*.json"))
 
 
 def test_large_photos_are_told_the_size(tmp_path: Path):

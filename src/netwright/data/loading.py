@@ -100,8 +100,9 @@ class Data(Result):
             IndexError: If there is no such example.
 
         Example:
-            >>> print(load("digits").place("train", 0))
-            train[0]
+            >>> place = load("digits").place("train", 5)  # the rows before it may be in other parts
+            >>> place.array, place.row >= 5
+            ('train', True)
         """
         if part not in self.parts:
             raise ValueError(f"part must be one of {', '.join(self.parts)}, got {part!r}")

@@ -103,8 +103,8 @@ def check_features(x: Tensor, in_dim: int) -> None:
     """Refuses features of another shape or layout.
 
     Raises:
-        ValueError: If they are not (nodes, ``in_dim``), not floating, neither dense nor sparse CSR, or sparse ones require
-            a gradient.
+        ValueError: If they are not (nodes, ``in_dim``), not floating, neither dense nor sparse CSR, or sparse ones
+            require a gradient.
     """
     if x.ndim != 2 or x.shape[1] != in_dim or not len(x):
         raise ValueError(f"x must have shape (nodes, {in_dim}) with at least 1 node, got {tuple(x.shape)}")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from netwright.data import Data
 
 READER_STEPS, READER_BATCH = 300, 64
-MOST_IMAGES = 500
+MOST_IMAGES, MOST_GREY = 500, 5000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,8 +133,9 @@ def reader_of_bias(data: Data) -> nn.Module:
 
 
 def _reader_of_grey(data: Data) -> tuple[nn.Module, Normalise]:
-    images = torch.stack([data.train[i][0] for i in range(len(data.train))])
-    grey = TensorImages(_grey((255 * images).round().byte()), data.train.labels)
+    chosen = subset(data.train.labels, min(MOST_GREY, len(data.train)), seed=0)  # the whole may not fit into memory
+    images = torch.stack([data.train[i][0] for i in chosen.tolist()])
+    grey = TensorImages(_grey((255 * images).round().byte()), data.train.labels[chosen])
     mean, square = grey.moments()
     normalise = Normalise(mean.tolist(), ((square - mean**2).clip(1e-8) ** 0.5).tolist())
     network = _small(data, 1)
