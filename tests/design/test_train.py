@@ -281,7 +281,7 @@ def test_labels_made_wrong_on_purpose_are_counted(data: str, tmp_path: Path):
     )
     header, first, *_ = (tmp_path / "run/doubts.csv").read_text().splitlines()
     assert header == "rank,file,array,row,index,label,suggested,score,support,made_wrong"
-    assert first.startswith("1,,y_train,")
+    assert first.startswith("1,,y,")
     assert result.accuracy > 0.9  # on right labels
     assert "label_noise" not in TrainOptions(data=data).identity()
 
