@@ -102,6 +102,7 @@ _NAMES = {
     "weight_statistics": "weight_compander",
 }
 _MODULES = (
+    "adversarial",
     "callbacks",
     "classifier",
     "contrastive",
@@ -119,6 +120,7 @@ _MODULES = (
     "memory",
     "methods",
     "natra",
+    "natural_transform",
     "rmsprop",
     "schedules",
     "self_distillation",

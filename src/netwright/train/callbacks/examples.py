@@ -113,10 +113,11 @@ class ExampleCallback(lightning.Callback):
     def _source(self, module: nn.Module) -> nn.Module:
         return module if self.logits is None else module.get_submodule(self.logits)
 
-    def _see(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _see(self, module: nn.Module, args: Any, output: Any) -> Any:
         # With several processes the module's own call passes through here too, with the loss as its output.
         if self._watching and self._seen is None and isinstance(output, Tensor) and output.ndim == 2:
             self._seen = output
+        return None
 
     def _stepping(self, step: Callable[..., Any], pl_module: lightning.LightningModule) -> Callable[..., Any]:
         hands_on = indexed_within(pl_module)
