@@ -27,7 +27,7 @@ from netwright.storage import tensors_digest
 if TYPE_CHECKING:
     from netwright.train import Loader
 
-POINT_RATE = 1e-4
+POINT_RATE = 1e-5
 RECOVERY = 0.3  # share of the steps of pruning that is left to recover in
 
 
