@@ -6,11 +6,12 @@ import argparse
 from collections.abc import Callable, Mapping
 
 Subject = Callable[[int, bool], object]
-"""Takes the number of rounds, and whether sizes shall be small, so that the code is tried; prints what it found."""
+"""Takes the number of rounds, and whether sizes shall be small, so that the code is tried; prints what it found and may
+return an exit code."""
 
 
-def run(told: str, subjects: Mapping[str, Subject], rounds: int) -> None:
-    """Runs the subjects that the command line names, all of them by default.
+def run(told: str, subjects: Mapping[str, Subject], rounds: int) -> int:
+    """Runs the subjects that the command line names, all of them by default; returns the largest exit code.
 
     Args:
         told: What the script says of itself; its first line is shown.
@@ -24,6 +25,9 @@ def run(told: str, subjects: Mapping[str, Subject], rounds: int) -> None:
     options = parser.parse_args()
     if unknown := sorted(set(options.names) - set(subjects)):
         parser.error(f"NAME must be one of {', '.join(subjects)}, got {', '.join(unknown)}")
+    code = 0
     for name in options.names or subjects:
         print(f"== {name}")
-        subjects[name](options.rounds, options.quick)
+        found = subjects[name](options.rounds, options.quick)
+        code = max(code, found if isinstance(found, int) else 0)
+    return code

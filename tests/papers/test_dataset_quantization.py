@@ -11,7 +11,17 @@ from netwright.seeding import numpy_stream
 SEEDS = 5
 
 
-def arms(*, ours=0.85, greedy=0.80, chance=0.85, whole=0.852, noise=0.001, coverage=(1.0, 1.2), ratios=paper.RATIOS, second=0.8):
+def arms(
+    *,
+    ours=0.85,
+    greedy=0.80,
+    chance=0.85,
+    whole=0.852,
+    noise=0.001,
+    coverage=(1.0, 1.2),
+    ratios=paper.RATIOS,
+    second=0.8,
+):
     def arm(level, far, wobble):
         found = {f"accuracy at {r} %": [level + wobble * (i - 2) for i in range(SEEDS)] for r in ratios}
         return found | {f"coverage at {r} %": [far + 0.01 * i for i in range(SEEDS)] for r in ratios}

@@ -12,7 +12,9 @@ from netwright.papers import maestro as paper
 SEEDS = 3
 
 
-def arms(*, error=0.002, free=0.7, gap=0.003, ours=0.86, svd=0.7, tuned=0.85, dense=0.865, leading=0.8, drawn=0.4, single=0.8):
+def arms(
+    *, error=0.002, free=0.7, gap=0.003, ours=0.86, svd=0.7, tuned=0.85, dense=0.865, leading=0.8, drawn=0.4, single=0.8
+):
     def arm(level):
         return {"accuracy": [level + 0.001 * i for i in range(SEEDS)]}
 

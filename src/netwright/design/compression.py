@@ -46,8 +46,8 @@ class Wish:
 
     Attributes:
         methods: Of ``netwright.compress.METHODS``, in that order, one of those that take the same place.
-        student: Network that ``distill`` trains, as for :func:`netwright.design.students.student_for`; empty for a small
-            one with at most half the parameters.
+        student: Network that ``distill`` trains, as for :func:`netwright.design.students.student_for`; empty for a
+            small one with at most half the parameters.
         share: Share of the parameters that ``low-rank`` and ``maestro`` leave at most, in (0, 1).
         sparsity: Share of zeros after ``prune``, in [0, 1).
         bits: Of a weight after ``quantize`` and the other two that round, 1..16.

@@ -1,7 +1,8 @@
 """Tensors that several layers share: who uses them, parametrizing them everywhere, and baking that in again.
 
-Press and Wolf, "Using the Output Embedding to Improve Language Models", EACL 2017, arXiv:1608.05859, share the weight of
-the embedding with that of the classifier. What changes a weight must change it for all of its users, or they come apart.
+Press and Wolf, "Using the Output Embedding to Improve Language Models", EACL 2017, arXiv:1608.05859, share the weight
+of the embedding with that of the classifier. What changes a weight must change it for all of its users, or they come
+apart.
 """
 
 from __future__ import annotations

@@ -108,9 +108,8 @@ class MaestroCallback(lightning.Callback):
         with torch.enable_grad():
             penalty = self.lam * hierarchical_group_lasso(pl_module, self.hierarchical)
         for factor, gradient in zip(factors, torch.autograd.grad(penalty, factors), strict=True):
-            if by_itself:
-                gradient = gradient * scaler.get_scale()
-            factor.grad = gradient if factor.grad is None else factor.grad + gradient
+            scaled = gradient * scaler.get_scale() if by_itself else gradient
+            factor.grad = scaled if factor.grad is None else factor.grad + scaled
 
     def on_train_batch_end(
         self,
@@ -139,8 +138,8 @@ class MaestroCallback(lightning.Callback):
         norms = any(isinstance(part, _BatchNorm) and part.track_running_stats for part in pl_module.modules())
         if norms and self.calibration is None and not _has_forward(pl_module):
             warn(
-                f"MaestroCallback leaves batch norms with the statistics of truncated passes: {type(pl_module).__name__}"
-                " has no forward that takes inputs; define one"
+                "MaestroCallback leaves batch norms with the statistics of truncated passes: "
+                f"{type(pl_module).__name__} has no forward that takes inputs; define one"
             )
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:

@@ -294,9 +294,7 @@ class LearnLevels(Quantize):
         """A network such as :meth:`apply` gives, its weights still to be filled in."""
         return self._with(network, DifferentiableQuantizer)
 
-    def _with(
-        self, network: nn.Module, kind: type[DifferentiableQuantizer] | type[NonuniformQuantizer]
-    ) -> nn.Module:
+    def _with(self, network: nn.Module, kind: type[DifferentiableQuantizer] | type[NonuniformQuantizer]) -> nn.Module:
         def make(parameter: Tensor, kept: Tensor | None, number: int) -> DifferentiableQuantizer | NonuniformQuantizer:
             return kind(parameter, 2**self.bits, self.bucket_size, kept=kept)
 

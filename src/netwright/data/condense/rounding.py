@@ -12,6 +12,8 @@ sums.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from jaxtyping import Int
 
@@ -21,8 +23,8 @@ def controlled_rounding(
 ) -> Int[np.ndarray, "rows columns"]:
     """Divides ``total`` in proportion to a table's counts, as whole numbers, at random and without bias.
 
-    Cell (i, j) has the mean total counts_ij / sum(counts), and is this number rounded up or down. So is the sum of every
-    row and of every column. Where these are whole, they are exact.
+    Cell (i, j) has the mean total counts_ij / sum(counts), and is this number rounded up or down. So is the sum of
+    every row and of every column. Where these are whole, they are exact.
 
     Args:
         counts: Whole numbers >= 0, at least one of them positive.
@@ -74,7 +76,7 @@ def _cycle(near: dict[int, dict[int, None]], start: int) -> list[tuple[int, int]
         to = next(node for node in near[here] if node != before)
         if to in place:
             ring = [*path[place[to] :], to]
-            return list(zip(ring, ring[1:], strict=False))
+            return list(itertools.pairwise(ring))
         place[to] = len(path)
         path.append(to)
         before = here
