@@ -1,4 +1,4 @@
-"""Callbacks of compression in whatever else a Trainer does: accumulation, clipping, mixed precision, compiled, resumed."""
+"""Callbacks of compression in whatever else a Trainer does."""
 
 import lightning
 import pytest

@@ -227,8 +227,8 @@ def test_students_of_every_form(run, tmp_path, capsys):
     assert "is not smaller than the network: 74,935 parameters against" in capsys.readouterr().err
     with pytest.raises(UserError, match="the student has 9 outputs, the network 10"):
         made(f"{tmp_path}/mine.py:other")
+    tiny = dataclasses.replace(opened, network=torch.nn.Linear(2, 2))
     with pytest.raises(UserError, match="no default student needs half"):
-        tiny = dataclasses.replace(opened, network=torch.nn.Linear(2, 2))
         student_for(tiny, "", 0)
     result = compress_model(str(run), None, tmp_path / "out", Wish(("distill", "quantize"), epochs=1))
     assert result.student == "small_convnet/2"

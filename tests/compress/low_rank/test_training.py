@@ -223,7 +223,7 @@ def test_the_scale_of_mixed_precision_is_minded():
             return 1024.0
 
     class Trainer:
-        class precision_plugin:  # noqa: N801
+        class precision_plugin:
             scaler = Scaler()
 
     optimizer = low.configure_optimizers()
