@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from netwright.nn.modes import in_mode
 from netwright.nn.shared import bake_together, parametrized, steps_of
 from netwright.nn.sparse.layers import SparseConv2d, SparseLinear, What, set_trainable
 from netwright.nn.sparse.masks import FixedMask, Rounding, Scored, TopKMask, check_density
@@ -310,7 +311,8 @@ def unparametrized(module: _M) -> _M:
         ['weight', 'bias']
     """
     plain = cast(_M, to_dense(module))
-    bake_together(reversed(list(parametrized(plain))))  # reversed, so that parameters get their order back
+    with in_mode(plain, training=False):  # in training some draw at random
+        bake_together(reversed(list(parametrized(plain))))  # reversed, so that parameters get their order back
     return plain
 
 
