@@ -26,7 +26,7 @@ def network(low: bool) -> nn.Module:
 
 
 MAKE = {
-    "maestro": (True, lambda: [MaestroCallback(3e-2, 1e-1)]),
+    "maestro": (True, lambda: [MaestroCallback(3e-2, 0.4)]),
     "quantised": (False, lambda: [QuantizedDistillationCallback(2, 32)]),
     "both": (True, lambda: [MaestroCallback(1e-2, 0.0), QuantizedDistillationCallback(4, 32, quantize="all")]),
 }

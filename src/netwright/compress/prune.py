@@ -94,7 +94,7 @@ def prunable(module: nn.Module, skip: Sequence[str] = ()) -> dict[str, nn.Module
             )
     skipped = [layer for n, layer in found.items() if any(fnmatch.fnmatchcase(n, p) for p in skip)]
     seen = {shared.identity(layer, "weight") for layer in skipped}
-    left = {}
+    left: dict[str, nn.Module] = {}
     for n, layer in found.items():
         if (key := shared.identity(layer, "weight")) not in seen:
             left[n] = layer

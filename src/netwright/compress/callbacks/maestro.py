@@ -28,6 +28,7 @@ from netwright.compress.low_rank.ordered import (
     truncated,
 )
 from netwright.console import warn
+from netwright.nn import shared
 from netwright.seeding import derive
 from netwright.train import Classifier, channels_last
 
@@ -98,8 +99,11 @@ class MaestroCallback(lightning.Callback):
         if self.lam == 0:
             return
         own = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        factors = [f for layer in low_rank_layers(pl_module).values() for f in (layer.U, layer.V)]
-        factors = [f for f in factors if f.requires_grad and id(f) in own]
+        layers = low_rank_layers(pl_module).values()
+        behind = [
+            f for layer in layers for name in ("U", "V") for f in shared.originals(layer, name)
+        ]  # of rounding, say
+        factors = [f for f in behind if f.requires_grad and id(f) in own]
         if not factors:
             return
         # Gradients are in plain units by now, unless the optimiser takes the scale of mixed precision out by itself.
@@ -136,11 +140,11 @@ class MaestroCallback(lightning.Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Warns if batch norms cannot be measured."""
         norms = any(isinstance(part, _BatchNorm) and part.track_running_stats for part in pl_module.modules())
-        if norms and self.calibration is None and not _has_forward(pl_module):
-            warn(
-                "MaestroCallback leaves batch norms with the statistics of truncated passes: "
-                f"{type(pl_module).__name__} has no forward that takes inputs; define one"
-            )
+        if norms and self._batches(trainer, pl_module) is None:
+            told = f"{type(pl_module).__name__} has no forward that takes inputs"
+            if _has_forward(pl_module):
+                told = "there are several loaders, give calibration"
+            warn(f"MaestroCallback leaves batch norms with the statistics of truncated passes: {told}")
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Measures batch norms anew."""
@@ -150,10 +154,18 @@ class MaestroCallback(lightning.Callback):
         """Measures batch norms anew."""
         self._calibrate(trainer, pl_module)
 
+    def _batches(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> Iterable[Any] | None:
+        """What batch norms are measured on; None where nothing serves, and before training."""
+        if not _has_forward(module):
+            return None
+        if self.calibration is not None:
+            return self.calibration
+        found = trainer.train_dataloader
+        return None if isinstance(found, (list, tuple, dict)) else found
+
     def _calibrate(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        # Before training there are no batches of it, and nothing is spoiled yet.
-        batches = trainer.train_dataloader if self.calibration is None else self.calibration
-        if batches is None or not _has_forward(module):
+        batches = self._batches(trainer, module)
+        if batches is None:
             return
         with torch.random.fork_rng(devices=[]):  # a loader that shuffles must not change what training draws next
             recalibrate_batchnorm(module, batches, self.calibration_batches)
