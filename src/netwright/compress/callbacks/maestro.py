@@ -100,9 +100,8 @@ class MaestroCallback(lightning.Callback):
             return
         own = {id(p) for group in optimizer.param_groups for p in group["params"]}
         layers = low_rank_layers(pl_module).values()
-        behind = [
-            f for layer in layers for name in ("U", "V") for f in shared.originals(layer, name)
-        ]  # of rounding, say
+        # What an optimiser moves lies behind the factors where these are rounded.
+        behind = [f for layer in layers for name in ("U", "V") for f in shared.originals(layer, name)]
         factors = [f for f in behind if f.requires_grad and id(f) in own]
         if not factors:
             return
