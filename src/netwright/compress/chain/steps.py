@@ -118,6 +118,7 @@ class LowRank:
     place: ClassVar[int] = 1
     name: ClassVar[str] = "low-rank"
     needs_data: ClassVar[bool] = False
+    order_of_the_paper: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:
@@ -137,18 +138,16 @@ class LowRank:
         low = low_rank.decompose(network)
         if how.data is not None:
             low_rank.fit_maestro(low, how.data, lam=self.lam, epochs=how.epochs, lr=how.lr, seed=how.seed)
-        cut = low_rank.prune_to_budget(low, params=budget, **self._order())
+        # By what a parameter brings: compared term by term, the first layers would end with one term each, although
+        # theirs are the cheapest.
+        paper = self.order_of_the_paper
+        cut = low_rank.prune_to_budget(low, params=budget, hierarchical=paper, per_parameter=not paper)
         if how.data is not None:
             low_rank.recalibrate_batchnorm(cut, how.data)
         plain = low_rank.finalize(cut)
         if how.data is not None:
             distill(plain, teacher, how.data, epochs=how.epochs, lr=how.lr, seed=how.seed)
         return Applied(plain, low_rank.factored_ranks(cut))
-
-    def _order(self) -> dict[str, bool]:
-        # By what a parameter brings: compared term by term, the first layers would end with one term each, although
-        # theirs are the cheapest.
-        return {"hierarchical": False, "per_parameter": True}
 
 
 @dataclass(frozen=True)
@@ -165,6 +164,7 @@ class Maestro(LowRank):
 
     name: ClassVar[str] = "maestro"
     needs_data: ClassVar[bool] = True
+    order_of_the_paper: ClassVar[bool] = True
 
     def apply(self, network: nn.Module, teacher: nn.Module, how: Training) -> Applied:
         """A plain network of fewer parameters, and the ranks of its layers that are two now.
@@ -174,9 +174,6 @@ class Maestro(LowRank):
         """
         _required(self, how)
         return super().apply(network, teacher, how)
-
-    def _order(self) -> dict[str, bool]:
-        return {"hierarchical": True, "per_parameter": False}
 
 
 @dataclass(frozen=True)
