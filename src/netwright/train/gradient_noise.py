@@ -141,7 +141,8 @@ class GradientNoise:
         params: Parameters, whose gradients are changed by :meth:`step`.
         eta: Variance at step 0, >= 0; 0 is an exact no-op that draws nothing.
         gamma: Exponent of its decay, >= 0; fixed at 0.55 in the paper.
-        seed: Of the noise; torch's global generators are never touched.
+        seed: Of the noise; torch's global generators are never touched. None takes one that nobody chose, kept in
+            ``seed``.
         schedule: Maps the number of the update to its variance, in place of ``eta`` and ``gamma``.
 
     Attributes:
@@ -149,7 +150,8 @@ class GradientNoise:
         sigma: Standard deviation of the last noise; 0 before the first.
 
     Raises:
-        ValueError: If a number is negative or not finite, or there are no parameters.
+        ValueError: If a number is negative or not finite, there are no parameters, or several processes train without
+            a seed, whose noise would differ.
         TypeError: If a parameter is not real floating point.
 
     Example:
@@ -166,13 +168,12 @@ class GradientNoise:
         params: Iterable[Tensor],
         eta: float = 0.01,
         gamma: float = 0.55,
-        seed: int = 0,
+        seed: int | None = None,
         schedule: Callable[[int], float] | None = None,
     ):
         noise_variance(0, eta, gamma)
         self.params = _checked(params)
-        self.eta, self.gamma, self.seed, self.schedule = eta, gamma, seed, schedule
-        derive(seed)
+        self.eta, self.gamma, self.seed, self.schedule = eta, gamma, _chosen(seed), schedule
         self.t, self.sigma = 0, 0.0
         self._generators: dict[torch.device, torch.Generator] = {}
         self._buffers: dict[tuple[torch.device, torch.dtype], _Buffer] = {}
@@ -203,15 +204,29 @@ class GradientNoise:
         return self.sigma
 
     def state_dict(self) -> dict[str, Any]:
-        """Number of the update and state of the generators."""
-        return {"t": self.t, "generators": {str(d): g.get_state() for d, g in self._generators.items()}}
+        """Number of the update, seed and state of the generators."""
+        return {
+            "t": self.t,
+            "seed": self.seed,
+            "generators": {str(d): g.get_state() for d, g in self._generators.items()},
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where the state was taken."""
-        self.t = state["t"]
+        self.t, self.seed = state["t"], state["seed"]
         self._generators = {}
         for name, value in state["generators"].items():
             self._generator(torch.device(name)).set_state(value.cpu())
+
+
+def _chosen(seed: int | None) -> int:
+    """The seed, or one that nobody chose."""
+    if seed is None:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            raise ValueError("seed must be given where several processes train, since they must add the same noise")
+        return torch.Generator().seed() >> 1
+    derive(seed)
+    return seed
 
 
 def _params_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
@@ -243,7 +258,7 @@ def attach(optimizer: torch.optim.Optimizer, noise: GradientNoise) -> RemovableH
 
 
 def register_gradient_noise(
-    optimizer: torch.optim.Optimizer, eta: float = 0.01, gamma: float = 0.55, seed: int = 0
+    optimizer: torch.optim.Optimizer, eta: float = 0.01, gamma: float = 0.55, seed: int | None = 0
 ) -> RemovableHandle:
     """Adds annealed noise before every step of an optimiser; clip before ``optimizer.step()`` as ever.
 
@@ -294,7 +309,7 @@ class NoisyOptimizer(torch.optim.Optimizer):
         optimizer: torch.optim.Optimizer,
         eta: float = 0.01,
         gamma: float = 0.55,
-        seed: int = 0,
+        seed: int | None = 0,
         clip_norm: float | None = None,
         order: Order = "clip_then_noise",
     ):
