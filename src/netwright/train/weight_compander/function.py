@@ -145,7 +145,7 @@ class WeightCompander(nn.Module):
     Learned, a = a_0 exp(r tanh(alpha / r)) with alpha = 0 at the start and r = log 10, so that a stays within a tenth
     and ten times its start; b likewise with beta. The gradients of alpha and beta are sums over all weights of the
     layer, for which the network's learning rate is far too large: ``param_groups`` and ``scale_rates_`` give them a
-    parameter group of their own with ``lr_scale`` times that rate, as ``Classifier`` and ``WeightCompanderCallback`` do.
+    parameter group of their own with ``lr_scale`` times that rate; ``Classifier`` and ``WeightCompanderCallback`` do.
 
     Args:
         a: Height at the start, > 0.
