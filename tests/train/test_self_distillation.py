@@ -230,7 +230,7 @@ def test_the_callback_is_the_loop_of_the_paper():
 
 
 def test_snapshot_is_the_network_of_the_last_epoch():
-    """Targets of every batch against those that the network, saved at the end of the last epoch, makes of its images."""
+    """Every target against what the network, saved at the end of the last epoch, makes of the same images."""
     alpha_T, epochs, saved = 0.9, 3, {}
     callback = PSKDCallback(alpha_T, teacher="snapshot")
     seen: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}

@@ -8,8 +8,9 @@ with Nesterov's momentum 0.9, and a small vision transformer (patches 4x4 to 64,
 Adam. Three arms with the same initialisation and batches: plain; TrAct with lambda 0.1 on the first convolution; a
 control, plain with another learning rate of the first layer alone, 0.3, 3 or 10 times the rest. Each arm's learning
 rate is tuned on 1,000 held-out images at four epochs, with a seed of its own; the control's together with its factor,
-over all pairs of the two. The 8x8 digits with a perceptron 64-64-10 give a cheap second set, and a scan of lambda shows plain training
-as its limit; neither weighs in the verdict. Not tested: ImageNet, DeiT, the factor of four, which needs long schedules.
+over all pairs of the two. The 8x8 digits with a perceptron 64-64-10 give a cheap second set, and a scan of lambda shows
+plain training as its limit; neither weighs in the verdict. Not tested: ImageNet, DeiT, the factor of four, which needs
+long schedules.
 """
 
 from __future__ import annotations

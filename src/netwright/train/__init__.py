@@ -97,6 +97,7 @@ _NAMES = {
     "register_gradient_noise": "gradient_noise",
     "remove_tract": "tract",
     "remove_weight_compander": "weight_compander",
+    "scale_rates_": "weight_compander",
     "sigmoid_ramp": "early_learning",
     "tract_gradient": "tract",
     "weight_statistics": "weight_compander",
@@ -113,6 +114,7 @@ _MODULES = (
     "ema",
     "fitting",
     "gradient_noise",
+    "groups",
     "hallucinator",
     "kv_bottleneck",
     "masked_autoencoder",
@@ -180,6 +182,7 @@ if TYPE_CHECKING:
         expand_inverse,
         param_groups,
         remove_weight_compander,
+        scale_rates_,
         weight_statistics,
     )
 
@@ -253,6 +256,7 @@ __all__ = [
     "register_gradient_noise",
     "remove_tract",
     "remove_weight_compander",
+    "scale_rates_",
     "sigmoid_ramp",
     "tract_gradient",
     "weight_statistics",
