@@ -8,8 +8,8 @@ parameter; ``a * torch.atan(v / b)`` under autograd; the package ``torch-tract``
 numpy, as the published loop of PS-KD has it; plain cross-entropy, beside ELR's loss; a Python loop over parameters,
 beside averaged weights. Then the step of a small convolutional network at batch 64 with each method over that without
 any, and for gradient noise the step of a small perceptron. The figures go to benchmarks/results/, --quick runs three
-rounds and writes nothing. Exit 1 if an aim is missed. Where ``cleanlab`` is installed it is printed, without an aim, how
-far ELR's doubted labels and its agree.
+rounds and writes nothing. Exit 1 if an aim is missed. Where ``cleanlab`` is installed, how far ELR's doubted labels and
+its agree is printed, without an aim.
 """
 
 from __future__ import annotations
@@ -255,7 +255,7 @@ SUBJECTS: dict[str, tuple[Callable[[], Calls | None], float]] = {
     "ELR, loss and gradient, against cross-entropy": (early_learning, 0.5),
     "averaged weights of 120 tensors, against a loop": (averages, 3.0),
 }
-# How much longer than plain a step of the small convolutional network may take with each; None where nothing is aimed at.
+# How much longer than plain a step of the small convolutional network may take with each; None: nothing is aimed at.
 STEPS: dict[str, float | None] = {
     "TrAct": 1.15,
     "Weight Compander": 1.05,

@@ -1,4 +1,4 @@
-"""What a fast reproduction must show, by paper: the part of a claim that a few seconds tell, with seeds that are fixed."""
+"""What a fast reproduction must show, by paper: the part of a claim that a few seconds tell, with fixed seeds."""
 
 from __future__ import annotations
 

@@ -121,6 +121,7 @@ _MODULES = (
     "memory",
     "methods",
     "natra",
+    "normal",
     "rmsprop",
     "schedules",
     "self_distillation",
