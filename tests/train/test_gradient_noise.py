@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from netwright.seeding import derive, seeded
+from netwright.seeding import seeded
 from netwright.train.gradient_noise import (
     GradientNoise,
     NoisyOptimizer,

@@ -72,19 +72,21 @@ class PredictionMemory(nn.Module):
         if len(ids) and not (int(ids.min()) >= 0 and int(ids.max()) < self.num_examples):
             raise ValueError(f"ids must lie in 0..{self.num_examples - 1}, got {int(ids.min())}..{int(ids.max())}")
 
-    def _distinct(self, ids: Tensor) -> None:
-        numbers = ids.tolist()  # which for a batch is quicker than three kernels and a sort
-        if numbers and not (min(numbers) >= 0 and max(numbers) < self.num_examples):
-            raise ValueError(f"ids must lie in 0..{self.num_examples - 1}, got {min(numbers)}..{max(numbers)}")
+    def _distinct(self, ids: Tensor) -> list[int]:
+        """The indices as numbers, none of them twice: for a batch quicker than three kernels and a sort."""
+        numbers: list[int] = ids.tolist()
         if len(set(numbers)) < len(numbers):
             raise ValueError("ids must be different within a batch, got one twice")
+        return numbers
 
     def _written(self, ids: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
         """Checked before anything is written."""
         if probs.ndim != 2 or probs.shape != (len(ids), self.num_classes):
             raise ValueError(f"probs must have shape ({len(ids)}, {self.num_classes}), got {tuple(probs.shape)}")
         ids = self._ids(ids)
-        self._distinct(ids)
+        numbers = self._distinct(ids)
+        if numbers and not (min(numbers) >= 0 and max(numbers) < self.num_examples):
+            raise ValueError(f"ids must lie in 0..{self.num_examples - 1}, got {min(numbers)}..{max(numbers)}")
         return ids, probs.to(self.predictions.device)
 
     def _rows(self, ids: Tensor) -> Tensor:
@@ -94,7 +96,8 @@ class PredictionMemory(nn.Module):
         except (IndexError, RuntimeError):
             self._check_range(ids)
             raise
-        rows = rows if rows.dtype == torch.float64 else rows.float()
+        if rows.dtype not in (torch.float32, torch.float64):
+            rows = rows.float()
         if self.topk is None:
             return rows
         rest = (1 - rows.sum(1, keepdim=True)).clamp_min(0) / (self.num_classes - self.topk)

@@ -132,7 +132,6 @@ class PSKDTargets(PredictionMemory):
         alpha = self.alpha(epoch)
         return self.mixed(ids, labels, alpha if epoch else 0.0)
 
-    @torch.no_grad()
     def mixed(self, ids: Int[Tensor, "batch"], labels: Tensor, alpha: float) -> Float[Tensor, "batch classes"]:
         """(1 - alpha) label + alpha prediction, for a weight in [0, 1] of one's own."""
         ids = self._ids(ids)
@@ -142,17 +141,22 @@ class PSKDTargets(PredictionMemory):
         rows = self._rows(ids)
         if not self._complete:
             self._complete = bool(self.seen.all())
-        if self._complete:
-            own = rows.new_full((len(ids), 1), 1 - alpha)
-            rows.mul_(alpha)
+        hard = not (labels.is_floating_point() or labels.is_cuda)
+        if self._complete and hard and labels.ndim == 1:
+            rows = rows.mul_(alpha).to(labels.device)
+            own: Tensor | float = 1 - alpha
         else:
             own = 1 - alpha * self.seen.index_select(0, ids)[:, None].to(rows.dtype)
-            rows.mul_(1 - own)
-        rows, own = rows.to(labels.device), own.to(labels.device)
-        if labels.is_floating_point() or labels.is_cuda:
+            rows, own = rows.mul_(1 - own).to(labels.device), own.to(labels.device)
+        if not hard:
             return rows.addcmul_(one_hot(labels, self.num_classes).to(rows.dtype), own)
         try:
-            return rows.scatter_add_(1, labels[:, None].long(), own)
+            index = labels.unsqueeze(1).long()
+            return (
+                rows.scatter_(1, index, own, reduce="add")
+                if isinstance(own, float)
+                else rows.scatter_add_(1, index, own)
+            )
         except (IndexError, RuntimeError):
             one_hot(labels, self.num_classes)
             raise

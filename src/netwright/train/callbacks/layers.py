@@ -231,6 +231,8 @@ class WeightCompanderCallback(lightning.Callback):
         optimizer: torch.optim.Optimizer,
     ) -> None:
         """Adds the gradient of the penalty, before clipping."""
+        if not self._decays:
+            return
         own = {id(param) for group in optimizer.param_groups for param in group["params"]}
         strengths: dict[float, set[int]] = {}
         for number in own & self._decays.keys():

@@ -64,9 +64,9 @@ class _Arctan(torch.autograd.Function):
         v, a, b = ctx.saved_tensors
         (grad,) = grads
         over = grad / torch.addcmul(b * b, v, v)
-        slope = over * (a * b) if ctx.needs_input_grad[0] else None
         along_a = (grad * (v / b).atan()).sum_to_size(a.shape) if ctx.needs_input_grad[1] else None
         along_b = -(over * v).mul(a).sum_to_size(b.shape) if ctx.needs_input_grad[2] else None
+        slope = over.mul_(a * b) if ctx.needs_input_grad[0] else None
         return slope, along_a, along_b
 
 
@@ -83,8 +83,15 @@ def compand(v: Float[Tensor, "*shape"], a: float | Tensor, b: float | Tensor) ->
         0.357087
     """
     wide = v.float() if v.dtype in (torch.float16, torch.bfloat16) else v
-    a, b = (torch.as_tensor(value, dtype=wide.dtype, device=wide.device) for value in (a, b))
-    return _Arctan.apply(wide, a, b).to(v.dtype)
+    found = _Arctan.apply(wide, _scalar(a, wide), _scalar(b, wide))
+    return found if wide is v else found.to(v.dtype)
+
+
+def _scalar(value: float | Tensor, like: Tensor) -> Tensor:
+    """A number as a tensor beside another; at once where it is one."""
+    if isinstance(value, Tensor) and value.dtype == like.dtype and value.device == like.device:
+        return value
+    return torch.as_tensor(value, dtype=like.dtype, device=like.device)
 
 
 def expand_inverse(w: Float[Tensor, "*shape"], a: float | Tensor, b: float | Tensor) -> Float[Tensor, "*shape"]:
