@@ -164,14 +164,14 @@ def test_a_function_in_a_file(data: str, tmp_path: Path, monkeypatch):
         (["--method", "tract:layer=nosuch"], "layer must name layers of the network, got 'nosuch'"),
         (["--method", "ps-kd:topk=2"], "topk must lie in 1..1 for 2 classes, got 2"),
         (["--method", "ps-kd:num_examples=3"], "num_examples must be >= "),
-        (["--lr", "1e30"], "the loss became"),
+        (["--lr", "1e38"], "the loss became"),
     ],
 )
 def test_what_fails_at_once_can_be_corrected_in_the_same_folder(arguments, cause, data: str, tmp_path: Path):
     Path(tmp_path / "nets.py").write_text(NETWORK)
     command = ["train", data, "--model", f"{tmp_path}/nets.py:good", "--epochs", "1", "--out", str(tmp_path / "run")]
     found = invoke(*command, *arguments)
-    assert found.exit_code == (2 if "--method" in arguments else 1)
+    assert found.exit_code == 2
     assert cause in found.stderr
     assert not (tmp_path / "run").exists()
     assert invoke(*command).exit_code == 0

@@ -204,9 +204,8 @@ class WeightCompanderCallback(lightning.Callback):
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Gives the optimisers' groups of their own to what they train otherwise than the rest."""
         for optimizer in trainer.optimizers:
-            schedulers = [
-                config.scheduler for config in trainer.lr_scheduler_configs if config.scheduler.optimizer is optimizer
-            ]
+            made = [config.scheduler for config in trainer.lr_scheduler_configs]
+            schedulers = [scheduler for scheduler in made if getattr(scheduler, "optimizer", None) is optimizer]
             scale_rates_(optimizer, pl_module, schedulers)
             if self.decay_on == "effective":
                 self._take_decay(optimizer, [latent for latent, _ in latents(pl_module)], schedulers)
