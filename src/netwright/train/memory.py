@@ -165,7 +165,7 @@ def floating(dtype: torch.dtype | str) -> torch.dtype:
     """
     known = {str(kind).removeprefix("torch."): kind for kind in _FLOATING}
     found = known.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
-    if found not in _FLOATING:
+    if found is None or found not in _FLOATING:
         raise ValueError(f"dtype must be one of {', '.join(known)}, got {dtype!r}")
     return found
 

@@ -141,22 +141,22 @@ class PSKDTargets(PredictionMemory):
         rows = self._rows(ids)
         if not self._complete:
             self._complete = bool(self.seen.all())
-        hard = not (labels.is_floating_point() or labels.is_cuda)
-        if self._complete and hard and labels.ndim == 1:
-            rows = rows.mul_(alpha).to(labels.device)
-            own: Tensor | float = 1 - alpha
-        else:
-            own = 1 - alpha * self.seen.index_select(0, ids)[:, None].to(rows.dtype)
-            rows, own = rows.mul_(1 - own).to(labels.device), own.to(labels.device)
-        if not hard:
+        soft = labels.is_floating_point()
+        if self._complete and not soft and not labels.is_cuda:
+            return self._added(rows.mul_(alpha).to(labels.device), labels, 1 - alpha)
+        own = 1 - alpha * self.seen.index_select(0, ids)[:, None].to(rows.dtype)
+        rows, own = rows.mul_(1 - own).to(labels.device), own.to(labels.device)
+        if soft or labels.is_cuda:
             return rows.addcmul_(one_hot(labels, self.num_classes).to(rows.dtype), own)
+        return self._added(rows, labels, own)
+
+    def _added(self, rows: Tensor, labels: Tensor, own: Tensor | float) -> Tensor:
+        """Adds to each row its share of the label."""
         try:
             index = labels.unsqueeze(1).long()
-            return (
-                rows.scatter_(1, index, own, reduce="add")
-                if isinstance(own, float)
-                else rows.scatter_add_(1, index, own)
-            )
+            if isinstance(own, Tensor):
+                return rows.scatter_add_(1, index, own)
+            return rows.scatter_(1, index, own, reduce="add")
         except (IndexError, RuntimeError):
             one_hot(labels, self.num_classes)
             raise
