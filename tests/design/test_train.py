@@ -157,6 +157,47 @@ def test_a_function_in_a_file(data: str, tmp_path: Path, monkeypatch):
         assert not Path(name).exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "cause"),
+    [
+        (["--method", "weight-compander:function=sine"], "function must be one of"),
+        (["--method", "weight-compander:exclude=features"], "exclude must name layers of the network, got 'features'"),
+        (["--method", "tract:layer=nosuch"], "layer must name layers of the network, got 'nosuch'"),
+        (["--method", "ps-kd:topk=2"], "topk must lie in 1..1 for 2 classes, got 2"),
+        (["--method", "ps-kd:num_examples=3"], "num_examples must be >= "),
+        (["--lr", "1e38"], "the loss became"),
+    ],
+)
+def test_what_fails_at_once_can_be_corrected_in_the_same_folder(arguments, cause, data: str, tmp_path: Path):
+    Path(tmp_path / "nets.py").write_text(NETWORK)
+    command = ["train", data, "--model", f"{tmp_path}/nets.py:good", "--epochs", "1", "--out", str(tmp_path / "run")]
+    found = invoke(*command, *arguments)
+    assert found.exit_code == 2
+    assert cause in found.stderr
+    assert not (tmp_path / "run").exists()
+    assert invoke(*command).exit_code == 0
+
+
+def test_double_precision(data: str, tmp_path: Path):
+    """All methods that the network suits, to figures of the network that is kept, in single precision."""
+    out = tmp_path / "run"
+    options = TrainOptions(data=data, methods=ALL, epochs=2, lr=0.05, precision="64-true", out=str(out))
+    result = train(options)
+    assert {value.dtype for value in storage.read_tensors(out / "model.safetensors").values()} <= {
+        torch.float32,
+        torch.int64,
+    }
+    evaluated = json.loads(invoke("evaluate", str(out), "--json").stdout)
+    assert evaluated["accuracy"] == pytest.approx(result.accuracy)
+
+
+def test_methods_with_arguments_of_the_command_line(data: str, tmp_path: Path):
+    for number, text in enumerate(("ps-kd:dtype=float16,topk=1", "weight-compander:effective_decay=1e-3")):
+        out = str(tmp_path / str(number))
+        found = invoke("train", data, "--epochs", "2", "--method", text, "--out", out)
+        assert found.exit_code == 0, found.stderr
+
+
 def test_the_first_line_names_the_folder(data: str, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = invoke("train", data, "--epochs", "1", "--method", "tract")
