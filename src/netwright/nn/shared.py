@@ -29,7 +29,7 @@ def originals(layer: nn.Module, name: str) -> list[Tensor]:
         return [getattr(layer, name)]
     steps = steps_of(layer, name)
     if steps.is_tensor:
-        return [cast(Tensor, steps.original)]
+        return [steps.original]
     return [getattr(steps, f"original{i}") for i in range(steps.ntensors)]
 
 

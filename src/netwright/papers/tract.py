@@ -176,14 +176,11 @@ def _model(
         arms |= tried
         chosen[name] = [lr, strength, 1.0]
     if "control" in names:
-        grid = {
-            f"lr {lr:g} factor {factor:g}": [model, lr, 0.0, factor, middle, images, True]
-            for lr in RATES[model]
-            for factor in FACTORS
-        }
+        pairs = {f"lr {lr:g} factor {factor:g}": [lr, 0.0, factor] for lr in RATES[model] for factor in FACTORS}
+        grid = {pair: [model, *setting, middle, images, True] for pair, setting in pairs.items()}
         pair, tried = best(run, f"{model}, control,", grid, _train)
         arms |= tried
-        chosen["control"] = grid[pair][1:4]
+        chosen["control"] = pairs[pair]
     wanted = {
         f"{model}, {name}, {length} epochs": [model, *setting, length, images, False]
         for name, setting in chosen.items()

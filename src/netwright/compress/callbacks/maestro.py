@@ -107,11 +107,13 @@ class MaestroCallback(lightning.Callback):
             return
         # Gradients are in plain units by now, unless the optimiser takes the scale of mixed precision out by itself.
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        by_itself = scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False)
+        scale = 1.0
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            scale = scaler.get_scale()
         with torch.enable_grad():
             penalty = self.lam * hierarchical_group_lasso(pl_module, self.hierarchical)
         for factor, gradient in zip(factors, torch.autograd.grad(penalty, factors), strict=True):
-            scaled = gradient * scaler.get_scale() if by_itself else gradient
+            scaled = scale * gradient
             factor.grad = scaled if factor.grad is None else factor.grad + scaled
 
     def on_train_batch_end(

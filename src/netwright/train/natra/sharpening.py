@@ -137,11 +137,11 @@ def sharpen_style_autoencoder(
     if not 0 < lr < math.inf:
         raise ValueError(f"lr must be > 0 and finite, got {lr}")
     check_pictures(images)
-    shape = network.generator.image_shape
-    if tuple(images.shape[1:]) != tuple(shape):
-        raise ValueError(f"images must be of {tuple(shape)}, got {tuple(images.shape[1:])}")
+    planes, height, width = network.generator.image_shape
+    if tuple(images.shape[1:]) != (planes, height, width):
+        raise ValueError(f"images must be of {(planes, height, width)}, got {tuple(images.shape[1:])}")
     with seeded(seed, "init", "critic"):
-        critic = ImageEncoder(shape, 1, channels)
+        critic = ImageEncoder((planes, height, width), 1, channels)
     batches = picture_batches(images, batch_size, seed, "sharpening")
     network.requires_grad_(True)
     try:
