@@ -14,10 +14,10 @@ from torchvision.models import resnet18
 from netwright.search import ChoiceSpace
 
 
-def block(old, kernel, share):
+def block(old, kernel, width):
     """A copy of a basic block with another kernel and another width between its convolutions."""
-    new, width = copy.deepcopy(old), int(share * old.conv1.out_channels)
-    if (kernel, share) != (3, 1.0):  # the original keeps its weights
+    new = copy.deepcopy(old)
+    if (kernel, width) != (3, old.conv1.out_channels):  # the original keeps its weights
         new.conv1 = nn.Conv2d(old.conv1.in_channels, width, kernel, old.stride, kernel // 2, bias=False)
         new.bn1 = nn.BatchNorm2d(width)
         new.conv2 = nn.Conv2d(width, old.conv2.out_channels, kernel, 1, kernel // 2, bias=False)
@@ -30,10 +30,10 @@ def network(choose, in_channels, num_classes):
     net.maxpool = nn.Identity()
     for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
         for number, old in enumerate(stage):
-            options = {f"k{k}_w{w:g}": partial(block, old, k, w) for k in (3, 5) for w in (0.25, 1.0)}
+            width = old.conv1.out_channels
+            options = {f"k{k}_w{w}": partial(block, old, k, w) for k in (3, 5) for w in (width // 4, width)}
             if old.downsample is None:  # width and resolution stay: the block may be left out
                 options["skip"] = nn.Identity
-            width = old.conv1.out_channels
             stage[number] = choose(f"width{width}_{number}", options, stride=old.stride, kind="basic block")
     return net
 

@@ -68,8 +68,8 @@ def test_a_search_that_was_stopped_goes_on_to_the_same_end(tmp_path, monkeypatch
 
     ends, end_epoch = [], Searcher.end_epoch
 
-    def stopping(self):
-        ended = end_epoch(self)
+    def stopping(self, *validation):
+        ended = end_epoch(self, *validation)
         ends.append(ended.epoch)
         return ended
 

@@ -46,6 +46,29 @@ def test_the_score_is_the_accuracy_of_the_network_that_was_trained(monkeypatch):
     assert found == right / 32
 
 
+def test_one_step_is_that_of_plain_gradient_descent(monkeypatch):
+    trained, evaluate = [], classifier.evaluate
+
+    def look(network, data):
+        trained.append([p.detach().clone() for p in network.parameters()])
+        return evaluate(network, data)
+
+    monkeypatch.setattr(classifier, "evaluate", look)
+    genotype = CHAIN.genotype(dict.fromkeys(CHAIN.choices(), "k3_e2"))
+    train = batches("train", count=8)
+    ScratchAccuracy(train, train, 2, epochs=1, lr=0.05, channels=16)(genotype)
+    network = CHAIN.build(genotype, 1, 2, seed=0, channels=16)
+    ((x, y),) = train
+    weights = list(network.parameters())
+    grads = torch.autograd.grad(functional.cross_entropy(network(x), y), weights)
+    norm = torch.stack([grad.norm() for grad in grads]).norm()
+    for found, weight, grad in zip(trained[0], weights, grads, strict=True):
+        decay = 5e-4 * weight.detach() if weight.ndim > 1 else 0.0
+        step = grad * min(1.0, float(5.0 / norm)) + decay
+        # The first step of Nesterov's momentum of 0.9, in the middle of the cosine, which has this one step.
+        torch.testing.assert_close(found, weight.detach() - 0.5 * 0.05 * 1.9 * step, atol=1e-5, rtol=1e-4)
+
+
 def test_the_best_of_the_draws_is_the_one_that_trains_best():
     train, held = batches("train", count=16), batches("held", shuffle=False)
     score = ScratchAccuracy(train, held, 2, epochs=1)

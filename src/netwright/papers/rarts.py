@@ -144,8 +144,8 @@ def reproduce(run: Run) -> Evidence:
     rounds = run.size("step times: rounds", full=20, fast=1, scaled=False)
     batch = run.size("batch size", full=64, fast=16, scaled=False)
     images = [
-        run.size("search training images", full=2000, fast=16, specified=4000),
-        run.size("search validation images", full=2000, fast=16, specified=4000),
+        run.size("search training images", full=2000, fast=32, specified=4000),
+        run.size("search validation images", full=2000, fast=32, specified=4000),
     ]
     epochs = run.size("search epochs", full=6, fast=1)
     width = [
