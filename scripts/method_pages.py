@@ -15,7 +15,7 @@ import argparse
 import inspect
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -105,8 +105,8 @@ def reproduced_page(found: Sequence[tuple[Paper, Evidence | None]]) -> str:
     return f"# Reproduced claims\n\n{head}\n\n{RULE}\n\n{body}\n"
 
 
-def method_page(card: Paper, evidence: Evidence | None) -> str:
-    """docs/methods/SLUG.md: what it is, how to use and cite it, and what was found."""
+def method_page(card: Paper, evidence: Evidence | None, own: Mapping[str, str]) -> str:
+    """docs/methods/SLUG.md: what it is, how to use and cite it, and what was found; ``own`` pictures by file."""
     where = "; ".join(part for part in (", ".join(card.authors), card.venue, str(card.year), link(card)) if part)
     module, _, name = card.method.partition(":")
     parts = [
@@ -123,8 +123,7 @@ def method_page(card: Paper, evidence: Evidence | None) -> str:
         claims = [[claim.key, claim.text, "gated" if claim.gated else "reported only"] for claim in card.claims]
         parts += [table(["claim", "in words", "weight"], claims), "No full run is recorded yet."]
     else:
-        shown = [f"![{caption}]({name})\n\n{caption}" for name, caption, _ in pictures(card, evidence)]
-        parts += evidence_parts(evidence, shown)
+        parts += evidence_parts(evidence, [f"![{caption}]({name})\n\n{caption}" for name, caption in own.items()])
     return "\n\n".join([*parts, "## Citation", f"```bibtex\n{card.bibtex()}\n```"]) + "\n"
 
 
@@ -228,10 +227,12 @@ def main(arguments: Sequence[str] | None = None, *, root: Path = ROOT) -> int:
         write_text(root / "README.md", fresh)
     write_text(root / "docs" / "reproduced.md", reproduced_page(found))
     for card, evidence in found:
-        write_text(root / "docs" / "methods" / f"{card.slug}.md", method_page(card, evidence))
+        drawn = [] if evidence is None else pictures(card, evidence)
+        own = {name: caption for name, caption, _ in drawn}
+        write_text(root / "docs" / "methods" / f"{card.slug}.md", method_page(card, evidence, own))
         if evidence is not None:
             save_figure(evidence.plot().get_figure(root=True), root / "docs" / "methods" / f"{card.slug}.svg")
-            for name, _, picture in pictures(card, evidence):
+            for name, _, picture in drawn:
                 save_figure(picture, root / "docs" / "methods" / name)
     for module in comparisons().values():
         evidence = published(module.CARD.slug)

@@ -41,6 +41,14 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", guarded)
 
 
+@pytest.fixture
+def even(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor of one pace: sleeping, unlike work, takes no longer on a slow one."""
+    from netwright.cost.pace import PACE
+
+    monkeypatch.setattr(PACE, "now", lambda: 1.0)
+
+
 def _is_local(host: str) -> bool:
     if host in {"localhost", "::1", "0.0.0.0", socket.gethostname()} or host.startswith("127."):
         return True

@@ -9,7 +9,6 @@ import pytest
 from scipy.stats import spearmanr
 from torch import nn
 
-from netwright.cost.pace import PACE
 from netwright.papers import latencies
 from netwright.papers.run import Run
 from netwright.search import spaces
@@ -17,6 +16,7 @@ from netwright.search.latency import CONSTANT, predict
 from netwright.search.random_search import uniform_genotypes
 from netwright.search.spaces.choices import ChoiceSpace
 
+pytestmark = pytest.mark.usefixtures("even")
 SHAPE = (1, 4, 4)
 SETTINGS = {"batch": 2, "threads": 1, "repeats": 3}
 
@@ -39,12 +39,6 @@ def network(choose, in_channels, num_classes):
         nn.Flatten(),
         nn.Linear(in_channels, num_classes),
     )
-
-
-@pytest.fixture(autouse=True)
-def even(monkeypatch):
-    """A processor of one pace: sleeping, unlike work, takes no longer on a slow one."""
-    monkeypatch.setattr(PACE, "now", lambda: 1.0)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from torch import nn
 
 from netwright.console import UserError
 from netwright.cost import LatencyTable
-from netwright.cost.pace import PACE
 from netwright.search import latency, spaces
 from netwright.search.latency import (
     CONSTANT,
@@ -65,12 +64,6 @@ def test_operations_of_networks_are_those_of_the_supernet(space):
         else:
             assert len(operations_of(network, SHAPE)) == 3 * 4
         assert network.training
-
-
-@pytest.fixture
-def even(monkeypatch):
-    """A processor of one pace: sleeping, unlike work, takes no longer on a slow one."""
-    monkeypatch.setattr(PACE, "now", lambda: 1.0)
 
 
 @pytest.mark.usefixtures("even")
