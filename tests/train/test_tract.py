@@ -104,25 +104,25 @@ CONVOLUTIONS = {
 def test_convolution_is_linear_on_patches(name):
     torch.manual_seed(0)
     options = {"kernel_size": 3, **CONVOLUTIONS[name]}
-    layer = nn.Conv2d(4, 6, **options)
-    x = drawn(1 if name == "few rows" else 3, 4, 9, 8, dtype=torch.float32)
+    layer = nn.Conv2d(4, 6, **options, dtype=DOUBLE)
+    x = drawn(1 if name == "few rows" else 3, 4, 9, 8)
     plain, ours = both(layer, x)
     for a, b in zip(plain[:3], ours[:3], strict=True):
         assert a is None if b is None else torch.equal(a, b)
     # The oracle: patches as a convolution with one-hot kernels reads them, and the pure function on them.
     kernel = layer.kernel_size
     per_group = 4 // layer.groups * kernel[0] * kernel[1]
-    probe = torch.eye(per_group).reshape(per_group, 4 // layer.groups, *kernel)
+    probe = torch.eye(per_group, dtype=DOUBLE).reshape(per_group, 4 // layer.groups, *kernel)
     for group in range(layer.groups):
         part = x.chunk(layer.groups, 1)[group]
         alone = {name: value for name, value in options.items() if name not in ("groups", "bias")}
         reading = nn.Conv2d(4 // layer.groups, per_group, bias=False, **alone)
         rows = reading._conv_forward(part, probe, None).permute(0, 2, 3, 1).reshape(-1, per_group)
-        out = drawn(*ours[0].shape, seed=5, dtype=torch.float32).chunk(layer.groups, 1)[group]
+        out = drawn(*ours[0].shape, seed=5).chunk(layer.groups, 1)[group]
         grad = out.permute(0, 2, 3, 1).reshape(len(rows), -1)
-        expected = tract_gradient(rows.double(), grad.double()).reshape(-1, 4 // layer.groups, *kernel)
+        expected = tract_gradient(rows, grad).reshape(-1, 4 // layer.groups, *kernel)
         found = ours[3].chunk(layer.groups, 0)[group]
-        assert float((found.double() - expected).abs().max()) < 1e-5 * float(expected.abs().max())
+        assert float((found - expected).abs().max()) < 1e-10 * float(expected.abs().max())
 
 
 def test_convolution_of_one_dimension():

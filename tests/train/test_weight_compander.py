@@ -175,7 +175,7 @@ def test_bounded_under_abuse():
         weight = model.get_submodule(name).weight
         assert bool(weight.isfinite().all())
         assert float(weight.detach().abs().max()) <= step.bound * (1 + 1e-6)
-        assert 0.1 * (1 - 1e-6) <= float(step.a / step.start_a) <= 10 * (1 + 1e-6)
+        assert 0.1 * (1 - 1e-6) <= float((step.a / step.start_a).detach()) <= 10 * (1 + 1e-6)
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ class _Arctan(torch.autograd.Function):
         over = grad / torch.addcmul(b * b, v, v)
         along_a = (grad * (v / b).atan()).sum_to_size(a.shape) if ctx.needs_input_grad[1] else None
         along_b = -(over * v).mul(a).sum_to_size(b.shape) if ctx.needs_input_grad[2] else None
-        slope = over.mul_(a * b) if ctx.needs_input_grad[0] else None
+        slope = over * (a * b) if ctx.needs_input_grad[0] else None
         return slope, along_a, along_b
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from netwright.console import warn
+from netwright.nn.shared import identity
 from netwright.train.groups import separate_
 from netwright.train.weight_compander.function import (
     GAIN,
@@ -107,7 +108,7 @@ def companders(
     chosen: dict[str, nn.Module] = {n: m for n, m in model.named_modules() if isinstance(m, kinds) and n not in exclude}
     if not chosen:
         raise ValueError(f"model must have a layer of the types {', '.join(t.__name__ for t in layers)}, got none")
-    tied = len({id(layer.weight) for layer in chosen.values()})
+    tied = len({identity(layer, "weight") for layer in chosen.values()})
     if tied < len(chosen):
         raise ValueError(f"layers must have weights of their own, got {len(chosen)} layers with {tied} weights")
     return {name: _made(name, layer, a, b, learnable, function, lr_scale) for name, layer in chosen.items()}
