@@ -5,6 +5,7 @@
 `peers`: 1,000 examples of a convolutional network with 84,000 parameters; the mean squared norm and the norm of the
 mean from all gradients by vmap(grad), whole and in chunks of 100, and by opacus where it is installed; each alone in a
 process, for its memory, and in turns. `million`: the same of a network of 1.03 million parameters, by netwright alone.
+`transformer`: of one of 0.99 million, whose attention has no rule, for 250 and 1,000 examples: the memory is the same.
 `callback`: a training with and without `CoherenceCallback` at its default cadence, in turns. `winsorised`: the mean
 over a batch of 100 by partial and by full sorts.
 """
@@ -30,7 +31,22 @@ LOSS = nn.CrossEntropyLoss(reduction="none")
 EXAMPLES = 1000
 
 
+class Tokens(nn.Module):
+    """Patches of 4x4 pixels through five layers of attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.head = nn.Conv2d(1, 128, 4, 4), nn.Linear(128, 10)
+        self.blocks = nn.Sequential(*[nn.TransformerEncoderLayer(128, 4, 512, batch_first=True) for _ in range(5)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.blocks(self.patches(x).flatten(2).mT).mean(1))
+
+
 def network(name: str) -> nn.Module:
+    if name == "transformer":
+        with seeded(0, "init"):
+            return Tokens().eval()
     widths, dense = {"84k": ((16, 32), 50), "1M": ((32, 64), 320)}[name]
     with seeded(0, "init"):
         return nn.Sequential(
@@ -40,8 +56,8 @@ def network(name: str) -> nn.Module:
         ).eval()  # fmt: skip
 
 
-def data() -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.randn(EXAMPLES, 1, 28, 28, generator=stream(0, "x")), torch.arange(EXAMPLES) % 10
+def data(examples: int = EXAMPLES) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(examples, 1, 28, 28, generator=stream(0, "x")), torch.arange(examples) % 10
 
 
 def all_gradients(net: nn.Module, chunk: int | None) -> torch.Tensor:
@@ -71,6 +87,7 @@ WAYS = {
     "vmap(grad), chunks of 100": lambda net: coherence_from_gradients(all_gradients(net, 100)),
     "opacus": lambda net: coherence_from_gradients(by_opacus(net)),
 }
+FEW = {"netwright, 250 examples": lambda net: m_coherence(net, LOSS, data(250))}
 
 
 def alone(way: str, size: str) -> None:
@@ -78,7 +95,7 @@ def alone(way: str, size: str) -> None:
     net = network(size)
     m_coherence(net, LOSS, tuple(part[:2] for part in data()))
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-    found = WAYS[way](net)
+    found = (WAYS | FEW)[way](net)
     seconds = time.perf_counter() - start
     more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     count = sum(param.numel() for param in net.parameters())
@@ -112,6 +129,10 @@ def million(rounds: int) -> None:
     processes("1M", ["netwright"])
 
 
+def transformer(rounds: int) -> None:
+    processes("transformer", [*FEW, "netwright"])
+
+
 def callback(rounds: int) -> None:
     from netwright.data import Batches, TensorImages
     from netwright.diagnose import CoherenceCallback
@@ -142,7 +163,7 @@ def winsorised(rounds: int) -> None:
         print(compare_times(calls, rounds=rounds))
 
 
-NAMES = {"peers": peers, "million": million, "callback": callback, "winsorised": winsorised}
+NAMES = {"peers": peers, "million": million, "transformer": transformer, "callback": callback, "winsorised": winsorised}
 
 
 def main() -> None:

@@ -8,13 +8,15 @@ bucket. `packing`: codes of 4 bits as bytes, against a loop over codes. `penalty
 layer of rank 512 with its gradient, against a norm for every tail. `step`: a step of quantised distillation against one
 of plain distillation, batch 64. `training`: a step at half the rank against factors that are gathered by a mask.
 `inference`: linear layers of width 512 to 2,048 at a quarter of the parameters against dense ones. `sizes`: bytes and
-error of packed files beside what torch's and torchao's quantisation save (`pip install torchao`).
+error of packed files beside what torch's and torchao's quantisation save (`pip install torchao`). When all have run,
+the figures go beside their aims to benchmarks/results/; --quick writes nothing.
 """
 
 from __future__ import annotations
 
 import copy
 import io
+import sys
 import warnings
 from collections.abc import Callable
 
@@ -34,10 +36,11 @@ from netwright.console import table
 from netwright.cost import compare_times
 from netwright.nn.convnet import SmallConvNet
 from netwright.seeding import seeded, stream
-from support.subjects import run
+from support.record import Figure, over
+from support.whole import recorded
 
 
-def points(rounds: int, quick: bool) -> None:
+def points(rounds: int, quick: bool) -> list[Figure]:
     count = 10_000 if quick else 1_000_000
     weight = torch.randn(count, generator=stream(0, "w"))
     gradient = torch.randn(count, generator=stream(0, "g"))
@@ -59,10 +62,12 @@ def points(rounds: int, quick: bool) -> None:
         return total
 
     assert torch.allclose(ours(), looped(), rtol=1e-3, atol=0.5)
-    print(compare_times({"netwright": ours, "a loop over points": looped}, rounds=rounds, threads=1))
+    print(found := compare_times({"netwright": ours, "a loop over points": looped}, rounds=rounds, threads=1))
+    name = "gradient of 16 points: a loop over points, times as long"
+    return [over(found["a loop over points"], name, least=5)]
 
 
-def buckets(rounds: int, quick: bool) -> None:
+def buckets(rounds: int, quick: bool) -> list[Figure]:
     number = 64 if quick else 4096
     # Minima that are whole multiples of the step, the only ones that torch's zero points can tell.
     rows = torch.randint(0, 16, (number, 256), generator=stream(0, "w")).float()
@@ -86,10 +91,11 @@ def buckets(rounds: int, quick: bool) -> None:
     }
     for name, call in calls.items():
         assert torch.allclose(call().flatten(), calls["netwright"](), atol=1e-5), f"{name}: other values"
-    print(compare_times(calls, rounds=rounds, threads=1))
+    print(found := compare_times(calls, rounds=rounds, threads=1))
+    return [over(found[name], f"rounding in buckets: {name}, times as long") for name in list(calls)[1:]]
 
 
-def packing(rounds: int, quick: bool) -> None:
+def packing(rounds: int, quick: bool) -> list[Figure]:
     side = 32 if quick else 512
     with seeded(0, "init"):
         net = post_training_quantize(nn.Linear(side, side, bias=False), 4)
@@ -100,10 +106,12 @@ def packing(rounds: int, quick: bool) -> None:
         return bytes(16 * first + second for first, second in zip(codes[::2], codes[1::2], strict=True))
 
     assert looped() in pack(net)
-    print(compare_times({"netwright": lambda: pack(net), "a loop over codes": looped}, rounds=rounds, threads=1))
+    calls = {"netwright": lambda: pack(net), "a loop over codes": looped}
+    print(found := compare_times(calls, rounds=rounds, threads=1))
+    return [over(found["a loop over codes"], "packing: a loop over codes, times as long")]
 
 
-def penalty(rounds: int, quick: bool) -> None:
+def penalty(rounds: int, quick: bool) -> list[Figure]:
     side = 32 if quick else 512
     with seeded(0, "init"):
         low = decompose(nn.Linear(side, side))
@@ -120,10 +128,11 @@ def penalty(rounds: int, quick: bool) -> None:
         "netwright": with_gradient(lambda: hierarchical_group_lasso(low)),
         "a norm for every tail": with_gradient(looped),
     }
-    print(compare_times(calls, rounds=rounds, threads=1))
+    print(found := compare_times(calls, rounds=rounds, threads=1))
+    return [over(found["a norm for every tail"], "group lasso: a norm for every tail, times as long")]
 
 
-def step(rounds: int, quick: bool) -> None:
+def step(rounds: int, quick: bool) -> list[Figure]:
     with seeded(0, "init"):
         teacher = SmallConvNet((32, 64), 256, 10, 1, grid=7).eval()
         plain = SmallConvNet((8, 16), 48, 10, 1, grid=7)
@@ -145,7 +154,9 @@ def step(rounds: int, quick: bool) -> None:
         return call
 
     calls = {"distillation": step_of(plain), "quantised distillation": step_of(rounded)}
-    print(compare_times(calls, rounds=rounds, threads=1))
+    print(found := compare_times(calls, rounds=rounds, threads=1))
+    name = "a step of quantised distillation over one of distillation"
+    return [over(found["quantised distillation"], name, most=1.15)]
 
 
 class Gathered(nn.Module):
@@ -160,7 +171,7 @@ class Gathered(nn.Module):
         return (x @ self.v[:, self.mask]) @ self.u[:, self.mask].T + self.b
 
 
-def training(rounds: int, quick: bool) -> None:
+def training(rounds: int, quick: bool) -> list[Figure]:
     side = 64 if quick else 1024
     with seeded(0, "init"):
         low = LowRankLinear(side, side)
@@ -180,10 +191,12 @@ def training(rounds: int, quick: bool) -> None:
 
     ours, theirs = step_of(low), step_of(gathered)
     with low.truncate(side // 2):
-        print(compare_times({"a view": ours, "a gather": theirs}, rounds=rounds, threads=1))
+        print(found := compare_times({"a view": ours, "a gather": theirs}, rounds=rounds, threads=1))
+    return [over(found["a gather"], "a step at half the rank: a gather, times as long", least=1.3)]
 
 
-def inference(rounds: int, quick: bool) -> None:
+def inference(rounds: int, quick: bool) -> list[Figure]:
+    figures = []
     for width in (64,) if quick else (512, 1024, 2048):
         dense = nn.Linear(width, width)
         low = LowRankLinear.from_dense(dense)
@@ -191,10 +204,13 @@ def inference(rounds: int, quick: bool) -> None:
         plain, x = low.factors(), torch.randn(64, width, generator=stream(0, "x"))
         with torch.inference_mode():
             calls = {"low rank": lambda p=plain, x=x: p(x), "dense": lambda d=dense, x=x: d(x)}
-            print(f"width {width}\n{compare_times(calls, rounds=rounds, threads=1)}")
+            print(f"width {width}\n{(found := compare_times(calls, rounds=rounds, threads=1))}")
+        name = f"linear layer of width {width}, a quarter of the parameters: dense, times as long"
+        figures.append(over(found["dense"], name, least=1.5))
+    return figures
 
 
-def sizes(rounds: int, quick: bool) -> None:
+def sizes(rounds: int, quick: bool) -> list[Figure]:
     side = 256 if quick else 512
     with seeded(0, "init"):
         net = nn.Sequential(
@@ -203,10 +219,13 @@ def sizes(rounds: int, quick: bool) -> None:
     x = torch.randn(64, 768, generator=stream(0, "x"))
     whole, answers = _saved(net), net(x).detach()
     rows: list[list[object]] = []
+    figures = []
 
     def row(name: str, size: int, other: Callable[[torch.Tensor], torch.Tensor]) -> None:
         error = float((other(x).detach() - answers).norm() / answers.norm())
         rows.append([name, size, f"{whole / size:.2f}", f"{error:.4f}"])
+        note = f"error of the outputs {error:.4f}"
+        figures.append(Figure(f"file, times smaller: {name}", whole / size, note=note))
 
     row("float32, torch.save", whole, net)
     for bits in (8, 4, 2):
@@ -220,7 +239,9 @@ def sizes(rounds: int, quick: bool) -> None:
                 row(name, _saved(other), other)
         except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
             rows.append([name, str(error).splitlines()[0][:60], "", ""])
+            figures.append(Figure(f"file, times smaller: {name}", None, note=str(error).splitlines()[0][:60]))
     print(table(rows, ["weights", "bytes", "times smaller", "error of the outputs"]))
+    return figures
 
 
 def _torch_ao() -> dict[str, Callable[[nn.Module], nn.Module]]:
@@ -275,4 +296,4 @@ SUBJECTS = {
 }
 
 if __name__ == "__main__":
-    run(__doc__, SUBJECTS, rounds=20)
+    sys.exit(recorded("compression", __doc__, SUBJECTS, rounds=20))

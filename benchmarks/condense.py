@@ -2,17 +2,19 @@
 
     python benchmarks/condense.py [NAME ...] [--rounds 3] [--quick]
 
-`bins`: 1,000 examples in 10 bins, the same picks; the greedy with a whole matrix of similarities is there in two
+`bins`: 2,000 examples in 10 bins, the same picks; the greedy with a whole matrix of similarities is there in two
 forms, with gains by their definition at every pick, as in the authors' code, and kept up to date. `large`: 60,000
 examples, in ten classes and in one, from given features; seconds and the memory that was needed beside them. `peers`:
 500 picks of 2,000, the same ones, where the packages are installed (`pip install apricot-select submodlib-py`).
 `sampling`: a tenth of 60,000 examples from 10 bins, against a loop over bins and classes. `gradients`: gradients of the
 last layer, against a backward pass for every example. `patches`: images cut and filled together, against one by one.
+When all have run, the figures go beside their aims to benchmarks/results/; --quick writes nothing.
 """
 
 from __future__ import annotations
 
 import resource
+import sys
 import time
 
 import numpy as np
@@ -31,7 +33,8 @@ from netwright.data.condense import (
     sample_bins,
 )
 from netwright.seeding import numpy_stream, seeded, stream
-from support.subjects import run
+from support.record import Figure, over
+from support.whole import recorded
 
 
 def features(n: int, d: int = 64) -> np.ndarray:
@@ -66,34 +69,46 @@ def matrix_bins(x: np.ndarray, n_bins: int, by_definition: bool) -> list[np.ndar
     return [*bins, left]
 
 
-def bins(rounds: int, quick: bool) -> None:
-    x = features(100 if quick else 1000)
+def bins(rounds: int, quick: bool) -> list[Figure]:
+    x = features(100 if quick else 2000)
     ours = dataset_bins(x, n_bins=10)
     calls = {"netwright": lambda: dataset_bins(x, n_bins=10)}
     for name, definition in (("gains by definition", True), ("a matrix, kept up to date", False)):
         theirs = matrix_bins(x, 10, definition)
         assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True)), f"{name}: other picks"
         calls[name] = lambda definition=definition: matrix_bins(x, 10, definition)
-    print(compare_times(calls, rounds=rounds, threads=1))
+    print(found := compare_times(calls, rounds=rounds, threads=1))
+    aims = {"gains by definition": 20, "a matrix, kept up to date": None}
+    return [over(found[name], f"{len(x):,} in 10 bins: {name}, times as long", least=aim) for name, aim in aims.items()]
 
 
-def large(rounds: int, quick: bool) -> None:
+def large(rounds: int, quick: bool) -> list[Figure]:
     count = 2_000 if quick else 60_000
     x = features(count)
     labels = np.arange(count) % 10
+    figures = []
     for name, given in (("ten classes", labels), ("one class", None)):
         before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
         dataset_bins(x, given, 10)
         seconds = time.perf_counter() - start
         more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
         print(f"{count:,} x 64, {name}: {seconds:.1f} s, {more:.0f} MiB more than before")
+        note = f"{more:.0f} MiB more than before"
+        figures.append(Figure(f"{count:,} x 64, {name}: seconds", seconds, note=note))
+    x = features(count // 3)
+    start = time.perf_counter()
+    dataset_bins(x, np.arange(len(x)) % 10, 10)
+    seconds = time.perf_counter() - start
+    print(f"{len(x):,} x 64, ten classes: {seconds:.2f} s")
+    return [*figures, Figure(f"{len(x):,} x 64, ten classes: seconds", seconds, most=2)]
 
 
-def peers(rounds: int, quick: bool) -> None:
+def peers(rounds: int, quick: bool) -> list[Figure]:
     count, picks = (200, 50) if quick else (2000, 500)
     x = features(count)
     s = similarities(x)
     calls = {"netwright": lambda: graphcut_order(x, picks)}
+    missing = []
     try:
         from apricot import GraphCutSelection
 
@@ -102,7 +117,7 @@ def peers(rounds: int, quick: bool) -> None:
                 GraphCutSelection(picks, metric="precomputed", alpha=1.0, optimizer=name).fit(s).ranking
             )
     except ImportError:
-        print("apricot-select is not installed")
+        missing.append("apricot-select")
     try:
         from submodlib import GraphCutFunction
 
@@ -113,15 +128,19 @@ def peers(rounds: int, quick: bool) -> None:
                 index for index, _ in made.maximize(picks, optimizer=name, **options)
             ]
     except ImportError:
-        print("submodlib-py is not installed")
+        missing.append("submodlib-py")
     ours = set(graphcut_order(x, picks).tolist())
+    notes = {}
     for name, call in calls.items():
-        same = len(ours & set(map(int, call())))
-        print(f"{name}: {same} of {picks} picks are the same")
-    print(compare_times(calls, rounds=rounds, threads=1))
+        notes[name] = f"{len(ours & set(map(int, call())))} of {picks} picks are the same"
+        print(f"{name}: {notes[name]}")
+    print(found := compare_times(calls, rounds=rounds, threads=1))
+    named = [name for name in calls if name != "netwright"]
+    figures = [over(found[n], f"{picks} of {count:,} picks: {n}, times as long", note=notes[n]) for n in named]
+    return [*figures, *(Figure(f"{picks} of {count:,} picks: {n}", None, note="not installed") for n in missing)]
 
 
-def sampling(rounds: int, quick: bool) -> None:
+def sampling(rounds: int, quick: bool) -> list[Figure]:
     count = 2_000 if quick else 60_000
     labels = np.arange(count) % 10
     bins = np.array_split(numpy_stream(0, "bins").permutation(count), 10)
@@ -136,10 +155,11 @@ def sampling(rounds: int, quick: bool) -> None:
 
     assert abs(len(looped()) - len(sample_bins(bins, 0.1, labels))) < 100
     calls = {"netwright": lambda: sample_bins(bins, 0.1, labels), "a loop over bins and classes": looped}
-    print(compare_times(calls, rounds=rounds, threads=1))
+    print(found := compare_times(calls, rounds=rounds, threads=1))
+    return [over(found["a loop over bins and classes"], "sampling: a loop over bins and classes, times as long")]
 
 
-def gradients(rounds: int, quick: bool) -> None:
+def gradients(rounds: int, quick: bool) -> list[Figure]:
     count = 16 if quick else 512
     with seeded(0, "init"):
         net = nn.Sequential(nn.Flatten(), nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 10)).eval()
@@ -164,15 +184,17 @@ def gradients(rounds: int, quick: bool) -> None:
         "netwright, written out": ours,
         "a backward pass an example": looped,
     }
-    print(compare_times(calls, rounds=rounds, threads=1))
+    print(found := compare_times(calls, rounds=rounds, threads=1))
+    return [over(found["a backward pass an example"], "gradients: a backward pass an example, times as long")]
 
 
-def patches(rounds: int, quick: bool) -> None:
+def patches(rounds: int, quick: bool) -> list[Figure]:
     count = 8 if quick else 256
     images = torch.randint(0, 256, (count, 3, 64, 64), dtype=torch.uint8, generator=stream(0, "images"))
     importance = torch.rand(count, 16, generator=stream(0, "importance"))
     patched = drop_patches(images, importance, 0.25, 16)
     fillers = {"mean": mean_of_kept, "nearest": nearest_kept}
+    figures = []
     for name, filler in fillers.items():
 
         def looped(filler=filler) -> torch.Tensor:
@@ -180,13 +202,15 @@ def patches(rounds: int, quick: bool) -> None:
 
         assert torch.equal(looped(), restore(patched, filler))
         calls = {"all at once": lambda filler=filler: restore(patched, filler), "image by image": looped}
-        print(f"{name}\n{compare_times(calls, rounds=rounds, threads=1)}")
+        print(f"{name}\n{(found := compare_times(calls, rounds=rounds, threads=1))}")
+        figures.append(over(found["image by image"], f"filling by {name}: image by image, times as long"))
 
     def dropped() -> list[object]:
         return [drop_patches(images[[i]], importance[[i]], 0.25, 16) for i in range(count)]
 
     calls = {"all at once": lambda: drop_patches(images, importance, 0.25, 16), "image by image": dropped}
-    print(f"dropping\n{compare_times(calls, rounds=rounds, threads=1)}")
+    print(f"dropping\n{(found := compare_times(calls, rounds=rounds, threads=1))}")
+    return [*figures, over(found["image by image"], "dropping patches: image by image, times as long")]
 
 
 SUBJECTS = {
@@ -199,4 +223,4 @@ SUBJECTS = {
 }
 
 if __name__ == "__main__":
-    run(__doc__, SUBJECTS, rounds=3)
+    sys.exit(recorded("condense", __doc__, SUBJECTS, rounds=3))

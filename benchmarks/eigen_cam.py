@@ -4,16 +4,18 @@
 
 Maps alone: the first principal direction of activations that are there already, centred as ``grad-cam`` has it, batch
 32 of 512 channels at 28x28 (aim: 5 times as fast) and batch 16 of 2048 channels at 7x7 (20 times). Activations are
-noise behind a ReLU, on top of a bright region as a network's have one; then without it, which is the worst case of an
-iteration. Whole: from images to maps at their size with ResNet-50's last layer, over its forward pass alone (aim: at
-most 1.05), and ``grad-cam`` likewise. All in alternating rounds: medians and quartiles of the ratio within a round.
-``--tiny`` checks that it runs, on sizes that measure nothing.
+noise behind a ReLU, on top of a bright region as a network's have one; then without it, which is the worst case: no
+direction stands out, the iteration does not converge, and all eigenvectors are computed. For that no aim is set at
+28x28. Whole: from images to maps at their size with ResNet-50's last layer, over its forward pass alone (aim: at most
+1.05), and ``grad-cam`` likewise. All in alternating rounds: medians and quartiles of the ratio within a round. Exit 1
+if an aim is missed. ``--tiny`` checks that it runs, on sizes that measure nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -74,7 +76,7 @@ def whole(batch: int, size: int, network: nn.Module) -> Calls:
     return calls
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
@@ -85,13 +87,16 @@ def main() -> None:
     if not INSTALLED:
         print("grad-cam is not installed: pip install grad-cam\n")
     rows: list[list[Any]] = []
+    missed = False
     cases = [(*shape, bright, aim) for bright in (1.0, 0.0) for shape, aim in sizes.items()]
     for batch, channels, side, bright, aim in cases:
         found = compare_times(maps(batch, channels, side, bright), rounds=rounds, threads=threads)
         for timing in found.timings:
             faster = f"{timing.ratio:.2f}" if timing.name == "grad-cam" else ""
             spread = f"{timing.ratio_low:.2f}..{timing.ratio_high:.2f}"
-            told = f">= {aim}: {'met' if timing.ratio >= aim else 'missed'}" if faster and not given.tiny else ""
+            judged = faster and not given.tiny and (bright or side < 28)
+            told = f">= {aim}: {'met' if timing.ratio >= aim else 'missed'}" if judged else ""
+            missed |= told.endswith("missed")
             name = f"{batch} x {channels} x {side} x {side}{'' if bright else ', noise'}"
             rows.append([name, timing.name, f"{timing.median_ms:.1f}", faster, spread if faster else "", told])
     print(table(rows, ["activations", "maps by", "ms", "time / ours", "quartiles", "aim"]))
@@ -105,11 +110,13 @@ def main() -> None:
     for timing in found.timings:
         judged = timing.name == "ours" and not given.tiny
         told = f"<= 1.05: {'met' if timing.ratio <= 1.05 else 'missed'}" if judged else ""
+        missed |= told.endswith("missed")
         spread = f"{timing.ratio_low:.3f}..{timing.ratio_high:.3f}"
         rows.append([timing.name, f"{timing.median_ms:.1f}", f"{timing.ratio:.3f}", spread, told])
     print(table(rows, ["ResNet, images to maps", "ms", "over the forward pass", "quartiles", "aim"]))
     print(f"\n{found.cpu}, {found.threads} threads, {found.rounds} rounds")
+    return int(missed)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

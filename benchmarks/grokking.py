@@ -1,10 +1,11 @@
 """What neuron diagnoses on modular arithmetic cost beside the code that one would write.
 
-    python benchmarks/grokking.py [--rounds 10] [--p 97] [--width 500] [--counts 51]
+    python benchmarks/grokking.py [--rounds 10] [--p 97] [--width 500] [--counts 51] [--epochs 100]
 
 One thread, alternating rounds, medians and quartiles of the ratio peer / ours. Peers: numpy's rfft in a loop over the
 neurons' three vectors; a forward pass of a pruned copy for each count; a training step with a one-hot input, a one-hot
-target and ``nn.MSELoss``.
+target and ``nn.MSELoss``. Beside them what `IPRCallback` costs at its default cadence, with the pairs and without: one
+training of some epochs with it and one without, in turns.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from torch import nn
 from netwright.console import table
 from netwright.cost import compare_times
 from netwright.diagnose.grokking import (
+    IPRCallback,
     ModularConfig,
+    ModularRegressor,
+    PairBatches,
     accuracies,
     neuron_ipr,
     one_hot_mse,
@@ -28,6 +32,7 @@ from netwright.diagnose.grokking import (
     prune_neurons,
     pruning_curve,
 )
+from netwright.train import fit
 
 Calls = dict[str, Callable[[], Any]]
 
@@ -86,12 +91,24 @@ def step(config: ModularConfig) -> Calls:
     }
 
 
+def callback(config: ModularConfig, epochs: int) -> Calls:
+    """A training of some epochs, alone and watched."""
+
+    def run(*callbacks: IPRCallback) -> Callable[[], None]:
+        return lambda: fit(
+            ModularRegressor(config), PairBatches(config.data("train")), epochs=epochs, callbacks=list(callbacks)
+        )
+
+    return {"alone": run(), "watched": run(IPRCallback()), "watched, with pairs": run(IPRCallback(config.data()))}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--p", type=int, default=97)
     parser.add_argument("--width", type=int, default=500)
     parser.add_argument("--counts", type=int, default=51)
+    parser.add_argument("--epochs", type=int, default=100)
     args = parser.parse_args()
     config = ModularConfig(p=args.p, width=args.width, corruption=0.35)
     counts = torch.linspace(0, args.width, args.counts).round().long().tolist()
@@ -107,6 +124,7 @@ def main() -> None:
         rows.append([name, f"{ours.median_ms:.2f}", f"{peer.median_ms:.2f}", ratio])
     print(f"p = {args.p}, {args.width} neurons, one thread, {found.cpu}")
     print(table(rows, ["what", "ours, ms", "peer, ms", "ratio"]))
+    print(compare_times(callback(config, args.epochs), rounds=args.rounds, threads=1))
 
 
 if __name__ == "__main__":

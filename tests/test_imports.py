@@ -186,6 +186,30 @@ def test_public_names_resolve_or_say_so():
             assert callable(getattr(netwright, name))
 
 
+@pytest.mark.parametrize("package", ["nn", "data", "train", "train.early_learning", "train.natural_transform"])
+def test_every_public_name_of_a_package_resolves(package):
+    module = importlib.import_module(f"netwright.{package}")
+    assert [name for name in module.__all__ if getattr(module, name, None) is None] == []
+    assert set(module.__all__) <= set(dir(module))
+    assert len(set(module.__all__)) == len(module.__all__)
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = module.nothing
+
+
+def test_layers_and_loaders_by_the_names_that_people_type():
+    from netwright.data import class_incremental_stream, colored_mnist, debian_graph, load_planetoid, textured_images
+    from netwright.nn import DAGNN, LSSL, KeyValueBottleneck, hippo, lssl
+    from netwright.train.debias import corrupted_images
+    from netwright.train.early_learning import ELRPlus, MemorizationTracker
+
+    assert lssl.LSSL is LSSL
+    named = (
+        DAGNN, KeyValueBottleneck, hippo, class_incremental_stream, colored_mnist, debian_graph, load_planetoid,
+        textured_images, corrupted_images, ELRPlus, MemorizationTracker,
+    )  # fmt: skip
+    assert all(each.__doc__ for each in named)
+
+
 def test_the_marker_of_typed_packages_is_shipped():
     assert (files("netwright") / "py.typed").is_file()
 

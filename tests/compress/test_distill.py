@@ -139,6 +139,7 @@ def test_a_step_is_the_algorithm():
     [
         (lambda: DistillationLoss(0.0), "temperature must be > 0"),
         (lambda: DistillationLoss(math.nan), "temperature must be > 0"),
+        (lambda: DistillationLoss(math.inf), "temperature must be > 0 and finite, got inf"),
         (lambda: DistillationLoss(1.0, 1.2), r"weight must lie in \[0, 1\], got 1.2"),
         (lambda: DistillationLoss(reduction="mean"), "reduction must be one of"),
         (lambda: DistillationLoss()(logits(0), logits(0)[:, :3], LABELS), r"shape \(7, 5\) of the student's"),

@@ -189,3 +189,17 @@ def test_other_scores_can_be_put_in_place_of_the_scaled_ones():
     before = mask.mask().clone()
     init_scores(net, "kaiming", generator=stream(0, "scores"))
     assert not torch.equal(mask.mask(), before)
+
+
+def test_a_shared_weight_has_one_mask():
+    net = nn.Sequential(nn.Embedding(12, 8), nn.Linear(8, 8), nn.Linear(8, 12))
+    net[2].weight = net[0].weight
+    begin_scores(net, 0.25)
+    assert [name for name, p in net.named_parameters() if p.requires_grad] == [
+        "0.parametrizations.weight.0.scores", "1.parametrizations.weight.0.scores"
+    ]  # fmt: skip
+    assert torch.equal(net[0].weight, net[2].weight)
+    begin_finetune(net)
+    assert net[0].parametrizations.weight[0] is net[2].parametrizations.weight[0]
+    assert int((net[2].weight != 0).sum()) == 24
+    assert all(p.requires_grad for p in net.parameters())

@@ -369,6 +369,38 @@ def test_masks_of_a_large_network_are_exact_in_float32():
         assert sum(int(m.sum()) for m in masks) == round((1 - 0.987654) * n)
 
 
+def language():
+    class Language(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.middle, self.out = nn.Embedding(50, 16), nn.Linear(16, 16), nn.Linear(16, 50)
+            self.out.weight = self.embedding.weight
+
+    return Language()
+
+
+@pytest.mark.parametrize("scope", ["layer", "global", "lamp"])
+def test_a_shared_weight_is_masked_for_all_who_use_it(scope):
+    net = prune.magnitude(language(), 0.5, scope)
+    weights = [net.embedding.weight, net.middle.weight]
+    assert torch.equal(net.out.weight, weights[0])
+    assert sum(int(w.count_nonzero()) for w in weights) == (800 + 256) // 2
+    prune.update(net, 0.75, scope)
+    assert sum(int(w.count_nonzero()) for w in (net.embedding.weight, net.middle.weight)) == (800 + 256) // 4
+    expected = net.out.weight.detach().clone()
+    plain = prune.remove(net)
+    assert plain.embedding.weight is plain.out.weight
+    assert torch.equal(plain.out.weight, expected)
+    assert list(plain.state_dict()) == list(language().state_dict())
+
+
+def test_who_shares_with_a_skipped_layer_is_left_alone():
+    net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
+    net[2].weight = net[0].weight
+    prune.magnitude(net, 0.5, skip=["2"])
+    assert [int(layer.weight.count_nonzero()) for layer in net] == [64, 32, 64]
+
+
 def test_methods_and_lazy_names():
     import importlib
 

@@ -1,5 +1,6 @@
 """``netwright compress`` on a run that was made in no time."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -17,6 +18,8 @@ from netwright.design.compression import Wish, compress_model
 from netwright.design.model import Architecture, load_run
 from netwright.design.options import Options
 from netwright.design.run import RunFolder
+from netwright.design.students import student_for
+from netwright.design.subject import Reading, open_subject
 from netwright.metrics import accuracy
 from netwright.seeding import seeded
 from netwright.train import Classifier, evaluate, fit
@@ -200,6 +203,47 @@ def test_a_function_in_a_file_without_data(tmp_path):
         compress_model(model, None, tmp_path / "other", Wish(("distill",)), size=8)
 
 
+@pytest.mark.usefixtures("bare")
+def test_students_of_every_form(run, tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\ndef small():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+        "def big():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 999), nn.Linear(999, 10))\n"
+        "def other():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 9))\n"
+    )
+    opened = open_subject(str(run), None, None, 0, Reading())
+    count = sum(p.numel() for p in opened.network.parameters())
+
+    def made(name):
+        found, student = student_for(opened, name, 0)
+        return found, sum(p.numel() for p in student.parameters())
+
+    assert made(f"{tmp_path}/mine.py:small") == (f"{tmp_path}/mine.py:small", 650)
+    name, size = made("")
+    assert name == "small_convnet/2"
+    assert size <= count / 2 < made("small_convnet")[1]
+    assert made(str(run))[1] == count
+    capsys.readouterr()
+    made(f"{tmp_path}/mine.py:big")
+    assert "is not smaller than the network: 74,935 parameters against" in capsys.readouterr().err
+    with pytest.raises(UserError, match="the student has 9 outputs, the network 10"):
+        made(f"{tmp_path}/mine.py:other")
+    tiny = dataclasses.replace(opened, network=torch.nn.Linear(2, 2))
+    with pytest.raises(UserError, match="no default student needs half"):
+        student_for(tiny, "", 0)
+    result = compress_model(str(run), None, tmp_path / "out", Wish(("distill", "quantize"), epochs=1))
+    assert result.student == "small_convnet/2"
+    assert result.report.steps[1].parameters == size
+    assert "the student, small_convnet/2" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.usefixtures("bare")
+@pytest.mark.parametrize("method", ["maestro", "differentiable-quantization", "alternating-quantization"])
+def test_methods_of_the_papers_by_name(run, tmp_path, method):
+    result = compress_model(str(run), None, tmp_path / "out", Wish((method,), epochs=1))
+    assert [step.step for step in result.report.steps] == ["as given", method]
+    assert result.report.ratio > 1.3
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -208,7 +252,10 @@ def test_a_function_in_a_file_without_data(tmp_path):
         ({"methods": ("quantize", "prune")}, "must come in the order"),
         ({"methods": ("prune", "prune")}, "each once"),
         ({"methods": ("prune",), "sparsity": 1.0}, "must lie in"),
-        ({"methods": ("low-rank",), "share": 2.0}, "share must lie in"),
+        ({"methods": ("low-rank",), "share": 2.0}, r"--params must lie in \(0, 1\), got 2"),
+        ({"methods": ("maestro",), "share": 0.0}, r"--params must lie in \(0, 1\), got 0"),
+        ({"methods": ("low-rank", "maestro")}, "low-rank or maestro, prune, quantize or"),
+        ({"methods": ("quantise",)}, "did you mean quantize"),
         ({"methods": ("quantize",), "bits": 40}, "bits must lie in"),
         ({"methods": ("quantize",), "bucket_size": -1}, "bucket_size"),
         ({"methods": ("quantize",), "epochs": 0}, "epochs must be >= 1"),

@@ -27,7 +27,7 @@ METHOD = "cdvg:steps=6,translator_batch=4"
 @pytest.fixture(scope="module", autouse=True)
 def the_reader_reads_little():
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(debiasing, "READER_STEPS", 10)
+        patched.setattr("netwright.train.debias.quality.READER_STEPS", 10)
         yield
 
 
@@ -69,12 +69,15 @@ def test_the_pages(finished: Path):
     figures = storage.read_json(finished / "bias.json")["translations"]
     assert figures["images"] == 13
     assert figures["classes"] == ["<b>low</b>", "high"]
-    assert {"bias transfer", "signal kept", "signal flip"} <= set(figures)
+    assert {"bias transfer", "signal kept", "signal flip", "figure kept", "change"} <= set(figures)
     views, report = ((finished / f"{name}.html").read_text() for name in ("views", "report"))
     assert views.count("data:image/png;base64") == 6
     assert report.count("data:image/png;base64") == 2
     assert "<b>low</b>" not in views
-    assert "Of 13 validation images that were translated into another class" in (finished / "report.md").read_text()
+    told = (finished / "report.md").read_text()
+    assert "Of 13 validation images that were translated into another class" in told
+    assert "One that sees no colour takes" in told
+    assert ("Do not trust the network yet" in told) == bool(figures["faults"])
     before = (finished / "report.html").read_bytes()
     page(finished).write(finished)
     assert (finished / "report.html").read_bytes() == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -80,6 +81,24 @@ def test_the_page_tells_what_the_figures_tell(found):
     assert str(result).endswith(f"page: {out}/diagnosis.html")
     figures = [block for s in written["sections"] for block in s["blocks"] if block["kind"] == "figure"]
     assert [figure["reading"].count(". ") for figure in figures] == [1, 1]  # two sentences each
+
+
+def test_a_run_has_its_coherence_over_training_on_record(run, found, tmp_path):
+    out, result = found
+    assert result.findings["coherence"]["over_training"] is None
+    assert "not on record" in (out / "diagnosis.md").read_text()
+    recorded = tmp_path / "run"
+    shutil.copytree(run, recorded)
+    epochs = [{"m_coherence": value, "coherence_examples": 50.0} for value in (12.0, None, 3.5)]
+    storage.write_json(recorded / "training.json", {"model": {"pretrain": epochs}, "baseline": {}})
+    again = diagnose_model(str(recorded), None, tmp_path / "page", parts=["coherence"], examples=100)
+    assert again.findings["coherence"]["over_training"] == [[1, 12.0], [3, 3.5]]
+    assert (tmp_path / "page" / "diagnosis.html").read_text().count("<svg") == 2
+    written = json.loads((tmp_path / "page" / "diagnosis.json").read_text())
+    figures = [block for s in written["sections"] for block in s["blocks"] if block["kind"] == "figure"]
+    assert figures[1]["title"] == "While it learned"
+    assert figures[1]["reading"].count(". ") == 1  # two sentences
+    assert "not on record" not in (tmp_path / "page" / "diagnosis.md").read_text()
 
 
 def test_the_same_again_to_the_byte(run, found, tmp_path):

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from netwright import cli, storage
 from netwright.console import UserError
+from netwright.data import load
 from netwright.design.model import load_run
 from netwright.design.train import TrainOptions, train
 from netwright.design.train_page import curves, page
@@ -156,6 +157,47 @@ def test_a_function_in_a_file(data: str, tmp_path: Path, monkeypatch):
         assert not Path(name).exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "cause"),
+    [
+        (["--method", "weight-compander:function=sine"], "function must be one of"),
+        (["--method", "weight-compander:exclude=features"], "exclude must name layers of the network, got 'features'"),
+        (["--method", "tract:layer=nosuch"], "layer must name layers of the network, got 'nosuch'"),
+        (["--method", "ps-kd:topk=2"], "topk must lie in 1..1 for 2 classes, got 2"),
+        (["--method", "ps-kd:num_examples=3"], "num_examples must be >= "),
+        (["--lr", "1e38"], "the loss became"),
+    ],
+)
+def test_what_fails_at_once_can_be_corrected_in_the_same_folder(arguments, cause, data: str, tmp_path: Path):
+    Path(tmp_path / "nets.py").write_text(NETWORK)
+    command = ["train", data, "--model", f"{tmp_path}/nets.py:good", "--epochs", "1", "--out", str(tmp_path / "run")]
+    found = invoke(*command, *arguments)
+    assert found.exit_code == 2
+    assert cause in found.stderr
+    assert not (tmp_path / "run").exists()
+    assert invoke(*command).exit_code == 0
+
+
+def test_double_precision(data: str, tmp_path: Path):
+    """All methods that the network suits, to figures of the network that is kept, in single precision."""
+    out = tmp_path / "run"
+    options = TrainOptions(data=data, methods=ALL, epochs=2, lr=0.05, precision="64-true", out=str(out))
+    result = train(options)
+    assert {value.dtype for value in storage.read_tensors(out / "model.safetensors").values()} <= {
+        torch.float32,
+        torch.int64,
+    }
+    evaluated = json.loads(invoke("evaluate", str(out), "--json").stdout)
+    assert evaluated["accuracy"] == pytest.approx(result.accuracy)
+
+
+def test_methods_with_arguments_of_the_command_line(data: str, tmp_path: Path):
+    for number, text in enumerate(("ps-kd:dtype=float16,topk=1", "weight-compander:effective_decay=1e-3")):
+        out = str(tmp_path / str(number))
+        found = invoke("train", data, "--epochs", "2", "--method", text, "--out", out)
+        assert found.exit_code == 0, found.stderr
+
+
 def test_the_first_line_names_the_folder(data: str, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = invoke("train", data, "--epochs", "1", "--method", "tract")
@@ -238,6 +280,32 @@ def test_labels_that_are_doubted_are_listed_with_their_files(pictures: Path, tmp
     assert rows[0]["file"] in invoke("report", str(tmp_path / "run")).stdout
 
 
+def test_labels_of_an_array_that_are_doubted_are_listed_with_their_rows(tmp_path: Path):
+    draws = np.random.default_rng(0)
+    y = np.arange(120) % 2
+    x = draws.integers(0, 120, (120, 8, 8))
+    x[:, :4] += 120 * y[:, None, None]
+    wrong = np.array([3, 7, 18, 30, 45, 61, 76, 88, 101, 110])
+    y[wrong] = 1 - y[wrong]
+    np.savez(tmp_path / "mine.npz", x=x.astype(np.uint8), y=y)  # test and validation part are split off
+    common = ("--epochs", "12", "--batch-size", "16", "--lr", "0.05", "--no-augment")
+    found = invoke("train", str(tmp_path / "mine.npz"), "--method", "elr:lam=4", *common, "--out", str(tmp_path / "a"))
+    assert found.exit_code == 0, found.stderr
+    with (tmp_path / "a/doubts.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    data = load(tmp_path / "mine.npz")
+    trained_on = set(data.train.rows.tolist()) & set(wrong.tolist())
+    assert len(trained_on) >= 3
+    assert len({int(row["row"]) for row in rows[: len(trained_on)]} & trained_on) >= len(trained_on) - 1
+    for row in rows:
+        assert row["array"] == "y"
+        assert not row["file"]
+        assert torch.equal(data.train.images[int(row["index"]), 0], torch.from_numpy(x[int(row["row"])]).byte())
+        assert row["label"] == str(y[int(row["row"])])
+    assert f"y[{rows[0]['row']}]: labelled" in found.stdout
+    assert f"y[{rows[0]['row']}]" in (tmp_path / "a/report.html").read_text()
+
+
 def test_labels_made_wrong_on_purpose_are_counted(data: str, tmp_path: Path):
     options = TrainOptions(
         data=data, methods=("elr:lam=4",), epochs=8, lr=0.05, batch_size=16, augment=False, label_noise="symmetric:0.2",
@@ -253,8 +321,8 @@ def test_labels_made_wrong_on_purpose_are_counted(data: str, tmp_path: Path):
         in (tmp_path / "run/report.md").read_text()
     )
     header, first, *_ = (tmp_path / "run/doubts.csv").read_text().splitlines()
-    assert header == "rank,file,index,label,suggested,score,support,made_wrong"
-    assert first.startswith("1,,")
+    assert header == "rank,file,array,row,index,label,suggested,score,support,made_wrong"
+    assert first.startswith("1,,y,")
     assert result.accuracy > 0.9  # on right labels
     assert "label_noise" not in TrainOptions(data=data).identity()
 

@@ -167,6 +167,45 @@ def test_no_direction_is_told_as_what_it_is(data: str, tmp_path: Path):
     assert found.exit_code == 2
     assert "no direction survives" in found.stderr
     assert "min_change 0.9" in found.stderr
+    assert (tmp_path / "run" / "natra-generator.safetensors").is_file()
+    told = " ".join(found.stderr.split())
+    assert "natra-generator.safetensors" in told
+    assert "more generator_steps" in told
+
+
+def test_what_was_learned_before_no_direction_survived_serves_again(data: str, tmp_path: Path, monkeypatch):
+    method = "natra:generator_steps=4,inversion_steps=0,reference_epochs=1"
+    common = ("--epochs", "1", "--no-augment")
+    found = invoke("train", data, "--method", f"{method},min_change=0.9", *common, "--out", str(tmp_path / "a"))
+    assert found.exit_code == 2
+    kept = tmp_path / "a" / "natra-generator.safetensors"
+    assert not kept.with_name("natra-generator.ckpt").exists()
+
+    def never(*args, **kwargs):
+        raise AssertionError("it is there already")
+
+    for name in ("fit_style_autoencoder", "BatchInverter", "reference_classifier"):
+        monkeypatch.setattr(f"netwright.train.natra.groundwork.{name}", never)
+    again = f"{method},min_change=0,max_flip=1,generator={kept}"
+    found = invoke("train", data, "--method", again, *common, "--out", str(tmp_path / "b"))
+    assert found.exit_code == 0, found.stderr
+    found = invoke("train", "digits", "--method", f"natra:generator={data}", "--out", str(tmp_path / "c"))
+    assert found.exit_code == 2
+    assert not (tmp_path / "c").exists() or not any((tmp_path / "c").glob("*.json"))
+
+
+def test_large_photos_are_told_the_size(tmp_path: Path):
+    from PIL import Image
+
+    for i in range(40):
+        folder = tmp_path / "photos" / ("cat", "dog")[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(i).integers(0, 256, (128, 128, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    found = invoke("train", str(tmp_path / "photos"), "--method", "natra", "--out", str(tmp_path / "run"))
+    assert found.exit_code == 2
+    assert "sides of 4 to 64 pixels" in found.stderr
+    assert "add --size 64" in found.stderr
 
 
 def test_damaged_pictures(finished: Path, tmp_path: Path):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from typer.testing import CliRunner
 
 from netwright import cli
@@ -31,10 +32,20 @@ def brightness():
     net[1].bias.data.copy_(torch.tensor([0.5, 0.0]))
     return net
 
+def bent():
+    """The same, the mean going through two ReLUs."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 2), nn.ReLU(), nn.Linear(2, 2))
+    net[1].weight.data.fill_(1 / 16), net[1].bias.data.zero_()
+    net[3].weight.data.copy_(torch.tensor([[0.0, 0.0], [0.5, 0.5]]))
+    net[3].bias.data.copy_(torch.tensor([0.5, 0.0]))
+    return net
+
 def smooth():
     torch.manual_seed(0)
     return nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.Sigmoid(), nn.Linear(4, 2))
 '''
+
+LAYERS = ["nets.py:brightness", "light.png", "--radius", "0.1", "--engine", "layers", "--layers"]
 
 
 @pytest.fixture
@@ -112,6 +123,39 @@ def test_the_greedy_search_ends_with_unknown(here: Path):
     assert "which is no proof" in found.stdout
 
 
+def test_layer_by_layer(here: Path):
+    """The grid of the input, then what it is mapped to; the text and the JSON have a line for each."""
+    words = ["--engine", "layers", "--manipulation", "pixels:4", "--layers", "0:1"]
+    found = verify("nets.py:bent", "light.png", *words, "--radius", "0.05")
+    assert found.exit_code == 0, found.output
+    lines = found.stdout.splitlines()
+    assert lines[0].startswith(
+        "safe: no change of pixels:4 within 0.05 (4 numbers vary) takes it from class 1; between"
+    )
+    assert lines[2] == "layer 0: 4 numbers vary, 0 points, 0 counterexamples that no input leads to"
+    assert lines[3].startswith("layer 1: ")
+    told = json.loads(verify("nets.py:bent", "light.png", *words, "--radius", "0.05", "--json").stdout)
+    assert (told["layer"], told["numbers"], told["scope"]) == (0, 4, "grid")
+    assert [line["layer"] for line in told["stats"]["layers"]] == [0, 1]
+    words = ["--engine", "layers", "--manipulation", "pixels:8", "--radius", "0.3", "--json"]
+    told = json.loads(verify("nets.py:bent", "light.png", *words).stdout)
+    assert (told["status"], told["predicted"], told["changed_to"]) == ("unsafe", "1", "0")
+    assert told["distance"] <= 0.3 + 1e-9
+
+
+def test_from_a_hidden_layer(here: Path):
+    words = ["--engine", "layers", "--layers", "1:1", "--dims", "2"]
+    found = verify("nets.py:bent", "light.png", *words, "--radius", "0.01")
+    assert found.exit_code == 0, found.output
+    assert found.stdout.startswith("safe: no change of 2 numbers of layer 1 within 0.01 takes it from class 1; between")
+    assert "that says nothing of other images" in found.stdout
+    told = json.loads(verify("nets.py:bent", "light.png", *words, "--radius", "0.24", "--json").stdout)
+    assert (told["status"], told["layer"], told["numbers"]) == ("unsafe", 1, 2)
+    after = np.load(here / "counterexample-light" / "pair.npz")["counterexample"]
+    assert after.mean() <= 0.5 + 1e-6
+    assert abs(after.mean() - 0.6) <= 0.24 + 1e-6  # the activation is the mean, and within 0.24 of what it was
+
+
 def test_what_the_exact_engine_does_not_know(here: Path):
     small = verify("nets.py:smooth", "light.png", "--radius", "0.01", "--engine", "smt")
     assert small.exit_code == 0, small.output  # the bounds see to it, and the solver is not asked
@@ -123,13 +167,16 @@ def test_what_the_exact_engine_does_not_know(here: Path):
 
 
 def test_without_z3(here: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("netwright.design.verification._has_solver", lambda: False)
+    monkeypatch.setattr("netwright.design.verification.has_z3", lambda: False)
     found = verify("nets.py:brightness", "light.png", "--radius", "0.09")
     assert found.exit_code == 0
     assert "Z3 is not installed" in found.stderr
     refused = verify("nets.py:brightness", "light.png", "--radius", "0.09", "--engine", "smt")
     assert refused.exit_code == 2
     assert 'pip install "netwright[verify]"' in refused.stderr
+    searched = verify(*LAYERS, "0:1")
+    assert searched.exit_code == 2
+    assert "the search layer by layer needs Z3" in searched.stderr
 
 
 @pytest.fixture(scope="module")
@@ -190,20 +237,44 @@ def test_a_designed_sparse_network(sparse_run: Path, tmp_path: Path):
     assert statuses == {"safe", "unsafe"}
 
 
-def test_radii_stand_in_the_report(sparse_run: Path, tmp_path: Path):
+def test_radii_stand_in_the_report(sparse_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Bounds, and between them and the attack the exact engine; the page says which it was."""
+    monkeypatch.setattr("netwright.design.examples.SOLVER_SECONDS", 2.0)
     model, data = load_run(sparse_run), load_data("digits", seed=1)
     probs = model(data.test.images).softmax(1).detach()
     arrays = radii(model.network, data, probs, limit=3)
     assert len(arrays["true"]) == 3
-    first = next(i for i, p in enumerate(probs) if p.argmax() == data.test.labels[i])
-    proved = verify_model(str(sparse_run), f"digits:{first}", radius=str(arrays["proved"][0]), engine="bounds")
-    assert proved.status == "safe"
+    assert np.isnan(arrays["few"]).all()
     assert (arrays["broken"] > arrays["proved"]).any()
-    np.savez(tmp_path / "radii.npz", **arrays)
-    page = Page("A page", "Told.", [Section("Radii", radius_blocks(tmp_path / "radii.npz", data.classes))], {}).html()
+    first = next(i for i, p in enumerate(probs) if p.argmax() == data.test.labels[i])
+    bounded = verify_model(str(sparse_run), f"digits:{first}", radius=str(arrays["proved"][0]), timeout=20.0)
+    assert bounded.status == "safe"
+    page = shown(arrays, data, tmp_path)
     assert page.count("data:image/png") == 3
-    assert f"certain up to {255 * arrays['proved'][0]:.3g}" in page.replace("\xa0", " ")
+    assert f"certain up to {255 * arrays['proved'][0]:.3g}" in page
+    assert f"the exact engine (Z3) decided further for {int(arrays['exact'].sum())} of 3" in page
+    del arrays["exact"], arrays["few"], arrays["solver"]  # as runs of earlier versions have it
+    assert "exact engine (Z3)" not in shown(arrays, data, tmp_path)
     assert radius_blocks(tmp_path / "none.npz", data.classes) == []
+
+
+def test_radii_without_z3(sparse_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("netwright.verify.encoding.has_z3", lambda: False)
+    model, data = load_run(sparse_run), load_data("digits", seed=1)
+    arrays = radii(model.network, data, model(data.test.images).softmax(1).detach(), limit=3)
+    assert not arrays["exact"].any()
+    page = shown(arrays, data, tmp_path)
+    assert "the grid engine looked at the 4 numbers" in page
+    assert all(f"with 4 numbers {'no' if np.isnan(x) else 'at'} " in page for x in arrays["few"])
+
+
+def shown(arrays: dict[str, np.ndarray], data, folder: Path) -> str:
+    np.savez(folder / "radii.npz", **arrays)
+    return (
+        Page("A page", "Told.", [Section("Radii", radius_blocks(folder / "radii.npz", data.classes))], {})
+        .html()
+        .replace("\xa0", " ")
+    )
 
 
 def test_arrays(sparse_run: Path, tmp_path: Path):
@@ -229,6 +300,13 @@ def test_arrays(sparse_run: Path, tmp_path: Path):
         (["nets.py:brightness", "light.png", "--radius", "0.1", "--timeout", "inf"], "timeout must be > 0 seconds"),
         (["nets.py:brightness", "light.png", "--radius", "0.1", "--steps", "0"], "steps must be >= 1, got 0"),
         (["nets.py:brightness", "light.png", "--radius", "0.1", "--engine", "grid"], "the grid has 4.3e+07 points"),
+        ([*LAYERS, "1"], "layers must have the form FIRST:LAST"),
+        ([*LAYERS, "1:0"], "FIRST at most LAST, got '1:0'"),
+        ([*LAYERS, "0:9", "--manipulation", "pixels:2"], "layer must lie in 0..1, got 9"),
+        ([*LAYERS, "0:1", "--dims", "0"], "dims must be >= 1, got 0"),
+        ([*LAYERS, "0:1"], "the grid has 4.3e+07 points"),
+        ([*LAYERS, "1:1", "--manipulation", "pixels:2"], "a manipulation names pixels, and layer 1 has none"),
+        (["nets.py:brightness", "light.png", "--radius", "0.1", "--dims", "3"], "only the search layer by layer"),
         (["nets.py:brightness", "light.png", "--radius", "0.1", "--manipulation", "blur"], "unknown manipulation"),
         (["nets.py:brightness", "light.png", "--radius", "0.1", "--manipulation", "pixels:0"], "at least 1 pixel"),
         (["nets.py:brightness", "light.png", "--radius", "0.1", "--manipulation", "pixels:17"], "pixels must be <= 16"),
@@ -241,8 +319,7 @@ def test_arrays(sparse_run: Path, tmp_path: Path):
         (["nets.py:brightness", "digits:999", "--radius", "0.1"], "the test part has images 0..358, got 999"),
         (["nets.py:brightness", "digist:1", "--radius", "0.1"], "did you mean digits?"),
         (["nets.py:nothing", "light.png", "--radius", "0.1"], "no function 'nothing'"),
-        (["resnet18", "light.png", "--radius", "0.1"], "no run and no function"),
-        (["absent", "light.png", "--radius", "0.1"], "no run and no function"),
+        (["absent", "light.png", "--radius", "0.1"], "no run, no function and no network by name: 'absent'"),
         (["nets.py:brightness", "light.png", "--radius", "0.1", "--out", "nets.py"], "there is something already"),
         (["nets.py:brightness", "light.png"], "--radius"),
     ],
@@ -254,6 +331,36 @@ def test_bad_input(here: Path, words: list[str], told: str):
     assert "Traceback" not in found.stderr
     assert found.stdout == ""
     assert {p.name for p in here.iterdir()} - {"__pycache__"} == {"light.png", "nets.py"}
+
+
+def test_a_network_by_name(here: Path, monkeypatch: pytest.MonkeyPatch):
+    """It sees the central square, standardised as its source says, and brings the names of its classes."""
+
+    def create(name, num_classes, in_channels, pretrained, download):
+        assert (name, pretrained, download) == ("resnet18", True, False)
+        net = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(3, 1000))
+        net[2].weight.data.zero_(), net[2].bias.data.zero_()
+        net[2].bias.data[285] = 1.0
+        net[2].weight.data[0, 0] = 1.0  # wins where the standardised red is above 1
+        return net
+
+    monkeypatch.setattr("netwright.nn.pretrained.create", create)
+    picture = np.zeros((16, 48, 3), np.uint8)
+    picture[:, 16:32] = (162, 0, 0)  # (162 / 255 - 0.485) / 0.229 = 0.656; the sides are not seen
+    Image.fromarray(picture).save(here / "wide.png")
+    words = ["resnet18", "wide.png", "--size", "8", "--json"]
+    told = json.loads(verify(*words, "--radius", "0.07").stdout)
+    assert (told["status"], told["predicted"], told["numbers"]) == ("safe", "Egyptian cat", 192)
+    told = json.loads(verify(*words, "--radius", "0.09").stdout)
+    assert (told["status"], told["changed_to"]) == ("unsafe", "tench")
+
+
+def test_weights_that_are_not_here_are_not_fetched(here: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TORCH_HOME", str(here / "torch"))
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(here / "torch"))
+    found = verify("resnet18", "light.png", "--radius", "0.1")
+    assert found.exit_code == 2
+    assert "the trained weights of torchvision:resnet18 are not on this machine" in found.stderr
 
 
 def test_what_is_there_is_not_replaced(here: Path):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -147,6 +150,8 @@ def test_norms_sums_and_rows_are_those_of_autograd(name):
     assert torch.allclose(squared, torch.stack([part.square().sum(1) for part in parts], 1), atol=1e-12)
     assert torch.allclose(torch.cat([part.flatten() for part in total.values()]), expected.sum(0), atol=1e-12)
     assert len(gradients.without_rule) == SLOW.get(name, 0)
+    kept = (rows, losses, squared, again, *total.values())
+    assert not any(part.requires_grad for part in kept)  # none keeps its graph, and with it the batch
     assert all(param.grad is None for param in net.parameters())
 
 
@@ -156,7 +161,46 @@ def test_products_with_a_direction(name):
     gradients = ExampleGradients(net, LOSS)
     direction = {n: torch.randn(p.shape, dtype=p.dtype, generator=stream(1, n)) for n, p in gradients.params.items()}
     flat = torch.cat([direction[n].flatten() for n in gradients.names])
-    assert torch.allclose(gradients.along(x, y, direction), exact(net, x, y) @ flat, atol=1e-11)
+    along = gradients.along(x, y, direction)
+    assert torch.allclose(along, exact(net, x, y) @ flat, atol=1e-11)
+    assert not along.requires_grad
+
+
+def test_some_parameters_of_a_transformer():
+    """Those that are left out are trained too, and keep no graph either."""
+    net, x, y = made("transformer")
+    names = ["block.self_attn.in_proj_weight", "head.weight"]
+    gradients = ExampleGradients(net, LOSS, names)
+    rows, _ = gradients.rows(x, y)
+    places = dict(zip((name for name, _ in net.named_parameters()), exact(net, x, y).split(sizes(net), 1), strict=True))
+    assert torch.allclose(rows, torch.cat([places[name] for name in gradients.names], 1), atol=1e-12)
+    direction = {name: torch.ones_like(param) for name, param in gradients.params.items()}
+    along = gradients.along(x, y, direction)
+    assert torch.allclose(along, rows.sum(1), atol=1e-11)
+    assert not rows.requires_grad
+    assert not along.requires_grad
+
+
+def test_memory_does_not_grow_with_the_examples():
+    """Of a transformer, whose attention has no rule; measured where nothing else of the tests is."""
+    program = """
+import resource, sys, torch
+from torch import nn
+from netwright.diagnose import m_coherence
+torch.manual_seed(0)
+block = nn.TransformerEncoderLayer(64, 4, 256, batch_first=True)
+net = nn.Sequential(block, nn.Flatten(), nn.Linear(64 * 16, 10)).eval()
+loss = nn.CrossEntropyLoss(reduction="none")
+used = []
+for examples in (32, 160):
+    batches = ((torch.randn(32, 16, 64), torch.arange(32) % 10) for _ in range(examples // 32))
+    m_coherence(net, loss, batches)
+    used.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print((used[1] - used[0]) // 1024)
+"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(found.stdout) < 40  # MiB; the graphs of 128 examples more are some hundred
+    assert "requires_grad" not in found.stderr
 
 
 def test_a_direction_without_forward_mode(monkeypatch):

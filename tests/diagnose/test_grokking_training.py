@@ -25,6 +25,7 @@ from netwright.diagnose.grokking import (
     pruning_curve,
     train_modular,
 )
+from netwright.diagnose.grokking import callbacks as watching
 from netwright.train import fit
 
 SMALL = ModularConfig(p=11, width=24, corruption=0.2, weight_decay=2.0, steps=12)
@@ -177,6 +178,20 @@ def test_the_callback_logs_what_the_functions_give():
     assert (
         "phase" not in fit(ModularRegressor(SMALL), PairBatches(SMALL.data("train")), epochs=1, callbacks=[alone]).last
     )
+
+
+def test_looks_become_rarer_the_more_they_are_worth(monkeypatch):
+    """By default the first epoch is looked at, then each in which 8 times the examples of a look were trained on."""
+    examples = len(SMALL.data("train"))
+    monkeypatch.setattr(watching, "LOOK", examples // 4 - 1)
+    watch = IPRCallback()
+    history = fit(ModularRegressor(SMALL), PairBatches(SMALL.data("train")), epochs=5, callbacks=[watch])
+    means = history.column("ipr/mean")
+    assert len(set(means)) == 3  # of epochs 1, 2 and 4
+    assert means[1] == means[2] != means[3] == means[4]
+    few = IPRCallback(SMALL.data())
+    fit(ModularRegressor(SMALL), PairBatches(SMALL.data("train"), 16), epochs=4, callbacks=[few])
+    assert few._cadence == math.ceil(8 * (examples // 4 - 1 + len(SMALL.data())) / (16 * (examples // 16)))
 
 
 def test_the_callback_refuses():

@@ -67,6 +67,16 @@ def test_a_quadratic_has_the_largest_eigenvalue_of_its_matrix(shift):
     assert abs(float(vector @ vectors[:, -1])) == pytest.approx(1, abs=1e-3)
 
 
+def test_sharpness_is_that_of_pyhessian():
+    peer = pytest.importorskip("pyhessian")
+    with seeded(0, "net"):
+        net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).eval()
+        x, y = 3 * torch.randn(40, 6), torch.arange(40) % 3
+        value, _ = sharpness(net, LOSS, (x, y))
+        theirs = peer.hessian(net, nn.CrossEntropyLoss(), data=(x, y), cuda=False).eigenvalues(maxIter=500, tol=1e-6)
+    assert value == pytest.approx(theirs[0][0], rel=1e-3)
+
+
 def test_an_indefinite_hessian_has_the_algebraically_largest_one():
     diagonal = torch.tensor([-9.0, -4.0, 1.0, 2.0, 0.5], dtype=torch.float64)
     value, vector = sharpness(Quadratic(torch.diag(diagonal)), same, NOTHING)

@@ -285,6 +285,7 @@ def test_smoothness_of_many_nodes_comes_in_blocks(monkeypatch):
         (lambda: DAGNN(3, 2)(torch.rand(4, 5), PAIR), r"x must have shape \(nodes, 3\)"),
         (lambda: DAGNN(3, 2)(torch.rand(2, 3), PATH), r"edge_index must lie in 0\.\.1, got 0\.\.2"),
         (lambda: DAGNN(3, 2)(torch.rand(4, 3).to_sparse_coo(), PAIR), "x must be dense or sparse CSR"),
+        (lambda: DAGNN(3, 2)(torch.ones(4, 3, dtype=torch.int64), PAIR), "x must hold floating-point numbers"),
         (lambda: smoothness(torch.rand(1, 3)), "at least 2 nodes"),
         (lambda: smoothness(torch.full((2, 2), math.nan)), "x must be finite"),
         (lambda: smoothness(torch.rand(3, 3), 0), "max_pairs must be >= 1, got 0"),

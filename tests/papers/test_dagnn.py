@@ -16,7 +16,7 @@ def arms(**change):
         f"DAGNN_{hops}": value for hops, value in zip(dagnn.HOPS, (0.68, 0.70, 0.72, 0.73, 0.725, 0.72), strict=True)
     }
     accuracy |= {"mean_40": 0.69, "perceptron": 0.55, "APPNP_10": 0.72}
-    smooth = {"GCN_20": 0.02, "GCN_2": 0.5}
+    smooth = {"GCN_20": 0.02, "GCN_10": 0.2, "GCN_5": 0.4, "GCN_2": 0.5}
     accuracy |= {name: value for name, value in change.items() if not name.startswith("smooth_")}
     smooth |= {name.removeprefix("smooth_"): value for name, value in change.items() if name.startswith("smooth_")}
     found = {}
@@ -52,6 +52,8 @@ def arms(**change):
         ({}, "smoothness", "supported"),
         ({"smooth_GCN_20": 0.2}, "smoothness", "not supported"),
         ({"smooth_GCN_2": 0.01}, "smoothness", "not supported"),
+        ({"smooth_GCN_10": 0.6}, "smoothness", "not supported"),  # not with every step of depth
+        ({"smooth_GCN_10": 0.42}, "smoothness", "supported"),
     ],
 )
 def test_verdicts(change, key, verdict):

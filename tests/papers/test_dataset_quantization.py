@@ -11,12 +11,23 @@ from netwright.seeding import numpy_stream
 SEEDS = 5
 
 
-def arms(*, ours=0.85, greedy=0.80, chance=0.85, whole=0.852, noise=0.001, coverage=(1.0, 1.2), ratios=paper.RATIOS):
+def arms(
+    *,
+    ours=0.85,
+    greedy=0.80,
+    chance=0.85,
+    whole=0.852,
+    noise=0.001,
+    coverage=(1.0, 1.2),
+    ratios=paper.RATIOS,
+    second=0.8,
+):
     def arm(level, far, wobble):
         found = {f"accuracy at {r} %": [level + wobble * (i - 2) for i in range(SEEDS)] for r in ratios}
         return found | {f"coverage at {r} %": [far + 0.01 * i for i in range(SEEDS)] for r in ratios}
 
-    return {
+    digits = {} if second is None else {"digits: DQ": arm(ours, 1.0, 0), "digits: graph cut": arm(second, 1.0, 0.001)}
+    return digits | {
         "DQ": arm(ours, coverage[0], noise),
         "graph cut": arm(greedy, coverage[1], 0.002),
         "random": arm(chance, 1.0, 0.004),
@@ -37,6 +48,9 @@ def arms(*, ours=0.85, greedy=0.80, chance=0.85, whole=0.852, noise=0.001, cover
         ({"chance": 0.83}, "margin", "supported"),
         ({}, "spread", "supported"),
         ({"noise": 0.01}, "spread", "not supported"),
+        ({}, "digits", "supported"),
+        ({"second": 0.9}, "digits", "not supported"),
+        ({"second": None}, "digits", "inconclusive"),
         ({}, "diversity", "supported"),
         ({"coverage": (1.3, 1.2)}, "diversity", "not supported"),
     ],
@@ -56,8 +70,7 @@ def test_selections_have_their_size_and_every_class(method):
     found = paper._selected(method, features, labels, [5, 30, 60], 0)
     for ratio, chosen in found.items():
         assert len(set(chosen)) == len(chosen) == 4 * ratio
-        if "first" not in method:
-            assert np.bincount(labels[chosen]).tolist() == [ratio] * 4
+        assert np.bincount(labels[chosen]).tolist() == [ratio] * 4
 
 
 def test_the_first_bin_is_the_greedy_selection():

@@ -12,7 +12,9 @@ from netwright.papers import maestro as paper
 SEEDS = 3
 
 
-def arms(*, error=0.002, free=0.7, gap=0.003, ours=0.86, svd=0.7, tuned=0.85, dense=0.865, leading=0.8, drawn=0.4):
+def arms(
+    *, error=0.002, free=0.7, gap=0.003, ours=0.86, svd=0.7, tuned=0.85, dense=0.865, leading=0.8, drawn=0.4, single=0.8
+):
     def arm(level):
         return {"accuracy": [level + 0.001 * i for i in range(SEEDS)]}
 
@@ -33,7 +35,9 @@ def arms(*, error=0.002, free=0.7, gap=0.003, ours=0.86, svd=0.7, tuned=0.85, de
         found |= {f"Maestro at {share:g}": arm(ours), f"singular values at {share:g}": arm(svd)}
         found[f"singular values, fine-tuned at {share:g}"] = arm(tuned)
     for share in paper.CUTS:
-        found |= {f"leading terms at {share:g}": arm(leading), f"random terms at {share:g}": arm(drawn)}
+        for order, level in zip(paper.ORDERS, (leading, single), strict=True):
+            found[f"leading terms, {order} at {share:g}"] = arm(level)
+            found[f"random terms, {order} at {share:g}"] = arm(drawn)
     return found
 
 
@@ -52,6 +56,8 @@ def arms(*, error=0.002, free=0.7, gap=0.003, ours=0.86, svd=0.7, tuned=0.85, de
         ({"dense": 0.9}, "dense", "not supported"),
         ({}, "deploy", "supported"),
         ({"drawn": 0.9}, "deploy", "not supported"),
+        ({"single": 0.3}, "deploy", "supported"),
+        ({"single": 0.3}, "deploy-single", "not supported"),
         ({}, "fine-tuned", "supported"),
         ({"tuned": 0.9}, "fine-tuned", "not supported"),
     ],

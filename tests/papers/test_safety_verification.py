@@ -25,7 +25,9 @@ def arms(more=0.1, chosen=0.3, far=0.0, layer=0.8, gaps=2, faults=0, faster=0.1,
         found[f"{model}, FGSM 0.4"] = {"success": [0.9] * 3, "common L1": [0.1, 0.1, 0.1], "validated": [1.0] * 3}
         found[f"{model}, tool's 5"]["common L1"] = [0.05 + far, 0.06 + far, 0.05 + far]
     found["layer, from 0"] = {"success": [0.8] * 3, "validated": [1.0] * 3}
-    found["layer, from 1"] = {"success": [0.8 * layer, 0.82 * layer, 0.8 * layer], "validated": [1.0] * 3}
+    found["layer, from 1"] = {
+        "success": [0.8] * 3, "share of layer 0's": [layer, 1.02 * layer, layer], "validated": [1.0] * 3,
+    }  # fmt: skip
     found["solver, dense"] = {"solver seconds": [2.0, 2.2, 2.1]}
     found["solver, 95 %"] = {"solver seconds": [2.0 * faster] * 3}
     return found
@@ -62,7 +64,7 @@ def test_every_claim_has_a_verdict():
     none = arms()
     for model in ("MLP", "CNN"):
         none[f"{model}, FGSM 0.4"]["common L1"][0] = None
-    none["layer, from 0"]["success"][1] = 0.0
+    none["layer, from 1"]["share of layer 0's"][1] = None
     del none["solver, 95 %"]
     found = paper.judge(none)
     assert {found[key].verdict for key in ("distance", "layer", "sparsity")} == {"inconclusive"}
@@ -76,6 +78,17 @@ def test_distances_are_compared_where_both_succeed():
     found = paper._with_common("MLP", made)
     assert found["MLP, tool's 5"] == {"common L1": [pytest.approx(0.2), None]}
     assert found["MLP, FGSM 0.4"] == {"common L1": [pytest.approx(0.4), None]}
+
+
+def test_the_layers_are_compared_on_the_images_that_the_input_breaks():
+    made = {
+        "layer, from 0": {"each": [[True, False, True, True], [False] * 4]},
+        "layer, from 1": {"each": [[True, True, False, False], [True] * 4]},
+    }
+    assert paper._with_shared(made) == {
+        "layer, from 0": {},
+        "layer, from 1": {"share of layer 0's": [pytest.approx(1 / 3), None]},
+    }
 
 
 IMAGES = (300, 0, 200)

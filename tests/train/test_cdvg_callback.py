@@ -36,6 +36,11 @@ def generator(tmp_path_factory):
     return str(path)
 
 
+@pytest.fixture(autouse=True)
+def the_readers_read_little(monkeypatch):
+    monkeypatch.setattr("netwright.train.debias.quality.READER_STEPS", 10)
+
+
 def network(norm: bool = True) -> nn.Module:
     with seeded(0, "init"):
         norms = [nn.BatchNorm2d(4)] if norm else []
@@ -70,8 +75,52 @@ def test_the_step_sees_views_with_their_own_labels(data, generator, norm):
     first, second = torch.randint(10, (2, 32), generator=stream(0, "views", 0, 0, 0))
     views = [data.normalise()(method.cache.pick(index, targets)) for targets in (first, second)]
     given, labels = module.given
-    assert torch.allclose(given, torch.cat([*views, x] if norm else views), atol=1e-6)
-    assert labels.tolist() == (y.tolist() * 2 + ([-100] * 32 if norm else []))
+    assert torch.allclose(given, torch.cat(views), atol=1e-6)
+    assert labels.tolist() == y.tolist() * 2
+    if norm:  # whose statistics are those of views and images
+        with seeded(0, "init"):
+            maps = nn.Conv2d(1, 4, 3)(torch.cat([*views, x]))  # as it was before the step
+        assert torch.allclose(module.network[1].running_mean, 0.1 * maps.mean((0, 2, 3)), atol=1e-5)
+
+
+class Focal(lightning.LightningModule):
+    """A loss and a metric of a user's own, which know of no label to be left out."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.right = net, []
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, batch_idx):
+        logits = self(batch[0])
+        picked = logits.log_softmax(1).gather(1, batch[1][:, None])[:, 0]
+        self.right.append(float((logits.argmax(1) == batch[1]).float().mean()))
+        return -((1 - picked.exp()) ** 2 * picked).mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.0])
+def test_a_loss_and_a_metric_of_ones_own(data, generator, weight):
+    module = Focal(network())
+    fit(module, batches(data), epochs=2, callbacks=[prepared(data, generator, lambda_con=weight)])
+    assert len(module.right) == 4
+
+
+def test_images_that_cannot_join_are_told(data, generator):
+    class Around(Focal):
+        def training_step(self, batch, batch_idx):
+            return functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    with pytest.raises(RuntimeError, match="real_images=False"):
+        fit(Around(network()), batches(data), epochs=1, callbacks=[prepared(data, generator, lambda_con=0.0)])
+    method = prepared(data, generator, lambda_con=0.0, real_images=False)
+    fit(Around(network()), batches(data), epochs=1, callbacks=[method])
+    named = prepared(data, generator, logits="net")
+    assert "contrast" in fit(Around(network()), batches(data), epochs=1, callbacks=[named]).last
 
 
 def test_the_loss_by_hand(data, generator):
@@ -157,7 +206,7 @@ def test_manual_optimisation_and_no_contrast(data, generator):
         module = Manual(network())
         history = fit(module, batches(data), epochs=1, callbacks=[prepared(data, generator, lambda_con=weight)])
         assert ("contrast" in history.last) == bool(weight)
-        assert len(module.given[0]) == 96
+        assert len(module.given[0]) == 64
 
 
 def test_with_methods_that_change_layers(data, generator):
@@ -190,6 +239,19 @@ def test_training_the_translator_leaves_a_file_and_goes_on_from_it(data, tmp_pat
     assert not torch.equal(method.cache.views, other.cache.views)
 
 
+def test_a_translator_that_is_not_ready_is_told(data, capsys):
+    CDvGCallback(steps=1, translator_batch=2).prepare(data)
+    found = capsys.readouterr().err
+    assert "cdvg: the translator is not ready: the bias hardly changes" in " ".join(found.split())
+    assert "more steps" in found
+
+
+def test_views_as_they_are_made(data, generator):
+    method = prepared(data, generator, round_views=False, view_blur=0.5)
+    assert method.cache.views.dtype == torch.float32
+    assert "contrast" in fit(Classifier(network()), batches(data), epochs=1, callbacks=[method]).last
+
+
 def test_by_name():
     (method,) = by_name(["cdvg:steps=500,lambda_con=0.5,supervised=true,views=original+transformed"])
     assert (method.steps, method.lambda_con, method.supervised) == (500, 0.5, True)
@@ -209,6 +271,7 @@ def test_by_name():
         ("cdvg:n_critic=0", "n_critic must be >= 1"),
         ("cdvg:translator_lr=0", "lr must be > 0"),
         ("cdvg:view_noise=-0.1", "view_noise must be >= 0"),
+        ("cdvg:view_blur=-0.1", "view_blur must be >= 0"),
         ("cdvg:views=some", "views must be"),
         ("cdvg:projection=0", "projection must be >= 1"),
         ("cdvg:lamda_con=1", "did you mean lambda_con"),

@@ -200,6 +200,12 @@ def test_doubts():
     found.plot()
 
 
+def test_labels_of_any_whole_type():
+    logits, index = torch.tensor([[0.5, 0.3, 0.2]]).log(), torch.tensor([2])
+    found = [ELRLoss(4, 3)(logits, torch.tensor([0], dtype=kind), index) for kind in (torch.int32, torch.int64)]
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

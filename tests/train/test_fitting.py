@@ -202,6 +202,16 @@ class TestSchedules:
         history = fit(network(), data(), epochs=10, callbacks=[Deadline(20.0), Slow()], checkpoint=checkpoint)
         assert len(history.epochs) == 3
 
+    def test_timetable_survives_a_restart(self, tmp_path: Path):
+        def run(*more, **options):
+            callbacks = [CosineProgress(), Timetable([(1, 6), (2, 4)]), *more]
+            return fit(Classifier(network(), lr=0.2), data(), epochs=10, callbacks=callbacks, **options)
+
+        checkpoint = tmp_path / "a.ckpt"
+        with pytest.raises(RuntimeError, match="killed"):
+            run(StopAfter(2), checkpoint=checkpoint)
+        assert run(checkpoint=checkpoint).column("lr") == run().column("lr")
+
     @pytest.mark.parametrize("seconds", [0, -1.0, float("nan")])
     def test_deadline_refuses(self, seconds):
         with pytest.raises(ValueError, match="seconds must be > 0"):

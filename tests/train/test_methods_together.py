@@ -17,7 +17,7 @@ from torch.nn import functional
 from netwright.console import UserError
 from netwright.data.tensors import Batches, TensorImages
 from netwright.seeding import seeded
-from netwright.train import METHODS, Classifier, fit
+from netwright.train import METHODS, Classifier, evaluate, fit
 from netwright.train.callbacks import (
     CDvGCallback,
     ELRCallback,
@@ -28,8 +28,9 @@ from netwright.train.callbacks import (
     TrActCallback,
     WeightCompanderCallback,
 )
+from netwright.train.groups import separate_
 from netwright.train.methods import callbacks as by_name
-from netwright.train.methods import parse
+from netwright.train.methods import check_network, parse
 from netwright.train.natra import TransformGrid
 from netwright.train.tract import TrActConv2d, traced
 from netwright.train.weight_compander import companded, latents
@@ -317,16 +318,92 @@ def test_tract_after_the_compander_is_refused():
         fit(Classifier(network()), data(False), epochs=1, callbacks=[WeightCompanderCallback(), TrActCallback()])
 
 
-def test_effective_decay_and_the_optimisers_own():
-    callback = WeightCompanderCallback(effective_decay=0.1)
-    with pytest.raises(ValueError, match="weight_decay of companded layers must be 0"):
-        fit(Classifier(network()), data(False), epochs=1, callbacks=[callback])
-    sizes = []
-    for decay in (0.0, 3.0):
-        module = Classifier(network(), weight_decay=0.0)
-        fit(module, data(False), epochs=2, callbacks=[WeightCompanderCallback(effective_decay=decay)])
-        sizes.append(sum(float(weight.detach().norm()) for _, weight in latents(module)))
-    assert sizes[1] < 0.9 * sizes[0]
+class ByHand(lightning.Callback):
+    """The penalty on the effective weights as a term of the loss, where the latent ones are not decayed."""
+
+    def __init__(self, decay: float):
+        self.decay = decay
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        (optimizer,) = trainer.optimizers
+        hidden = {id(latent) for latent, _ in latents(pl_module)}
+        for group in optimizer.param_groups:
+            assert not any(id(param) in hidden for param in group["params"]) or group["weight_decay"] == 0
+
+    def on_before_backward(self, trainer, pl_module, loss):
+        (self.decay / 2 * sum(weight.square().sum() for _, weight in latents(pl_module))).backward()
+
+
+@pytest.mark.parametrize("schedule", [False, True])
+@pytest.mark.parametrize("options", [{"decay_on": "effective"}, {"effective_decay": 0.3}])
+def test_effective_decay_takes_the_place_of_the_optimisers(options, schedule):
+    """Against the penalty by autograd in a module that decays nothing itself; what is not companded decays as ever."""
+
+    class Own(Plain):
+        def __init__(self, decay: float):
+            super().__init__()
+            self.decay = decay
+
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9, weight_decay=self.decay)
+            if not schedule:
+                return optimizer
+            return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)]
+
+    def run(decay: float, *callbacks):
+        module = Own(decay)
+        trainer = lightning.Trainer(
+            max_epochs=2, callbacks=list(callbacks), logger=False, enable_checkpointing=False, accelerator="cpu",
+            enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(module, data(False))
+        return module
+
+    usual, strength = (0.3, 0.3) if "decay_on" in options else (0.01, 0.3)
+    ours = run(usual, WeightCompanderCallback(exclude="net.6", **options))
+    by_hand = WeightCompanderCallback(exclude="net.6")
+    by_hand.on_fit_start = lambda trainer, module: separate_(
+        trainer.optimizers[0],
+        [latent for latent, _ in latents(module)],
+        schedulers=[config.scheduler for config in trainer.lr_scheduler_configs],
+        weight_decay=0.0,
+    )
+    theirs = run(usual, by_hand, ByHand(strength))
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+    plain = run(usual, WeightCompanderCallback(exclude="net.6"))
+    assert not all(torch.allclose(a, b, atol=1e-4) for a, b in zip(ours.parameters(), plain.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["weight-compander", "all"])
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
+def test_what_companders_learn_has_a_hundredth_of_the_rate(name, kind):
+    class Own(Plain):
+        def configure_optimizers(self):
+            optimizer = kind(self.parameters(), lr=0.02, weight_decay=1e-3)
+            return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)]
+
+    module, _ = train(name, Own())
+    groups = {id(p): group for group in module.optimizers().param_groups for p in group["params"]}
+    own = {id(param) for step in companded(module).values() for param in (step.alpha, step.beta)}
+    assert len(own) == 6
+    for param in module.parameters():
+        told = groups[id(param)]["lr"], groups[id(param)]["weight_decay"]
+        rate = 0.02 * 0.5**EPOCHS
+        assert told == ((pytest.approx(0.01 * rate), 0.0) if id(param) in own else (pytest.approx(rate), 1e-3))
+
+
+@pytest.mark.parametrize("name", [*(name for name in METHODS if name not in ("plain", "cdvg", "natra"))])
+def test_double_precision(name):
+    (callback,) = by_name([name])
+    module = Classifier(network(), lr=0.01)
+    history = fit(module, data(callback.indexed if hasattr(callback, "indexed") else False), epochs=2,
+                  validation=data(False), callbacks=[callback], precision="64-true")  # fmt: skip
+    assert module.dtype == torch.float64
+    assert all(param.dtype == torch.float64 for param in module.parameters() if param.ndim)
+    probs, _ = evaluate(module.network, data(False))
+    assert bool(probs.isfinite().all())
+    assert "val_loss" in history.last
 
 
 def test_names():
@@ -371,11 +448,52 @@ def test_names():
         (["elr:beta=1"], "elr: beta must lie in"),
         (["elr+:networks=0"], r"elr\+: networks must be 1 or 2, got 0"),
         (["weight-compander:effective_decay=-1"], "effective_decay must be >= 0"),
+        (["weight-compander:function=sine"], "function must be one of arctan"),
+        (["weight-compander:init=both"], "init must be one of latent, match"),
+        (["weight-compander:a=0"], "a must be > 0 and finite, got 0"),
+        (["weight-compander:lr_scale=-1"], "lr_scale must be > 0"),
+        (["weight-compander:learnable=perhaps"], "learnable must be true or false, got 'perhaps'"),
+        (["weight-compander:decay_on=w"], "decay_on must be one of latent, effective, got 'w'"),
+        (["weight-compander:decay_on=latent,effective_decay=1"], "effective_decay must be 0 when decay_on"),
+        (["weight-compander:exclude=0.10"], "in quotes if it looks like a number, got 0.1"),
+        (["tract:sync_gram=perhaps"], "sync_gram must be true or false"),
+        (["tract:layer=0.10"], "layer must be the name of a layer, in quotes"),
+        (["ps-kd:dtype=floaty"], "dtype must be one of float16"),
+        (["ps-kd:topk=0"], "topk must be >= 1, got 0"),
+        (["ps-kd:device=nowhere"], "device must be cpu"),
+        (["ps-kd:logits=3"], "logits must be the name of a submodule, got 3"),
     ],
 )
 def test_bad_names(texts, message):
     with pytest.raises(UserError, match=message.replace("?", r"\?")):
         by_name(texts)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tract:layer=nosuch", "layer must name layers of the network, got 'nosuch'"),
+        ("tract:layer=1", "layer must be one of Linear, Conv1d, Conv2d, got BatchNorm2d"),
+        ("weight-compander:exclude=6 nosuch", "exclude must name layers of the network, got 'nosuch'"),
+        ("weight-compander:exclude=0 4 6", "must have a layer of the types"),
+        ("ps-kd:logits=nosuch", "logits must name a submodule, got 'nosuch'"),
+    ],
+)
+def test_networks_that_do_not_suit_a_method(text, message):
+    net = network()
+    with pytest.raises(UserError, match=message):
+        check_network(by_name([text]), net, torch.zeros(2, 1, 6, 6))
+    assert [type(part) for part in net] == [type(part) for part in network()]
+
+
+@pytest.mark.parametrize("prefix", ["", "network."])
+def test_layers_are_named_with_or_without_the_classifier(prefix):
+    callbacks = by_name([f"tract:layer={prefix}4", f"weight-compander:exclude={prefix}0 {prefix}6"])
+    net = network()
+    check_network(callbacks, net)
+    assert not traced(net)
+    fit(Classifier(net), data(False), epochs=1, callbacks=callbacks)
+    assert (traced(net), sorted(companded(net))) == (["4"], ["4"])
 
 
 SCRIPT = """

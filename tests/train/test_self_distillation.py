@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+
 import lightning
 import pytest
 import torch
@@ -227,29 +230,31 @@ def test_the_callback_is_the_loop_of_the_paper():
 
 
 def test_snapshot_is_the_network_of_the_last_epoch():
-    """Without dropout, augmentation or steps in between, memory and snapshot say the same."""
+    """Every target against what the network, saved at the end of the last epoch, makes of the same images."""
+    alpha_T, epochs, saved = 0.9, 3, {}
+    callback = PSKDCallback(alpha_T, teacher="snapshot")
+    seen: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+
+    class Watching(Classifier):
+        def training_step(self, batch, batch_idx):
+            seen.setdefault(self.current_epoch, []).append(batch)
+            return super().training_step(batch, batch_idx)
+
+        def on_train_epoch_end(self):
+            saved[self.current_epoch] = copy.deepcopy(self.network).eval()
+
     data = images(32)
-    found = {}
-    for teacher in ("memory", "snapshot"):
-        net = nn.Sequential(nn.Flatten(), nn.Linear(16, CLASSES))
-        nn.init.constant_(net[1].weight, 0.01)
-        seen = []
-
-        class Watching(Classifier):
-            def loss(self, logits, labels, seen=seen):
-                seen.append(labels)
-                return super().loss(logits, labels)
-
-        module = Watching(net, lr=0.5, clip=None)
-        batches = Batches(data, 32, indexed=True, shuffle=False)
-        fit(module, batches, epochs=3, callbacks=[PSKDCallback(0.9, teacher=teacher)])
-        found[teacher] = seen
-    # One batch an epoch: the memory holds what was predicted before the step, the snapshot what is after it.
-    assert torch.equal(found["memory"][0], found["snapshot"][0])
-    assert found["snapshot"][1].shape == (32, CLASSES)
-    assert not torch.allclose(found["memory"][1], found["snapshot"][1], atol=1e-3)
-    assert torch.allclose(found["memory"][1].sum(1), torch.ones(32))
-    assert torch.allclose(found["snapshot"][2].sum(1), torch.ones(32))
+    fit(Watching(network(), lr=0.5, clip=None), Batches(data, 16, indexed=True), epochs=epochs, callbacks=[callback])
+    assert all(not labels.is_floating_point() for _, labels in seen[0])
+    for epoch in (1, 2):
+        alpha, found = alpha_T * (epoch + 1) / epochs, []
+        for x, target in seen[epoch]:
+            with torch.no_grad():
+                past = saved[epoch - 1](x).softmax(1)
+            hard = functional.one_hot(((target - alpha * past) / (1 - alpha)).argmax(1), CLASSES).float()
+            assert torch.allclose(target, torch.lerp(hard, past, alpha), atol=1e-6)
+            found.append(hard)
+        assert torch.cat(found).sum(0).tolist() == data.labels.bincount(minlength=CLASSES).tolist()
 
 
 def test_fit_pskd_resumes_bit_for_bit(tmp_path):
@@ -267,6 +272,79 @@ def test_fit_pskd_resumes_bit_for_bit(tmp_path):
     history = fit_pskd(again, images(), epochs=4, batch_size=16, checkpoint=tmp_path / "a.ckpt")
     assert len(history.epochs) == 4
     assert same(whole.state_dict(), again.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("changed", "epochs", "message"),
+    [
+        ({"alpha_T": 0.5}, 4, "with the alpha_T it was begun with, got 0.5 instead of 0.8"),
+        ({"topk": 2}, 4, "with the topk it was begun with, got 2 instead of None"),
+        ({}, 6, "max_epochs it has, since the weight of the predictions grows with them, got 6 instead of 4"),
+    ],
+)
+def test_a_run_is_resumed_as_it_was_begun(changed, epochs, message, tmp_path):
+    class Stop(lightning.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 2:
+                raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        trained(PSKDCallback(0.8), Stop(), checkpoint=tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match=message):
+        trained(PSKDCallback(**{"alpha_T": 0.8} | changed), epochs=epochs, checkpoint=tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_topk_and_type_of_the_memory_through_the_callback(resumed, tmp_path):
+    class Stop(lightning.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            if trainer.current_epoch == 2:
+                raise RuntimeError("killed")
+
+    if resumed:
+        with pytest.raises(RuntimeError, match="killed"):
+            trained(PSKDCallback(topk=1, dtype="float16"), Stop(), checkpoint=tmp_path / "a.ckpt")
+    callback = PSKDCallback(topk=1, dtype="float16")
+    state, _ = trained(callback, checkpoint=tmp_path / "a.ckpt")
+    memory = callback.targets
+    assert (memory.num_classes, memory.predictions.shape, memory.predictions.dtype) == (3, (48, 1), torch.float16)
+    assert same(state, trained(PSKDCallback(topk=1, dtype=torch.float16))[0])
+    assert not same(state, trained(PSKDCallback())[0])
+
+
+class Rates(lightning.Callback):
+    """The learning rate of each epoch."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize("kind", ["made of a made one", "made of the module's own", "of an optimiser", "with it"])
+def test_schedulers_of_torch(kind):
+    net, rates = network(), Rates()
+    sgd = torch.optim.SGD(net.parameters(), lr=0.1)
+    schedule = functools.partial(torch.optim.lr_scheduler.StepLR, step_size=2, gamma=0.5)
+    module = Classifier(net, lr=0.1)
+    module.on_train_epoch_start = lambda: rates.on_train_epoch_start(module.trainer, module)
+    options = {
+        "made of a made one": {"optimizer": lambda params: torch.optim.SGD(params, lr=0.1), "scheduler": schedule},
+        "made of the module's own": {"scheduler": schedule},
+        "of an optimiser": {"scheduler": schedule(sgd)},
+        "with it": {"optimizer": sgd, "scheduler": schedule},
+    }[kind]
+    fit_pskd(module, images(), epochs=4, batch_size=16, **options)
+    assert rates.seen == pytest.approx([0.1, 0.1, 0.05, 0.05])
+
+
+def test_a_scheduler_of_another_optimiser_is_refused():
+    net = network()
+    one, other = (torch.optim.SGD(net.parameters(), lr=0.1) for _ in range(2))
+    schedule = torch.optim.lr_scheduler.StepLR(one, 2)
+    with pytest.raises(ValueError, match="scheduler must be that of the optimizer"):
+        fit_pskd(net, images(), epochs=1, optimizer=other, scheduler=schedule)
 
 
 def test_metrics_by_hand_and_by_an_independent_package():
@@ -325,6 +403,13 @@ def test_gathering_in_one_process_changes_nothing():
         (lambda m: m.soften(torch.tensor([1]), torch.tensor([3]), 1), "labels must lie in 0..2, got 3..3"),
         (lambda m: m.soften(torch.tensor([1]), torch.tensor([0]), 2), "epoch must lie in"),
         (lambda m: m.soften(torch.tensor([1]), torch.ones(1, 2), 1), "rows of 3 probabilities"),
+        (lambda m: m.soften(torch.tensor([0, 1, 2]), torch.tensor([0]), 1), "as many as ids, got 1 for 3"),
+        (lambda m: m.soften(torch.tensor([0]), torch.tensor([0, 1]), 1), "as many as ids, got 2 for 1"),
+        (lambda m: m.soften(torch.tensor([2, 2]), torch.tensor([0, 1]), 1), "different within a batch"),
+        (lambda m: PSKDCallback(dtype="float"), "dtype must be one of float16, .*, got 'float'"),
+        (lambda m: PSKDCallback(dtype=torch.int64), "dtype must be one of"),
+        (lambda m: PSKDCallback(topk=0), "topk must be >= 1, got 0"),
+        (lambda m: PSKDCallback(device="nowhere"), "device must be cpu, cuda or the like, got 'nowhere'"),
         (lambda m: m.update(torch.tensor([1]), torch.zeros(1, 4)), r"logits must have shape \(1, 3\), got \(1, 4\)"),
         (lambda m: m.update(torch.tensor([1]), torch.full((1, 3), float("nan"))), "logits must be finite"),
     ],

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from netwright.seeding import seeded
+from netwright.train import Classifier
 from netwright.train.weight_compander import (
     FUNCTIONS,
     WeightCompander,
@@ -21,6 +22,7 @@ from netwright.train.weight_compander import (
     expand_inverse,
     param_groups,
     remove_weight_compander,
+    scale_rates_,
     weight_statistics,
 )
 
@@ -116,15 +118,16 @@ def test_match_keeps_the_function_and_removal_keeps_it_again():
     before, keys = model(x), set(model.state_dict())
     apply_weight_compander(model, init="match")
     assert sorted(companded(model)) == ["0", "4", "6"]
-    assert torch.allclose(model(x), before, atol=1e-5)
+    matched = model(x)
+    assert torch.allclose(matched, before, rtol=0, atol=1e-5)
     latent = net()
     apply_weight_compander(latent)
     after = latent.eval()(x)
     assert not torch.allclose(after, before, atol=1e-2)
-    for wrapped, expected in ((model, before), (latent, after)):
+    for wrapped, expected in ((model, matched), (latent, after)):
         remove_weight_compander(wrapped)
         assert set(wrapped.state_dict()) == keys
-        assert torch.allclose(wrapped(x), expected, atol=1e-5)
+        assert torch.allclose(wrapped(x), expected, rtol=0, atol=1e-6)
 
 
 def test_latent_weights_are_the_old_ones():
@@ -172,22 +175,41 @@ def test_bounded_under_abuse():
         weight = model.get_submodule(name).weight
         assert bool(weight.isfinite().all())
         assert float(weight.detach().abs().max()) <= step.bound * (1 + 1e-6)
-        assert 0.1 <= float(step.a / step.start_a) <= 10
+        assert 0.1 * (1 - 1e-6) <= float((step.a / step.start_a).detach()) <= 10 * (1 + 1e-6)
 
 
-def test_learned_parameters_move_as_a_hundredth_of_the_learning_rate():
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("SGD", "groups"), ("SGD", "taken out"), ("SGD", "classifier"), ("Adam", "groups"), ("Adam", "taken out")],
+)
+def test_learned_parameters_move_at_a_hundredth_of_the_learning_rate(name, kind):
+    """Their first step against that of log a and log b themselves, whatever the optimiser."""
+    lr = 1e-4
     layer = apply_weight_compander(nn.Linear(6, 4, bias=False).double(), A, B, learnable=True)
-    step = companded(layer)[""]
-    x = torch.ones(1, 6, dtype=torch.float64)
-    a = torch.tensor(A, dtype=torch.float64, requires_grad=True)
-    log_a = a.log()
+    step, x = companded(layer)[""], torch.ones(1, 6, dtype=torch.float64)
     v = layer.parametrizations.weight.original.detach()
-    along = torch.autograd.grad((x @ compand(v, log_a.exp(), B).T).sum(), log_a)[0]
-    optimizer = torch.optim.SGD([step.alpha, step.beta], lr=1e-4)
+    logs = [torch.tensor(math.log(value), dtype=torch.float64, requires_grad=True) for value in (A, B)]
+    (x @ compand(v, *(log.exp() for log in logs)).T).sum().backward()
+    make = getattr(torch.optim, name)
+    make(logs, lr=0.01 * lr).step()
+    if kind == "groups":
+        optimizer = make(param_groups(layer, 5e-4, lr), lr=lr)
+    elif kind == "taken out":
+        optimizer = make(layer.parameters(), lr=lr, weight_decay=5e-4)
+        scale_rates_(optimizer, layer)
+    else:
+        optimizer = Classifier(layer, lr=lr, momentum=0.0).configure_optimizers()
     layer(x).sum().backward()
     optimizer.step()
-    assert float(step.a.detach().double().log() - math.log(A)) == pytest.approx(-1e-2 * 1e-4 * float(along), rel=0.2)
+    # log a = log a_0 + alpha to first order, so that both have the same gradient at the start.
+    for moved, log, start in ((step.alpha, logs[0], A), (step.beta, logs[1], B)):
+        assert float(moved.detach()) == pytest.approx(float(log.detach()) - math.log(start), rel=1e-3)
     assert {"parametrizations.weight.0.alpha", "parametrizations.weight.0.beta"} <= set(layer.state_dict())
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    assert groups[id(step.alpha)] is groups[id(step.beta)]
+    assert (groups[id(step.alpha)]["lr"], groups[id(step.alpha)]["weight_decay"]) == (pytest.approx(1e-2 * lr), 0.0)
+    scale_rates_(optimizer, layer)
+    assert groups[id(step.alpha)]["lr"] == pytest.approx(1e-2 * lr), "taken out once"
 
 
 def test_param_groups():
@@ -257,6 +279,7 @@ def test_excluded_layers_stay():
         ),
         (lambda: apply_weight_compander(nn.Linear(2, 2, dtype=torch.complex64)), TypeError, "got torch.complex64"),
         (lambda: param_groups(net(), -1), ValueError, "weight_decay must be >= 0"),
+        (lambda: param_groups(net(), 0, lr=0), ValueError, "lr must be > 0"),
         (lambda: crossover(-1, 1), ValueError, "a must be > 0"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -54,6 +56,38 @@ def test_intervals_are_those_of_positive_and_negative_weights():
     for (a, b), (c, d) in zip(found, expected, strict=True):
         assert np.abs(a.numpy() - c).max() < 1e-9
         assert np.abs(b.numpy() - d).max() < 1e-9
+
+
+@torch.no_grad()
+def _by_parts(model, low, high):
+    """Interval propagation with nothing of the project's: matrices of affine parts by autograd, split by sign.
+
+    It stands in for the package auto-lirpa, which no extra can name, since it asks for torch before 1.13.
+    """
+    found = []
+    for part in model.double():
+        if isinstance(part, (nn.ReLU, nn.MaxPool2d)):  # monotone
+            low, high = part(low[None])[0], part(high[None])[0]
+            found.append((low, high))
+            continue
+        constant = part(torch.zeros_like(low)[None])[0]
+        matrix = torch.autograd.functional.jacobian(lambda x, part=part: part(x[None])[0].flatten(), low).flatten(1)
+        up, down, lo, hi = matrix.clamp(min=0), matrix.clamp(max=0), low.flatten(), high.flatten()
+        low = constant + (up @ lo + down @ hi).reshape(constant.shape)
+        high = constant + (up @ hi + down @ lo).reshape(constant.shape)
+    return [*found, (low, high)]
+
+
+@pytest.mark.parametrize("radius", [0.01, 0.3])
+def test_intervals_of_convolutions_batch_norms_and_poolings(radius):
+    model, shape = net("convolutional")
+    low, high = box(shape, radius)
+    found = interval_bounds(model, low, high)[1:]
+    expected = _by_parts(copy.deepcopy(model), low, high)
+    assert len(found) == len(expected) == 4
+    for (a, b), (c, d) in zip(found, expected, strict=True):
+        assert float((a.flatten() - c.flatten()).abs().max()) < 1e-6
+        assert float((b.flatten() - d.flatten()).abs().max()) < 1e-6
 
 
 def test_intervals_by_hand():

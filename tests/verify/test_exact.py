@@ -14,6 +14,8 @@ from verified import NETS, captured, drawn, inputs_of, net, network, perceptron,
 from netwright.compress.prune import magnitude, remove
 from netwright.verify import Network, Region, smt_verify, verify_point
 from netwright.verify.bounds import analyse, flat_margin
+from netwright.verify.forms import TooLargeError
+from netwright.verify.relaxation import Relaxation
 
 
 @functools.cache
@@ -156,6 +158,56 @@ def test_safe_is_never_contradicted(name):
                 assert float(flat_margin(made.logits(witness[None]), label)) <= 0
                 assert bool(((witness >= low) & (witness <= high)).all())
     assert counts["safe"] > 0
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_hundred_thousand_points_do_not_contradict_safe(name):
+    """Of the largest box around one input that is proved."""
+    model, made = net(name)[0], network(name)
+    centre = torch.rand(made.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    label = int(made.logits(centre[None]).argmax())
+    for radius in (0.2, 0.08, 0.03, 0.01, 0.001):
+        low, high = centre - radius, centre + radius
+        if smt_verify(made, low, high, label, 0.5).status == "safe":
+            break
+    else:
+        pytest.fail("no box is safe")
+    for points in points_of(low, high, 100_000).split(20_000):
+        assert float(flat_margin(made.logits(points), label).min()) > 0
+        assert bool((model(points.float()).argmax(1) == label).all())
+
+
+def test_the_solver_is_asked_where_better_ranges_take_too_long(monkeypatch):
+    """They get a share of the time; the verdict is the same without them."""
+    made = captured(1, 3, 6, 4, 3)
+    boxes = [
+        (x - r, x + r, int(made.logits(x[None]).argmax())) for x in inputs_of(made, 6)[1::2] for r in (0.08, 0.2, 0.35)
+    ]
+    expected = [smt_verify(made, *box, 20.0, attack=False).status for box in boxes]
+
+    def slow(*args, most, **options):
+        if most:
+            raise TimeoutError
+        return Relaxation(*args, most=most, **options)
+
+    monkeypatch.setattr("netwright.verify.exact.Relaxation", slow)
+    found = [smt_verify(made, *box, 20.0, attack=False) for box in boxes]
+    assert [each.status for each in found] == expected
+    assert any(each.reason == "solver" for each in found)
+
+
+def test_what_the_solver_cannot_take_is_left_to_bounds(monkeypatch):
+    made = captured(1, 3, 6, 4, 3)
+    x = inputs_of(made, 2)[1]
+    label = int(made.logits(x[None]).argmax())
+
+    def refuse(*_, **__):
+        raise TooLargeError("many numbers")
+
+    monkeypatch.setattr("netwright.verify.exact.analyse", refuse)
+    assert smt_verify(made, x - 1e-4, x + 1e-4, label, 5.0).status == "safe"
+    large = smt_verify(made, x - 1.0, x + 1.0, label, 5.0, attack=False)
+    assert (large.status, large.reason) == ("unknown", "the network is too large for the exact engine: many numbers")
 
 
 def test_the_nearest_box_that_is_safe_touches_the_boundary():

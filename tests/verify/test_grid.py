@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from torch import nn
-from verified import captured, drawn, inputs_of, network
+from verified import captured, drawn, inputs_of, network, points_of
 
 from netwright.nn.convnet import MLP
 from netwright.verify import DLV, Network, Region, grid_search, ladder_search, verify_point
@@ -104,6 +104,9 @@ def test_pruning_decides_most_points(name):
     found = grid_search(made, x, region)
     assert (found.witness, found.n_points, found.n_pruned, found.whole_box) == (None, 0, 9**4, True)
     assert verify_point(made, x, region).scope == "box"
+    label = int(made.logits(x[None]).argmax())
+    for points in points_of(*region.box(x), 100_000).split(20_000):
+        assert not bool(other_class(made.logits(points), label).any())
     plain = grid_search(made, x, region, prune=False)
     assert (plain.witness, plain.n_points, plain.whole_box) == (None, 9**4, False)
 

@@ -140,10 +140,96 @@ def test_the_search_goes_deeper():
             if found.status == "unsafe":
                 assert bool(other_class(made.logits(found.witness[None]), label)[0])
                 assert bool(((found.witness >= 0) & (found.witness <= 1)).all())
+                assert found.layer == start
             elif found.status == "safe":
                 assert (found.layer, found.covers_input) == (start, start == 0)
             seen.add((start, found.status))
-    assert {(0, "safe"), (1, "unsafe")} <= seen
+    assert {(0, "safe"), (1, "unknown")} <= seen
+
+
+@pytest.mark.parametrize("seed", [3, 5])
+def test_a_witness_found_deeper_lies_in_the_region_of_inputs(seed):
+    """The search never calls unsafe what the exact engine proves safe."""
+    made = captured(seed, 6, 12, 8, 3)
+    for x in inputs_of(made, 4):
+        label = int(made.logits(x[None]).argmax())
+        dims = tuple(ranking(made, x, 0, "activation", label)[:3])
+        for span in (0.05, 0.2):
+            region = Region(dims, span, bounds=(0.0, 1.0))
+            found = DLV(made, 0, 1, n_dims=3, span=span, timeout=0.5).verify(x)
+            if found.status == "unsafe":
+                assert region.holds(found.witness, x.flatten())
+                assert bool(other_class(made.logits(found.witness[None]), label)[0])
+                assert verify_point(made, x, region, "smt").status == "unsafe"
+
+
+def test_a_counterexample_between_the_points_is_found_deeper():
+    """The tent: a point of [0, 1] between those of the grid, which only layer 1 sees."""
+    model = nn.Sequential(nn.Linear(1, 3), nn.ReLU(), nn.Linear(3, 2))
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)
+        model[0].bias.copy_(torch.tensor([-0.4, -0.5, -0.6]))
+        model[2].weight.copy_(torch.tensor([[0.0, 0.0, 0.0], [2.0, -4.0, 2.0]]))
+        model[2].bias.copy_(torch.tensor([0.1, 0.0]))
+    x = torch.zeros(1)
+    region = Region((0,), 1.0, bounds=(0.0, 1.0))
+    assert verify_point(model, x, region).status == "safe"
+    found = DLV(model, 0, 1, n_dims=1, span=1.0, refine=6, max_steps=4).verify(x, 0)
+    assert found.status == "unsafe"
+    assert found.reason == "found at layer 1"
+    assert (found.layer, found.covers_input) == (0, True)
+    assert 0.45 - 1e-5 <= float(found.witness) <= 0.55 + 1e-5
+
+
+# Corners, which a solver and the greedy search like, are seldom reached with several numbers.
+@pytest.mark.parametrize(("engine", "count"), [("grid", 3), ("smt", 1), ("layerwise", 1), ("search", 3)])
+def test_a_witness_of_a_hidden_region_leads_into_it(engine, count):
+    """All numbers of the layer count, not only those that vary."""
+    networks = [captured(seed, 10, 4, 4, 3) for seed in range(3)]
+    unsafe = 0
+    for made, x in [(each, x) for each in networks for x in inputs_of(each, 4)]:
+        alpha = made.activation(x, 1)
+        region = Region(tuple(alpha.argsort(descending=True)[:count].tolist()), 0.4, 1, layer=1)
+        if engine == "search":
+            found = DLV(made, 1, 2, n_dims=3, selector=region.dims, span=0.4, timeout=0.5).verify(x)
+        else:
+            found = verify_point(made, x, region, engine, timeout=0.5)
+        if found.status != "unsafe":
+            continue
+        reached = made.activation(found.witness, 1)
+        assert region.holds(reached, alpha, slack=1e-5)
+        assert bool(((found.witness >= 0) & (found.witness <= 1)).all())
+        assert bool(other_class(made.logits(found.witness[None]), found.label)[0])
+        assert not found.covers_input
+        unsafe += 1
+        if unsafe == 3:
+            break
+    assert unsafe
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"span": (0.2, 0.001, 0.001)}, {"norm": 1, "radius": 0.2}, {"norm": 2, "radius": 0.2}, {"bounds": (0.4, 0.6)}],
+)
+def test_the_greedy_search_keeps_to_the_region(more):
+    """A sum of 1.5 must fall to 1.2: three changes of 0.2 do that, and none of these regions has them but one."""
+    model = nn.Linear(3, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1.0, 1, 1], [0, 0, 0]]))
+        model.bias.copy_(torch.tensor([-1.2, 0.0]))
+    x = torch.full((3,), 0.5)
+    region = Region((0, 1, 2), **{"span": 0.2} | more)
+    found = verify_point(model, x, region, "layerwise")
+    if more.get("norm") == 2:  # 3 x 0.2 / sqrt(3) = 0.346 does
+        assert found.status == "unsafe"
+        assert region.holds(found.witness, x)
+    elif "bounds" in more:  # 3 x 0.1 is a tie
+        assert found.status == "unknown" or region.holds(found.witness, x)
+    else:
+        assert found.status == "unknown"
+    free = verify_point(model, x, Region((0, 1, 2), 0.2), "layerwise")
+    assert free.status == "unsafe"
+    assert free.distance == pytest.approx(0.2 * 3**0.5)
 
 
 def test_the_greedy_search_never_says_safe():
@@ -196,9 +282,15 @@ def test_hidden_regions_say_that_they_are_hidden():
         ({"refine": -1}, "refine must be >= 0"),
         ({"mode": "greedy"}, 'mode must be "exhaustive" or "features"'),
         ({"span": 0.0}, "span must be > 0"),
+        ({"timeout": -1.0}, "timeout must be > 0 seconds, got -1"),
         ({"end_layer": 9}, r"layer must lie in 0\.\.1, got 9"),
     ],
 )
 def test_bad_settings(change, told):
     with pytest.raises(ValueError, match=told):
         DLV(captured(0, 2, 2), **change).verify(torch.full((2,), 0.5))
+
+
+def test_a_class_that_is_none():
+    with pytest.raises(ValueError, match=r"label must lie in 0\.\.1, got 7"):
+        DLV(captured(0, 2, 2)).verify(torch.full((2,), 0.5), label=7)

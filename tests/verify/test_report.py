@@ -9,7 +9,15 @@ import torch
 from torch import nn
 from verified import captured, drawn, inputs_of, network, perceptron
 
-from netwright.verify import Network, Region, robustness_radii, robustness_report, smt_verify, verify_point
+from netwright.verify import (
+    Network,
+    Region,
+    few_number_radii,
+    robustness_radii,
+    robustness_report,
+    smt_verify,
+    verify_point,
+)
 
 
 def test_counts_and_distances():
@@ -72,6 +80,41 @@ def test_radii_agree_with_the_exact_engine(name):
     assert any(found.broken)
 
 
+@pytest.mark.parametrize("name", ["perceptron", "branches"])
+def test_the_exact_engine_closes_the_gap(name):
+    made = network(name)
+    x = torch.stack(inputs_of(made, 6)[1::2])
+    labels = made.logits(x).argmax(1)
+    before = robustness_radii(made, x, labels, largest=1.0, bounds=None)
+    after = robustness_radii(made, x, labels, largest=1.0, bounds=None, solver_timeout=4.0)
+    assert before.exact == (False, False, False)
+    assert any(after.exact)
+    for i in range(3):
+        assert after.proved[i] >= before.proved[i]
+        assert (after.broken[i] or math.inf) <= (before.broken[i] or math.inf)
+        if name == "perceptron" and after.broken[i] is not None:
+            assert after.proved[i] < after.broken[i] <= after.proved[i] * 2**0.25 + 1e-9
+            assert (
+                smt_verify(made, x[i] - after.proved[i], x[i] + after.proved[i], int(labels[i]), 30.0).status == "safe"
+            )
+
+
+def test_few_numbers_on_a_grid_by_hand():
+    """The margin of class 0 is 2 x - 1 + 3 (y - 0.5); of one number, y counts most."""
+    model = nn.Linear(2, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[2.0, 3.0], [0.0, 0.0]]))
+        model.bias.copy_(torch.tensor([-2.5, 0.0]))
+    x = torch.tensor([[0.75, 0.7], [0.95, 0.9]])  # margins 1.1 and 2.1: y must fall by 0.37, and by 0.7
+    labels = torch.tensor([0, 0])
+    assert few_number_radii(model, x, labels, 1, 0.5, steps=5) == (pytest.approx(0.4), None)
+    both = few_number_radii(model, x, labels, 2, 0.5, steps=5)
+    assert both[0] == pytest.approx(0.3)  # 5 r > 1.1
+    assert both[1] == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="numbers must be >= 1, got 0"):
+        few_number_radii(model, x, labels, 0)
+
+
 def test_radii_without_bounds_or_time():
     x = torch.rand(3, 4, generator=torch.Generator().manual_seed(0))
     odd = drawn(0, lambda: nn.Sequential(nn.Linear(4, 5), nn.Softplus(), nn.Linear(5, 2)))
@@ -83,6 +126,7 @@ def test_radii_without_bounds_or_time():
         ({"labels": 1 - labels}, "one that it does not: 0"),
         ({"labels": labels[:2]}, "as many, at least 1, got 3 and 2"),
         ({"largest": 0.0}, "largest must be > 0 and finite, got 0.0"),
+        ({"solver_timeout": -1.0}, "solver_timeout must be >= 0 and finite, got -1"),
         ({"timeout": math.inf}, "timeout must be > 0 and finite, got inf"),
     ):
         with pytest.raises(ValueError, match=told):

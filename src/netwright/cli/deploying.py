@@ -65,9 +65,18 @@ def compress(
         str | None, typer.Argument(metavar="[DATA]", help="What to train and measure on; a run brings its own.")
     ] = None,
     method: Annotated[
-        list[str] | None, typer.Option(help="distill, low-rank, prune or quantize; may repeat, in this order.")
+        list[str] | None,
+        typer.Option(
+            help="distill, low-rank or maestro, prune, quantize or differentiable-quantization or "
+            "alternating-quantization; may repeat, in this order."
+        ),
     ] = None,
-    student: Annotated[str, typer.Option(help="Network that distill trains.")] = "small_convnet",
+    student: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN|MODEL", help="Network that distill trains.  [a small one of at most half the parameters]"
+        ),
+    ] = None,
     params: Annotated[float, typer.Option(help="Share of parameters that low-rank leaves, in (0, 1).")] = 0.5,
     sparsity: Annotated[float, typer.Option(help="Share of zeros after prune, in [0, 1).")] = 0.9,
     bits: Annotated[int, typer.Option(help="Of a weight after quantize, 1..16.")] = 4,
@@ -93,7 +102,7 @@ def compress(
 
         wish = Wish(
             tuple(method or ()),
-            student=student,
+            student=student or "",
             share=params,
             sparsity=sparsity,
             bits=bits,

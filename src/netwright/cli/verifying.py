@@ -11,14 +11,20 @@ from netwright.cli.common import Debug, Download, Json, Quiet, guarded, show
 
 
 def verify(
-    model: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run, or FILE.py:FUNCTION.")],
+    model: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run, a name, or FILE.py:FUNCTION.")],
     image: Annotated[
         str, typer.Argument(metavar="IMAGE", help="An image file, a .npy file, or DATA:NUMBER of its test part.")
     ],
     radius: Annotated[str, typer.Option(help="Most that a pixel in [0, 1] may change: 0.03, or 8/255.")],
     manipulation: Annotated[str, typer.Option(help="all, pixels:N or patch:TOP,LEFT,HEIGHT,WIDTH.")] = "all",
-    engine: Annotated[str, typer.Option(help="auto, smt, bounds, grid or layerwise.")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, smt, bounds, grid, layers or layerwise.")] = "auto",
     steps: Annotated[int, typer.Option(help="Of the grid, to each side.")] = 1,
+    layers: Annotated[
+        str | None, typer.Option(metavar="FIRST:LAST", help="Of --engine layers; 0 is the input.  [0:1]")
+    ] = None,
+    dims: Annotated[
+        int | None, typer.Option(help="Numbers that vary in a layer behind the input, with --engine layers.  [5]")
+    ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds.")] = 60.0,
     size: Annotated[int | None, typer.Option(help="Height and width of an image file.  [its own]")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for a counterexample.  [counterexample-IMAGE]")] = None,
@@ -33,8 +39,8 @@ def verify(
         from netwright.design.verification import verify_model
 
         found = verify_model(
-            model, image, radius=radius, manipulation=manipulation, engine=engine, steps=steps, timeout=timeout,
-            out=out, force=force, size=size, download=download,
+            model, image, radius=radius, manipulation=manipulation, engine=engine, steps=steps, layers=layers,
+            dims=dims, timeout=timeout, out=out, force=force, size=size, download=download,
         )  # fmt: skip
         show(found, as_json)
         if found.status != "safe":

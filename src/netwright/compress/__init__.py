@@ -1,7 +1,7 @@
 """Making trained networks smaller, on any module: zeros, narrower layers, two factors for a layer, few bits, students.
 
 Names are resolved when they are first used, so that importing this package loads nothing heavy. ``METHODS``
-tells where each method is, by the name that people type.
+tells where each step of a chain is, by the name that people give ``netwright compress --method``.
 """
 
 from __future__ import annotations
@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING
 from netwright.lazy import exports
 
 METHODS = {
-    "magnitude": "netwright.compress.prune:magnitude",
-    "gradual": "netwright.compress.callbacks:GradualPruning",
-    "dense-sparse-dense": "netwright.compress.prune:dense_sparse_dense",
-    "hydra": "netwright.compress.hydra:HydraPruner",
-    "maestro": "netwright.compress.low_rank:fit_maestro",
-    "quantized-distillation": "netwright.compress.quantize:quantized_distillation",
-    "differentiable-quantization": "netwright.compress.quantize:differentiable_quantization",
-    "alternating-quantization": "netwright.compress.quantize:alternating_quantization",
-    "distillation": "netwright.compress.distill:distill",
+    "distill": "netwright.compress.chain:Distill",
+    "low-rank": "netwright.compress.chain:LowRank",
+    "maestro": "netwright.compress.chain:Maestro",
+    "prune": "netwright.compress.chain:Prune",
+    "quantize": "netwright.compress.chain:Quantize",
+    "differentiable-quantization": "netwright.compress.chain:LearnLevels",
+    "alternating-quantization": "netwright.compress.chain:Alternate",
 }
 
 _NAMES = {

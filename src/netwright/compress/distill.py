@@ -9,6 +9,7 @@ arXiv:1802.05668:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
@@ -33,7 +34,7 @@ class DistillationLoss(nn.Module):
     """The teacher's answers and the labels together, averaged over the batch, in nats.
 
     Args:
-        temperature: T > 0, of both softmaxes.
+        temperature: T > 0, finite, of both softmaxes.
         weight: w in [0, 1], of the teacher's term.
         reduction: ``"batchmean"``; ``"official"`` also divides the teacher's term by the number of classes, as the
             authors' code does.
@@ -50,8 +51,8 @@ class DistillationLoss(nn.Module):
 
     def __init__(self, temperature: float = 2.0, weight: float = 0.7, reduction: Reduction = "batchmean"):
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"temperature must be > 0, got {temperature}")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature must be > 0 and finite, got {temperature}")
         if not 0 <= weight <= 1:
             raise ValueError(f"weight must lie in [0, 1], got {weight}")
         if reduction not in get_args(Reduction):

@@ -17,10 +17,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
 from torch import nn
-from torch.nn.utils import parametrize
 
 from netwright.compress.exact import check_sparsity
 from netwright.compress.prune import prunable
+from netwright.nn import shared
 from netwright.nn.sparse import (
     FixedMask,
     TopKMask,
@@ -28,6 +28,7 @@ from netwright.nn.sparse import (
     init_scores,
     layers,
     mask_of,
+    masked_tensors,
     set_density,
     train_mode,
 )
@@ -82,9 +83,8 @@ def begin_scores(module: _M, density: float, skip: Sequence[str] = ()) -> _M:
             raise RuntimeError(f"begin_scores comes before begin_finetune, but layer {name!r} has a fixed mask")
         if not bool((layer.weight != 0).any()):  # type: ignore[union-attr]
             raise ValueError(f"layer {name!r} must have a weight that is not all zero to start scores from it")
-    for layer in chosen.values():
-        if mask_of(layer) is None:
-            parametrize.register_parametrization(layer, "weight", TopKMask(density))
+    bare = [layer for layer in chosen.values() if mask_of(layer) is None]
+    shared.register(module, [(layer, "weight", TopKMask(density)) for layer in bare])
     set_density(module, density)
     init_scores(module, "scaled")
     _set_trainable(module, False)
@@ -109,21 +109,23 @@ def begin_finetune(module: _M) -> _M:
         >>> int((net.weight != 0).sum())
         8
     """
-    scored = [layer for _, layer in layers(module) if isinstance(mask_of(layer), Scored)]
-    if not scored:
+    if not any(isinstance(mask_of(layer), Scored) for _, layer in layers(module)):
         raise RuntimeError("begin_scores comes before begin_finetune, but no layer has scores")
     train_mode(module, "weights")
     _set_trainable(module, True)
-    for layer in scored:
-        mask = mask_of(layer)
-        if isinstance(mask, TopKMask):
-            steps: Any = layer.parametrizations["weight"]  # type: ignore[index]
-            steps[list(steps).index(mask)] = FixedMask(mask.mask()).train(layer.training)
+    fixed: dict[nn.Module, FixedMask] = {}  # one for all layers that share a weight
+    for layer, name in masked_tensors(module):
+        steps = shared.steps_of(layer, name)
+        for i, step in enumerate(steps):
+            if isinstance(step, TopKMask):
+                if step not in fixed:
+                    fixed[step] = FixedMask(step.mask()).train(layer.training)
+                steps[i] = fixed[step]
     return module
 
 
 def _set_trainable(module: nn.Module, wanted: bool) -> None:
-    for layer in prunable(module).values():
+    for _, layer in layers(module):
         for name, parameter in layer.named_parameters():
             if not name.endswith("scores"):
                 parameter.requires_grad_(wanted)

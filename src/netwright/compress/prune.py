@@ -25,13 +25,14 @@ from torch.nn.utils import parametrize
 
 from netwright.compress.exact import Scope, check_sparsity, exact_masks
 from netwright.console import table
+from netwright.nn import shared
 from netwright.nn.sparse import (
     FixedMask,
     LayerSparsity,
-    bake,
     effective_weight,
     layers,
     mask_of,
+    masked_tensors,
     sparsity_report,
 )
 from netwright.results import Result, new_axes
@@ -71,6 +72,8 @@ def __getattr__(name: str) -> Any:
 def prunable(module: nn.Module, skip: Sequence[str] = ()) -> dict[str, nn.Module]:
     """Convolution and linear layers by name, without those whose name fits a pattern of ``skip``.
 
+    Of layers that share a weight there is the first, and none if one of them is skipped.
+
     Raises:
         ValueError: If no layer is left, or a pattern fits no layer.
 
@@ -89,7 +92,13 @@ def prunable(module: nn.Module, skip: Sequence[str] = ()) -> dict[str, nn.Module
             raise ValueError(
                 f"skip must name convolution or linear layers, got {pattern!r}; there are {', '.join(found)}"
             )
-    left = {n: layer for n, layer in found.items() if not any(fnmatch.fnmatchcase(n, p) for p in skip)}
+    skipped = [layer for n, layer in found.items() if any(fnmatch.fnmatchcase(n, p) for p in skip)]
+    seen = {shared.identity(layer, "weight") for layer in skipped}
+    left: dict[str, nn.Module] = {}
+    for n, layer in found.items():
+        if (key := shared.identity(layer, "weight")) not in seen:
+            left[n] = layer
+            seen.add(key)
     if not left:
         raise ValueError(f"skip must leave a layer to prune, got {list(skip)} for {', '.join(found)}")
     return left
@@ -107,7 +116,8 @@ def magnitude(
         scope: ``"layer"`` prunes every layer alike (its share is rounded so that the whole is exact);
             ``"global"`` keeps the largest weights wherever they are; ``"lamp"`` those that matter most to their
             own layer, see :func:`netwright.compress.exact.lamp_scores`: the safest when layers differ in scale.
-        skip: Names of layers to leave alone, as ``named_modules`` gives them; ``*`` stands for anything.
+        skip: Names of layers to leave alone, as ``named_modules`` gives them; ``*`` stands for anything. Whatever
+            shares a weight with one of them is left alone too.
         keep_at_least: Weights that every layer keeps (all of a layer that has fewer); 0 lets layers die.
 
     Returns:
@@ -116,6 +126,8 @@ def magnitude(
     Raises:
         ValueError: If an argument is out of bounds, fewer than ``keep_at_least`` weights a layer would be
             left, a pattern in ``skip`` fits no layer, or a layer has learned scores.
+
+    A weight that several layers share, an embedding and a classifier say, counts once and is masked for all of them.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(1, 10, 3), nn.Flatten(), nn.Linear(10, 9))
@@ -129,7 +141,7 @@ def magnitude(
             raise ValueError(
                 f"module must hold no learned scores, got some in layer {name!r}: call begin_finetune first"
             )
-    _set_masks(chosen, exact_masks(list(chosen.values()), sparsity, scope, keep_at_least, regrow=False))
+    _set_masks(module, chosen, exact_masks(list(chosen.values()), sparsity, scope, keep_at_least, regrow=False))
     return module
 
 
@@ -165,7 +177,7 @@ def update(
     chosen = {name: layer for name, layer in prunable(module, skip).items() if isinstance(mask_of(layer), FixedMask)}
     if not chosen:
         raise ValueError(f"module must be pruned already, got {type(module).__name__} without a mask")
-    _set_masks(chosen, exact_masks(list(chosen.values()), sparsity, scope, keep_at_least, regrow=regrow))
+    _set_masks(module, chosen, exact_masks(list(chosen.values()), sparsity, scope, keep_at_least, regrow=regrow))
     return module
 
 
@@ -185,7 +197,7 @@ def place_masks(module: _M, skip: Sequence[str] = ()) -> _M:
         20
     """
     chosen = {name: layer for name, layer in prunable(module, skip).items() if mask_of(layer) is None}
-    _set_masks(chosen, [torch.ones_like(layer.weight) for layer in chosen.values()])  # type: ignore[arg-type]
+    _set_masks(module, chosen, [torch.ones_like(layer.weight) for layer in chosen.values()])  # type: ignore[arg-type]
     return module
 
 
@@ -204,7 +216,7 @@ def hold(module: _M, skip: Sequence[str] = ()) -> _M:
     """
     chosen = {name: layer for name, layer in prunable(module, skip).items() if mask_of(layer) is None}
     with torch.no_grad():
-        _set_masks(chosen, [effective_weight(layer) != 0 for layer in chosen.values()])
+        _set_masks(module, chosen, [effective_weight(layer) != 0 for layer in chosen.values()])
     return module
 
 
@@ -231,8 +243,7 @@ def remove(module: _M) -> _M:
             raise ValueError(
                 f"module must hold its masks as parametrizations, got {kind} {name!r}: use nn.sparse.to_dense"
             )
-    for layer in masked.values():
-        bake(layer)
+    shared.bake_together(masked_tensors(module))
     return module
 
 
@@ -295,7 +306,7 @@ class Sparsity(Result):
 
     Attributes:
         sparsity: Share of zeros among all weights of convolution and linear layers, in [0, 1].
-        kept: Weights that are not zero.
+        kept: Weights that are not zero; those that layers share count for each of them.
         total: All weights.
         layers: The same for each layer, by name.
     """
@@ -338,10 +349,12 @@ def sparsity(module: nn.Module) -> Sparsity:
     return Sparsity((total - kept) / total, kept, total, report)
 
 
-def _set_masks(chosen: dict[str, nn.Module], masks: Iterable[Tensor]) -> None:
+def _set_masks(module: nn.Module, chosen: dict[str, nn.Module], masks: Iterable[Tensor]) -> None:
+    new = []
     for layer, mask in zip(chosen.values(), masks, strict=True):
         present = mask_of(layer)
         if isinstance(present, FixedMask):
             present.set_mask(mask)
         else:
-            parametrize.register_parametrization(layer, "weight", FixedMask(mask))
+            new.append((layer, "weight", FixedMask(mask)))
+    shared.register(module, new)

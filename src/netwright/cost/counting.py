@@ -82,9 +82,9 @@ class Cost(Result):
         return ax
 
 
-def count(module: nn.Module, shape: Sequence[int]) -> Cost:
-    """Parameters and multiply-adds of a network, from one forward pass of one random input in evaluation
-    mode.
+def count(module: nn.Module, shape: Sequence[int] | None = None, *, inputs: Sequence[Tensor] | None = None) -> Cost:
+    """Parameters and multiply-adds of a network, from one forward pass in evaluation mode, of one random input or of
+    given ones.
 
     Every convolution and matrix product is seen, whether a layer, a function or an operator makes it,
     attention included. Weights count as they are used: masks (:mod:`netwright.nn.sparse`) and other
@@ -94,20 +94,26 @@ def count(module: nn.Module, shape: Sequence[int]) -> Cost:
     Args:
         module: The network; it is left as it was.
         shape: Shape of one input without the batch, such as (channels, height, width).
+        inputs: In its place the inputs themselves, of any type and number, with a batch of one.
 
     Raises:
-        ValueError: If ``shape`` holds a size below 1, or the network does not take such an input.
+        ValueError: If ``shape`` holds a size below 1, the network does not take such an input, or not exactly one of
+            ``shape`` and ``inputs`` is given.
 
     Example:
         >>> cost = count(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()), (3, 32, 32))
         >>> cost.parameters, cost.macs, cost.macs == 3 * 3 * 3 * 8 * 32 * 32
         (224, 221184, True)
     """
-    if not shape or min(shape) < 1:
+    if (shape is None) == (inputs is None):
+        raise ValueError(f"exactly one of shape and inputs must be given, got {shape} and {inputs}")
+    if shape is not None and (not shape or min(shape) < 1):
         raise ValueError(f"shape must hold sizes >= 1, got {tuple(shape)}")
     owned = {name: (part, list(_stored(part))) for name, part in _parts(module)}
     first = next((p for _, tensors in owned.values() for p in tensors if p.is_floating_point()), torch.zeros(()))
-    x = torch.rand(1, *shape, generator=stream(0, "count")).to(first)
+    if inputs is None:
+        assert shape is not None
+        inputs = [torch.rand(1, *shape, generator=stream(0, "count")).to(first)]
     counter = _Counter()
     with ExitStack() as stack:
         stack.enter_context(in_mode(module, training=False))
@@ -115,12 +121,14 @@ def count(module: nn.Module, shape: Sequence[int]) -> Cost:
             stack.callback(handle.remove)
         stack.enter_context(_plain_kernels(module))
         stack.enter_context(torch.no_grad())
-        counter.from_input[x] = True
+        for x in inputs:
+            counter.from_input[x] = True
         try:
             with counter:
-                module(x)
+                module(*inputs)
         except RuntimeError as error:
-            raise ValueError(f"module must take an input of shape {tuple(shape)}: {error}") from error
+            told = f"an input of shape {tuple(shape)}" if shape is not None else "these inputs"
+            raise ValueError(f"module must take {told}: {error}") from error
     layers: list[LayerCost] = []
     seen: set[int] = set()
     for name, (part, tensors) in owned.items():

@@ -46,6 +46,7 @@ class BiasedDataset(TensorImages):
         labels: (N,) whole numbers >= 0: what is to be learned.
         bias: (N,) whole numbers >= 0: what is not. Bias b is the typical one of class b.
         files: The file each image came from, where there is one.
+        rows: (N,) the row of each image in the array or data set it came from.
 
     Raises:
         ValueError: If a shape, a type or a length is wrong.
@@ -64,8 +65,9 @@ class BiasedDataset(TensorImages):
         bias: Int[Tensor, "examples"],
         *,
         files: Sequence[str] | None = None,
+        rows: Int[Tensor, "examples"] | None = None,
     ):
-        super().__init__(images, labels, files=files)
+        super().__init__(images, labels, files=files, rows=rows)
         if bias.is_floating_point() or bias.shape != labels.shape or (len(bias) and int(bias.min()) < 0):
             raise ValueError(f"bias must be {len(labels)} integers >= 0, got {bias.dtype} of {tuple(bias.shape)}")
         self.bias = bias.to(torch.int64)
@@ -79,11 +81,11 @@ class BiasedDataset(TensorImages):
         """A copy of the examples at ``indices``, in that order."""
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         plain = super().subset(chosen)
-        return BiasedDataset(plain.images, plain.labels, self.bias[chosen], files=plain.files)
+        return BiasedDataset(plain.images, plain.labels, self.bias[chosen], files=plain.files, rows=plain.rows)
 
     def with_labels(self, labels: Int[Tensor, "examples"]) -> BiasedDataset:
         """The same images and biases, not copied, with other labels."""
-        return BiasedDataset(self.images, labels, self.bias, files=self.files)
+        return BiasedDataset(self.images, labels, self.bias, files=self.files, rows=self.rows)
 
 
 def draw_bias(

@@ -55,6 +55,7 @@ class FolderImages(Dataset[tuple[Tensor, int]]):
         sums: np.ndarray,
     ):
         self.files: tuple[str, ...] | None = tuple(files)
+        self.rows: Tensor | None = None
         self.labels, self.shape = labels.to(torch.int64), shape
         self._digests, self._sums = digests, sums
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +28,28 @@ PER_LINE = 5
 CONSTANT_BELOW = 1e-6  # a channel that varies less is not divided by its deviation
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where an example is in its source: a file, or a row of an array or of a part of a named data set.
+
+    Attributes:
+        file: Its path; empty for a row of an array.
+        array: ``"y_train"`` of a ``.npz``, ``"train"`` of a named data set; empty for a file.
+        row: Within the array, from 0; None for a file.
+
+    Example:
+        >>> str(Place(array="y_train", row=28)), str(Place("photos/cat/7.png"))
+        ('y_train[28]', 'photos/cat/7.png')
+    """
+
+    file: str = ""
+    array: str = ""
+    row: int | None = None
+
+    def __str__(self) -> str:
+        return self.file or f"{self.array}[{self.row}]"
+
+
 @dataclass(frozen=True, eq=False)
 class Data(Result):
     """A data set in three parts that share no image.
@@ -44,6 +67,7 @@ class Data(Result):
         problems: Faults that do not keep the data from being used.
         source: Where the data comes from.
         split_off: Parts that the data had not, and that were split off the training part.
+        arrays: For each part the name of the array or the part that ``rows`` of its images are rows of.
     """
 
     name: str
@@ -57,11 +81,39 @@ class Data(Result):
     problems: tuple[Problem, ...]
     source: str
     split_off: tuple[str, ...] = ()
+    arrays: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def parts(self) -> dict[str, Images]:
         """The three parts by name."""
         return {"train": self.train, "validation": self.validation, "test": self.test}
+
+    def place(self, part: str, index: int) -> Place:
+        """Where an example of a part is in what was loaded.
+
+        Args:
+            part: ``"train"``, ``"validation"`` or ``"test"``.
+            index: Within the part.
+
+        Raises:
+            ValueError: If there is no such part.
+            IndexError: If there is no such example.
+
+        Example:
+            >>> place = load("digits").place("train", 5)  # the rows before it may be in other parts
+            >>> place.array, place.row >= 5
+            ('train', True)
+        """
+        if part not in self.parts:
+            raise ValueError(f"part must be one of {', '.join(self.parts)}, got {part!r}")
+        images = self.parts[part]
+        if not 0 <= index < len(images):
+            raise IndexError(f"index must lie in 0..{len(images) - 1}, got {index}")
+        if images.files is not None:
+            return Place(images.files[index])
+        if images.rows is None:
+            return Place(array=part, row=index)
+        return Place(array=self.arrays.get(part, part), row=int(images.rows[index]))
 
     def normalise(self) -> Normalise:
         """The layer that standardises images with the training part's statistics."""
@@ -216,6 +268,7 @@ def load(
     """
     how = Reading(download=download, skip_broken=skip_broken, size=size, root=root, memory_limit=memory_limit)
     parts = read(name_or_path, how)
+    parts.number_rows()
     problems = parts.problems + class_problems(parts, drop_unknown=drop_unknown)
     refuse(problems)
     parts.drop_unknown()
@@ -254,4 +307,5 @@ def _split(parts: Parts, problems: list[Problem], groups: np.ndarray, seed: int)
         problems=tuple(problems),
         source=parts.source,
         split_off=tuple(split_off),
+        arrays={part: parts.places["train" if part in split_off else part] for part in PARTS},
     )

@@ -149,4 +149,4 @@ def with_nuisance(
         render(scaled(part), own).mul(255).round().byte()
         for part, own in zip(images.images.split(2048), numbers.split(2048), strict=True)
     ]
-    return TensorImages(torch.cat(made), images.labels, files=images.files), numbers
+    return TensorImages(torch.cat(made), images.labels, files=images.files, rows=images.rows), numbers

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from netwright.data.problems import NAMES_SHOWN, Problem, counted, listing, refusal
 from netwright.data.tensors import Images
@@ -60,6 +61,12 @@ class Parts:
             return f"{self.source}, {self.places[part]}"
         place = self.folder / self.places[part]
         return str(place if label is None else place / label)
+
+    def number_rows(self) -> None:
+        """Lets every image that is in no file know its row, as the source has it, before any is taken away."""
+        for images in self.images.values():
+            if images.files is None and images.rows is None:
+                images.rows = torch.arange(len(images))
 
     def drop_unknown(self) -> None:
         """Takes away every image whose class is not in the training part."""
@@ -158,7 +165,8 @@ def _disagreeing(parts: Parts, part: str, keys: np.ndarray) -> list[Problem]:
 def _file(parts: Parts, part: str, index: int) -> str:
     files = parts.images[part].files
     if files is None:
-        return f"{parts.places[part]}[{index}]"
+        rows = parts.images[part].rows
+        return f"{parts.places[part]}[{index if rows is None else int(rows[index])}]"
     return str(Path(files[index]).relative_to(parts.folder)) if parts.folder else files[index]
 
 

@@ -93,7 +93,7 @@ def pixel_rows(part: TensorImages, *, pool: int = 1, permutation_seed: int | Non
     flat = images.flatten(2)
     if permutation_seed is not None:
         flat = flat[:, :, torch.randperm(flat.shape[2], generator=stream(permutation_seed, "pixels"))]
-    return TensorImages(flat[:, :, None].contiguous(), part.labels, files=part.files)
+    return TensorImages(flat[:, :, None].contiguous(), part.labels, files=part.files, rows=part.rows)
 
 
 def series_names() -> tuple[str, ...]:

@@ -32,6 +32,7 @@ class Images(Protocol):
 
     labels: Tensor
     files: tuple[str, ...] | None
+    rows: Tensor | None
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> tuple[Tensor, int]: ...
@@ -82,6 +83,13 @@ class TensorImages(Dataset[tuple[Tensor, int]]):
         images: (N, C, H, W) uint8, or float32 for data that is no picture.
         labels: (N,) whole numbers, 0 or more.
         files: The file each image came from, where there is one.
+        rows: (N,) the row of each image in the array or data set it came from; subsets keep it.
+
+    Attributes:
+        images: As given.
+        labels: As int64.
+        files: A tuple; None where there are no files.
+        rows: As int64; None where they are not known.
 
     Raises:
         ValueError: If a shape, a type or a length is wrong.
@@ -99,6 +107,7 @@ class TensorImages(Dataset[tuple[Tensor, int]]):
         labels: Int[Tensor, "examples"],
         *,
         files: Sequence[str] | None = None,
+        rows: Int[Tensor, "examples"] | None = None,
     ):
         if images.ndim != 4:
             raise ValueError(f"images must have shape (examples, channels, height, width), got {tuple(images.shape)}")
@@ -110,7 +119,10 @@ class TensorImages(Dataset[tuple[Tensor, int]]):
             raise ValueError(f"labels must be >= 0, got {int(labels.min())}")
         if files is not None and len(files) != len(images):
             raise ValueError(f"files must be {len(images)} names, got {len(files)}")
+        if rows is not None and (rows.is_floating_point() or rows.shape != labels.shape):
+            raise ValueError(f"rows must be {len(images)} integers, got {rows.dtype} of {tuple(rows.shape)}")
         self.images, self.labels = images, labels.to(torch.int64)
+        self.rows = None if rows is None else rows.to(torch.int64)
         self.files = None if files is None else tuple(files)
 
     def __len__(self) -> int:
@@ -132,7 +144,8 @@ class TensorImages(Dataset[tuple[Tensor, int]]):
         """A copy of the examples at ``indices``, in that order."""
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         files = None if self.files is None else [self.files[i] for i in chosen.tolist()]
-        return TensorImages(self.images[chosen], self.labels[chosen], files=files)
+        rows = None if self.rows is None else self.rows[chosen]
+        return TensorImages(self.images[chosen], self.labels[chosen], files=files, rows=rows)
 
     def with_labels(self, labels: Int[Tensor, "examples"]) -> TensorImages:
         """The same images, not copied, with other labels.
@@ -140,7 +153,7 @@ class TensorImages(Dataset[tuple[Tensor, int]]):
         Raises:
             ValueError: If there is not one whole number >= 0 an image.
         """
-        return TensorImages(self.images, labels, files=self.files)
+        return TensorImages(self.images, labels, files=self.files, rows=self.rows)
 
     def digests(self) -> np.ndarray:
         """(N, 16) uint8: equal rows mean equal images."""

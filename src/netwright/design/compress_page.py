@@ -40,8 +40,11 @@ ROW = 30  # points that a step takes in the chart
 TOLD = {
     "distill": "a smaller student learned what the network answers",
     "low-rank": "layers became two thin ones each, of ranks that were learned",
+    "maestro": "layers became two thin ones each, of ranks that were learned and cut in the paper's order",
     "prune": "the smallest weights became zero",
     "quantize": "weights were rounded to a few bits",
+    "differentiable-quantization": "weights were rounded to a few levels, and the levels learned",
+    "alternating-quantization": "weights were rounded to a few levels, and both were learned in turn",
 }
 
 
@@ -59,6 +62,7 @@ class Compressed(Result):
         files: Bytes of each file that holds the network, by its path in the folder.
         report: Accuracy, size and speed after each step.
         missing: Forms that could not be written, and why.
+        student: Name of the network that ``distill`` trained; None where it did not.
     """
 
     folder: str
@@ -70,6 +74,7 @@ class Compressed(Result):
     files: dict[str, int]
     report: Compression
     missing: tuple[str, ...]
+    student: str | None = None
 
     def __str__(self) -> str:
         page = Path(self.folder) / "report.html"
@@ -182,7 +187,8 @@ def _files(result: Compressed) -> list[Block]:
         blocks.append(Bullets(result.missing))
     code = (
         "from netwright.compress import unpacked\n"
-        'network = unpacked(open("packed.safetensors", "rb").read(), model)  # model: the network before'
+        'network = unpacked(open("packed.safetensors", "rb").read(), model)  # model: '
+        + (f"the student, {result.student}" if result.student else "the network before")
     )
     return [*blocks, Paragraph("The packed weights are read back bit for bit:"), Code(code, "python")]
 

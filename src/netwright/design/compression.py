@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import pkgutil
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,12 @@ import torch
 from torch import nn
 
 from netwright import storage
+from netwright.compress import METHODS
 from netwright.compress.chain import (
     Compression,
     Distill,
     LowRank,
     Prune,
-    Quantize,
     Step,
     Training,
     compress,
@@ -25,14 +27,13 @@ from netwright.compress.chain import (
 from netwright.console import UserError, nearest, note
 from netwright.data.tensors import Batches, Normalise
 from netwright.design.compress_page import FINISHED, KIND, Compressed, build, kept
-from netwright.design.model import baseline_network
 from netwright.design.options import MOVABLE
 from netwright.design.run import RunFolder
+from netwright.design.students import student_for
 from netwright.design.subject import Reading, Subject, open_subject
 from netwright.results import Result, plain
-from netwright.seeding import seeded, stream
+from netwright.seeding import stream
 
-METHODS = ("distill", "low-rank", "prune", "quantize")
 BATCH = 64
 PRODUCTS = ("packed.safetensors", "model.onnx", "sparse")
 WRITTEN = (*PRODUCTS, FINISHED, "run.json", "data.json", "report.html", "report.md", "report.json", "work")
@@ -44,11 +45,12 @@ class Wish:
     """What a chain shall do; every method reads its own fields.
 
     Attributes:
-        methods: Of ``METHODS``, in that order.
-        student: Network that ``distill`` trains: a name of ``netwright.nn.pretrained``, or ``small_convnet``.
-        share: Share of the parameters that ``low-rank`` leaves at most, in (0, 1).
+        methods: Of ``netwright.compress.METHODS``, in that order, one of those that take the same place.
+        student: Network that ``distill`` trains, as for :func:`netwright.design.students.student_for`; empty for a
+            small one with at most half the parameters.
+        share: Share of the parameters that ``low-rank`` and ``maestro`` leave at most, in (0, 1).
         sparsity: Share of zeros after ``prune``, in [0, 1).
-        bits: Of a weight after ``quantize``, 1..16.
+        bits: Of a weight after ``quantize`` and the other two that round, 1..16.
         bucket_size: Weights that share a scale; 0 for one scale a tensor.
         augment: Train on the data's own augmentation; the teacher then answers every batch, not once an example.
         epochs: Of training, for every step that trains.
@@ -57,7 +59,7 @@ class Wish:
     """
 
     methods: tuple[str, ...]
-    student: str = "small_convnet"
+    student: str = ""
     share: float = 0.5
     sparsity: float = 0.9
     bits: int = 4
@@ -69,33 +71,53 @@ class Wish:
 
     def __post_init__(self) -> None:
         if not self.methods:
-            raise UserError("no method is given", cure=f"add --method {', --method '.join(METHODS[1:])}")
+            raise UserError("no method is given", cure=f"add --method of {', '.join(METHODS)}")
         for method in self.methods:
             if method not in METHODS:
                 raise UserError(f"unknown method {method!r}", cure=nearest(method, METHODS))
-        if list(self.methods) != [method for method in METHODS if method in self.methods]:
+        places = [step_of(method).place for method in self.methods]
+        if any(b <= a for a, b in itertools.pairwise(places)):
             raise UserError(
-                f"methods must come in the order {', '.join(METHODS)}, each once, got {', '.join(self.methods)}",
+                f"methods must come in the order {_order()}, each once, got {', '.join(self.methods)}",
                 cure="put --method in this order: what comes later would undo what was done before",
             )
         if self.seed < 0:
             raise UserError(f"seed must be >= 0, got {self.seed}")
+        if not 0 < self.share < 1:
+            raise UserError(f"--params must lie in (0, 1), got {self.share:g}")
         try:
             Training(None, self.epochs, self.lr)
             for method in self.methods:
-                if method != "distill":
-                    self.step(method, (1, 8, 8), 2)
+                if step_of(method) is not Distill:
+                    self.step(method)
         except ValueError as error:
             raise UserError(str(error)) from error
 
-    def step(self, method: str, shape: tuple[int, int, int], classes: int) -> Step:
-        """One step of the chain, for a network with inputs of this shape."""
-        if method == "distill":
-            with seeded(self.seed, "init", "student"):
-                return Distill(baseline_network(self.student, shape, classes))
-        if method == "low-rank":
-            return LowRank(self.share)
-        return Prune(self.sparsity) if method == "prune" else Quantize(self.bits, self.bucket_size or None)
+    def step(self, method: str, student: nn.Module | None = None) -> Step:
+        """One step of the chain; ``distill`` needs the student."""
+        kind: Any = step_of(method)
+        if kind is Distill:
+            return Distill(student)  # type: ignore[arg-type]
+        if issubclass(kind, LowRank):
+            return kind(self.share)
+        return kind(self.sparsity) if kind is Prune else kind(self.bits, self.bucket_size or None)
+
+
+def step_of(method: str) -> type[Step]:
+    """The kind of step that a name of ``netwright.compress.METHODS`` stands for.
+
+    Example:
+        >>> step_of("maestro").__name__
+        'Maestro'
+    """
+    return pkgutil.resolve_name(METHODS[method])
+
+
+def _order() -> str:
+    by_place: dict[int, list[str]] = {}
+    for method in METHODS:
+        by_place.setdefault(step_of(method).place, []).append(method)
+    return ", ".join(" or ".join(names) for names in by_place.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,10 +214,14 @@ def _compressed(run: RunFolder, asked: Asked, command: str) -> Compressed:
     reading = Reading(asked.skip_broken, asked.drop_unknown, asked.download)
     opened = open_subject(asked.model, asked.data or None, asked.size, wish.seed, reading)
     found = opened.data
-    if "distill" in wish.methods and found is None:
-        cure = "name DATA, or leave out --method distill"
-        raise UserError("distill needs data to train on", where=asked.model, cure=cure)
-    steps = [wish.step(method, opened.shape, len(opened.classes)) for method in wish.methods]
+    for method in wish.methods:
+        if found is None and step_of(method).needs_data:
+            cure = f"name DATA, or leave out --method {method}"
+            raise UserError(f"{method} needs data to train on", where=asked.model, cure=cure)
+    name = student = None
+    if "distill" in wish.methods:
+        name, student = student_for(opened, wish.student, wish.seed)
+    steps = [wish.step(method, student) for method in wish.methods]
     began = not run.has("run.json")
     if began:
         run.describe(asked, command)
@@ -236,6 +262,7 @@ def _compressed(run: RunFolder, asked: Asked, command: str) -> Compressed:
         files=_sizes(run.path),
         report=report,
         missing=missing,
+        student=name,
     )
     told = run.read("data.json") if found is not None else None
     build(result, run.described(), told).write(run.path)

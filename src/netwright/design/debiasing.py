@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from netwright.data import Data
 
 FIGURES, PICTURES, PAGE = "bias.json", "views.npz", "views"
-MOST_CLASSES, ROWS_A_CLASS, MOST_ROWS, MOST_IMAGES = 10, 3, 30, 500
+MOST_CLASSES, ROWS_A_CLASS, MOST_ROWS = 10, 3, 30
 GAP = 2  # pixels between two pictures of a strip
-READER_STEPS, READER_BATCH = 300, 64
 
 
 def write(
@@ -66,45 +65,30 @@ def _answers(network: nn.Module, data: Data, images: Any) -> Tensor:
 
 def _translated(run: RunFolder, translator: Any, network: nn.Module, data: Data) -> dict[str, Any]:
     """Keeps strips of validation images in other classes, and measures what translating does to them."""
-    import torch
-
-    from netwright.data import TensorImages, subset
-    from netwright.train.debias import translation_rates
+    from netwright.train.debias import quality, translation_rates
     from netwright.train.debias.views import panel, translated
 
-    part = data.validation
-    chosen = subset(part, min(MOST_IMAGES, len(part)), seed=0)
-    pixels = torch.stack([part[i][0] for i in chosen.tolist()])
-    images, labels = (255 * pixels).round().byte(), part.labels[chosen]
+    found = quality.translation_quality(translator, data)
+    images, labels = quality.sample(data)
     count = len(data.classes)
-    targets = (labels + 1 + torch.arange(len(labels)) % (count - 1)) % count  # never the image's own
-    made = TensorImages(translated(translator, images, targets), labels)
-    read, kept = _answers(_reader(data), data, made), _answers(network, data, made)
+    targets = quality.other_classes(labels, count)
+    made = translated(translator, images, targets)
+    kept = quality.answers(network, made, labels, data.normalise())
+    rates = translation_rates(targets, kept, labels, targets)
     shown = [round(i * (count - 1) / max(1, min(count, MOST_CLASSES) - 1)) for i in range(min(count, MOST_CLASSES))]
     rows = [row for label in shown for row in (labels == label).nonzero().flatten()[:ROWS_A_CLASS].tolist()]
     strips = panel(translator, images[rows], shown)
     storage.write_arrays(run / PICTURES, {"strips": strips.permute(0, 1, 3, 4, 2).numpy()})
     return {
-        **translation_rates(read, kept, labels, targets),
+        **rates,
+        "bias transfer": found.transfer,
+        "figure kept": found.kept,
+        "change": found.change,
+        "faults": list(found.faults()),
         "images": len(labels),
         "classes": [data.classes[label] for label in shown],
         "labels": [data.classes[label] for label in labels[rows].tolist()],
     }
-
-
-def _reader(data: Data) -> nn.Module:
-    """A small network that was made to learn what is easy in the data: it reads the bias, if there is one."""
-    from netwright.data.tensors import Batches
-    from netwright.nn.convnet import SmallConvNet
-    from netwright.seeding import seeded
-    from netwright.train import fit
-    from netwright.train.debias import BiasedClassifier
-
-    with seeded(0, "reader"):
-        network = SmallConvNet((8, 16), num_classes=len(data.classes), in_channels=data.shape[0])
-    batches = Batches(data.train, READER_BATCH, normalise=data.normalise(), steps=READER_STEPS, name="reader")
-    fit(BiasedClassifier(network), batches, epochs=1, description="reader of the bias")
-    return network
 
 
 def read(run: RunFolder) -> dict[str, Any] | None:
@@ -113,12 +97,18 @@ def read(run: RunFolder) -> dict[str, Any] | None:
 
 
 def told(figures: dict[str, Any]) -> str:
-    """One sentence on what translating did to validation images."""
-    return (
+    """What translating did to validation images, and whether the translator was ready."""
+    text = (
         f"Of {figures['images']} validation images that were translated into another class, a network that learns "
         f"what is easy takes {percent(figures['bias transfer'])} for the class they were translated into, and the "
         f"debiased network {percent(figures['signal kept'])} for the class they came from."
     )
+    if figures.get("figure kept") is not None:
+        text += f" One that sees no colour takes {percent(figures['figure kept'])} for the class they came from."
+    faults = figures.get("faults", [])
+    if faults:
+        text += f" Do not trust the network yet: {'; '.join(faults)}."
+    return text
 
 
 def lines(run: RunFolder) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +24,8 @@ MOST_MISTAKES = 24
 MOST_MAPS = 6  # of right answers, and of wrong ones
 EDGE = 128  # pixels of a picture beside its map
 RADII = 10  # images whose robustness radius is looked for
-RADII_SECONDS = 10.0
+RADII_SECONDS, SOLVER_SECONDS = 10.0, 20.0
+FEW = 4  # numbers that the grid engine varies where there is no solver
 
 
 def mistakes(data: Data, probs: Tensor, limit: int = 24) -> dict[str, np.ndarray]:
@@ -137,6 +139,9 @@ def map_blocks(file: Path, classes: Sequence[str]) -> list[Block]:
 def radii(network: nn.Module, data: Data, probs: Tensor, limit: int = RADII) -> dict[str, np.ndarray] | None:
     """Robustness radii of the first test images that a network gets right, as arrays for ``radii.npz``.
 
+    By bounds and an attack; what these leave open is asked of the exact engine where Z3 is installed, else the grid
+    engine tells what a change of a few numbers does.
+
     Args:
         network: Takes standardised images.
         data: Whose test part is looked at.
@@ -153,7 +158,8 @@ def radii(network: nn.Module, data: Data, probs: Tensor, limit: int = RADII) -> 
 
     from netwright.data.tensors import scaled
     from netwright.design.measure import first_images, onnx_input
-    from netwright.verify import Network, robustness_radii
+    from netwright.verify import Network, few_number_radii, robustness_radii
+    from netwright.verify.encoding import has_z3
 
     images, labels = first_images(data, len(data.test))
     if images.dtype != torch.uint8 or images.shape[1] not in (1, 3):
@@ -166,15 +172,26 @@ def radii(network: nn.Module, data: Data, probs: Tensor, limit: int = RADII) -> 
         chosen = right[seen.logits(scaled(images[right])).argmax(1) == labels[right]][:limit]
     if not len(chosen):
         return None
-    found = robustness_radii(seen, scaled(images[chosen]), labels[chosen], tight=False, timeout=RADII_SECONDS)
+    solver, pixels = has_z3(), scaled(images[chosen])
+    found = robustness_radii(
+        seen, pixels, labels[chosen], tight=False, timeout=RADII_SECONDS, solver_timeout=SOLVER_SECONDS * solver
+    )
+    few = (None,) * len(chosen) if solver else few_number_radii(seen, pixels, labels[chosen], FEW)
     return {
         "images": onnx_input(images[chosen], True),
         "true": labels[chosen].numpy(),
         "predicted": predicted[chosen].numpy(),
         "confidence": confidence[chosen].numpy(),
         "proved": np.array(found.proved),
-        "broken": np.array([np.nan if each is None else each for each in found.broken]),
+        "broken": _numbers(found.broken),
+        "exact": np.array(found.exact) if solver else np.zeros(len(chosen), dtype=bool),
+        "few": _numbers(few),
+        "solver": np.full(len(chosen), solver),
     }
+
+
+def _numbers(values: Sequence[float | None]) -> np.ndarray:
+    return np.array([np.nan if each is None else each for each in values])
 
 
 def radius_blocks(file: Path, classes: Sequence[str]) -> list[Block]:
@@ -186,16 +203,45 @@ def radius_blocks(file: Path, classes: Sequence[str]) -> list[Block]:
     if not file.exists():
         return []
     images, *columns, proved, broken = _arrays(file, (*MISTAKES, "proved", "broken"))
-    items = [
-        Picture(png(image), f"{_caption(classes, *map(float, numbers))}: {_reach(a, b)}")
-        for image, a, b, *numbers in zip(images, proved, broken, *columns, strict=True)
-    ]
+    told = [_reach(a, b) for a, b in zip(proved, broken, strict=True)]
     reading = (
         "Test images it gets right, and by how many of 255 grey levels every pixel may change at once: up to the first "
-        "number the class is certain, proved by bounds; with a change of the second one it is another, found along "
-        "the gradient. What lies between is open; netwright verify asks an exact solver."
+        "number the class is certain; with a change of the second one it is another. "
     )
+    if not _holds(file, "solver"):  # a run of an earlier version
+        reading += "Bounds prove the first, the gradient leads to the second. "
+    else:
+        exact, few, solver = _arrays(file, ("exact", "few", "solver"))
+        if solver.any():
+            reading += (
+                f"Bounds prove the first, the gradient leads to the second; the exact engine (Z3) decided further for "
+                f"{int(exact.sum())} of {len(exact)}. "
+            )
+        else:
+            reading += (
+                "Bounds prove the first, the gradient leads to the second; without Z3, the grid engine looked at the "
+                f"{FEW} numbers that the class depends on most, from level to level of a grid. "
+            )
+            told = [f"{each}; {_few(size)}" for each, size in zip(told, few, strict=True)]
+    reading += "What lies between is open."
+    items = [
+        Picture(png(image), f"{_caption(classes, *map(float, numbers))}: {each}")
+        for image, each, *numbers in zip(images, told, *columns, strict=True)
+    ]
     return [Images(items, reading)] if items else []
+
+
+def _few(size: float) -> str:
+    return f"with {FEW} numbers at {255 * size:.3g}" if np.isfinite(size) else f"with {FEW} numbers no other class"
+
+
+def _holds(file: Path, name: str) -> bool:
+    """Whether an array is in a file; a damaged one is told of when it is read."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return name in arrays.files
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile):
+        return False
 
 
 def _reach(proved: float, broken: float) -> str:

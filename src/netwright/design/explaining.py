@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from netwright.explain.maps import LayerMaps
     from netwright.nn.activations import CamMethod
+    from netwright.nn.pretrained import Preprocessing
 
 METHODS = {"eigen-cam": "Eigen-CAM", "grad-cam": "Grad-CAM", "grad-cam++": "Grad-CAM++"}
 SIZE = 224  # of the input of a function in a Python file, unless it is told
@@ -225,6 +226,22 @@ def _read(file: Path, network: _Network) -> Image:
     across, down = shorter * min(1.0, width / height), shorter * min(1.0, height / width)
     left, top = round((image.width - across) / 2), round((image.height - down) / 2)
     return image.crop((left, top, left + max(1, round(across)), top + max(1, round(down))))
+
+
+def seen(file: Path, made: Preprocessing, size: int | None = None) -> Tensor:
+    """The central square of a picture, as a network by name sees it: (channels, height, width) in [0, 1].
+
+    Args:
+        file: A picture.
+        made: How the network's source makes pictures ready; what it standardises by is left out.
+        size: Height and width; those of ``made`` when None.
+
+    Raises:
+        UserError: If the file is no readable picture.
+    """
+    sides = made.size if size is None else (size, size)
+    network = _Network("", nn.Identity(), len(made.mean), sides, made.crop, nn.Identity(), None)
+    return _input(_read(file, network), network)
 
 
 def _maps(network: _Network, maker: Any, x: Tensor) -> tuple[Tensor, Tensor]:

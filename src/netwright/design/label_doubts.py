@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from netwright.train import LabelDoubts
 
 LIST, FIGURES, PICTURES = "doubts.csv", "doubts.json", "doubts.npz"
-COLUMNS = ("rank", "file", "index", "label", "suggested", "score", "support")
+COLUMNS = ("rank", "file", "array", "row", "index", "label", "suggested", "score", "support")
 MOST_PICTURES, MOST_ROWS, MOST_LINES = 24, 100, 10
 EDGE = 96  # pixels of a stored picture, at most
 
@@ -61,14 +61,13 @@ def write_list(run: RunFolder, data: Data, found: LabelDoubts, changed: Tensor |
         found: The doubts of the training part.
         changed: Which labels were made wrong on purpose, if any were.
     """
-    files = data.train.files
     names = list(data.classes)
-    rows = [
-        [rank, "" if files is None else files[index], index, names[given], names[suggested], score, support]
-        for rank, (index, given, suggested, score, support) in enumerate(
-            zip(found.index, found.given, found.suggested, found.score, found.support, strict=True), 1
-        )
-    ]
+    rows: list[list[Any]] = []
+    doubts = zip(found.index, found.given, found.suggested, found.score, found.support, strict=True)
+    for rank, (index, given, suggested, score, support) in enumerate(doubts, 1):
+        place = data.place("train", index)
+        row = "" if place.row is None else place.row
+        rows.append([rank, place.file, place.array, row, index, names[given], names[suggested], score, support])
     header = list(COLUMNS)
     figures: dict[str, Any] = {"examples": found.examples, "doubtful": len(found), "columns": header}
     if changed is not None:
@@ -116,8 +115,8 @@ def lines(run: RunFolder) -> list[str]:
     if figures is None:
         return []
     shown = [
-        f"  {row[1] or f'training example {row[2]}'}: labelled {row[3]}, looks like {row[4]} (doubt {row[5]:.2f})"
-        for row in figures["rows"][:MOST_LINES]
+        f"  {_place(row)}: labelled {row['label']}, looks like {row['suggested']} (doubt {row['score']:.2f})"
+        for row in _rows(figures)[:MOST_LINES]
     ]
     return [f"{told(figures)}{':' if shown else '.'}", *shown, f"labels to check: {run.path / LIST}"]
 
@@ -136,11 +135,14 @@ def blocks(run: RunFolder) -> list[Block]:
         "most of another class. The doubt is one minus the average's share of the label. A label can be right all the "
         "same, of a rare kind of example above all: look before you change it."
     )
-    rows = figures["rows"]
+    rows = _rows(figures)
     if not rows:
         return [Paragraph(f"{told(figures)}: the averages of what the network predicted agree with all labels.")]
     made: list[Block] = [Paragraph(reading)]
-    captions = [f"{_name(row)}: labelled {row[3]}, looks like {row[4]} ({row[5]:.2f})" for row in rows[:MOST_PICTURES]]
+    captions = [
+        f"{_name(row)}: labelled {row['label']}, looks like {row['suggested']} ({row['score']:.2f})"
+        for row in rows[:MOST_PICTURES]
+    ]
     images = _stored(run / PICTURES)
     if images is None:
         made.append(Bullets(captions))
@@ -148,7 +150,7 @@ def blocks(run: RunFolder) -> list[Block]:
         pairs = zip(images, captions, strict=True)
         made.append(Images([Picture(png(image), text) for image, text in pairs], "The most doubtful examples."))
     table = [
-        [row[1] or f"training example {row[2]}", row[3], row[4], _rounded(row[5]), _rounded(row[6])] for row in rows
+        [_place(row), row["label"], row["suggested"], _rounded(row["score"]), _rounded(row["support"])] for row in rows
     ]
     header = ["example", "label", "looks like", "doubt", "support of that"]
     made.append(Table(header, table, f"The first {len(rows)} of {figures['doubtful']}; all are in {LIST}."))
@@ -159,8 +161,21 @@ def _rounded(value: float) -> Value:
     return Value(value, f"{value:.3f}")
 
 
-def _name(row: Sequence[Any]) -> str:
-    return Path(row[1]).name if row[1] else f"example {row[2]}"
+def _rows(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [dict(zip(figures["columns"], row, strict=True)) for row in figures["rows"]]
+
+
+def _place(row: Mapping[str, Any]) -> str:
+    """Where the example is: its file, or its row of the user's array."""
+    if row["file"]:
+        return str(row["file"])
+    if row.get("array"):
+        return f"{row['array']}[{row['row']}]"
+    return f"training example {row['index']}"  # a run of an earlier version
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return Path(row["file"]).name if row["file"] else _place(row)
 
 
 def _stored(file: Path) -> np.ndarray | None:

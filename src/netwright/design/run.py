@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from netwright import storage
 from netwright.console import UserError
+from netwright.design.distributed import is_main
 
 if TYPE_CHECKING:
     from netwright.design.plan import Plan
@@ -155,6 +156,25 @@ class RunFolder:
                 "started": datetime.now(UTC).isoformat(timespec="seconds"),
             },
         )
+
+    @contextmanager
+    def taken_back(self, *, unless: Sequence[str]) -> Iterator[None]:
+        """Takes back what was told of a run that fails before it has anything to show, so that it can be corrected.
+
+        A run that is interrupted stays, to be gone on with.
+
+        Args:
+            unless: Files that are something to show.
+        """
+        try:
+            yield
+        except Exception:
+            if is_main() and not any(map(self.has, unless)):
+                for name in ("run.json", "data.json"):
+                    (self.path / name).unlink(missing_ok=True)
+                with suppress(OSError):
+                    (self.path / "work").rmdir()
+            raise
 
     @contextmanager
     def locked(self) -> Iterator[None]:

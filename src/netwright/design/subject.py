@@ -80,12 +80,12 @@ def open_subject(model: str, data: str | None, size: int | None, seed: int, read
     channels = input_channels(network)
     found = None if data is None else _load(data, seed, None if size is None else (size, size), reading)
     shape = (channels, size or SIZE, size or SIZE) if found is None else found.shape
-    outputs = _outputs(network, shape, model)
+    found_outputs = outputs(network, shape, model)
     if found is None:
-        classes, mean, std = tuple(map(str, range(outputs))), (0.0,) * shape[0], (1.0,) * shape[0]
+        classes, mean, std = tuple(map(str, range(found_outputs))), (0.0,) * shape[0], (1.0,) * shape[0]
         return Subject(network, shape, classes, mean, std, shape[0] in (1, 3), None)
-    if len(found.classes) != outputs:
-        raise UserError(f"the network has {outputs} outputs, the data {len(found.classes)} classes", where=model)
+    if len(found.classes) != found_outputs:
+        raise UserError(f"the network has {found_outputs} outputs, the data {len(found.classes)} classes", where=model)
     picture = getattr(found.train, "images", torch.empty(0, dtype=torch.uint8)).dtype == torch.uint8
     return Subject(network, shape, found.classes, found.mean, found.std, picture, found)
 
@@ -114,7 +114,12 @@ def _load(data: str, seed: int, size: tuple[int, int] | None, reading: Reading) 
 
 
 @torch.inference_mode()
-def _outputs(network: nn.Module, shape: tuple[int, int, int], model: str) -> int:
+def outputs(network: nn.Module, shape: tuple[int, int, int], model: str) -> int:
+    """How many outputs a network has.
+
+    Raises:
+        UserError: If it does not take inputs of this shape; the message names ``model``.
+    """
     try:
         return int(network(torch.zeros(1, *shape)).shape[-1])
     except (RuntimeError, ValueError, AssertionError, AttributeError) as error:

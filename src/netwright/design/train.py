@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from netwright.data import Data
     from netwright.data.label_noise import NoiseKind
 
+CHECKPOINT = "work/train.ckpt"
 NOTABLE_ZEROS = 0.01  # share of a run's weights from which on it counts as pruned
 CROPS = ("random", "center")
 # What runs of earlier versions did not have, with what they did.
@@ -114,7 +115,7 @@ class TrainOptions(Result):
     def fitting(self, run: RunFolder) -> dict[str, Any]:
         """What :func:`netwright.train.fit` is told of seed, machine and checkpoint."""
         same = {name: getattr(self, name) for name in ("seed", "devices", "nodes", "strategy", "precision")}
-        return {**same, "checkpoint": run / "work/train.ckpt"}
+        return {**same, "checkpoint": run / CHECKPOINT}
 
     def identity(self) -> dict[str, Any]:
         """What decides the outcome: two runs with equal identity are the same run."""
@@ -173,7 +174,7 @@ def train(options: TrainOptions, *, command: str = "") -> TrainResult:
 def _trained(run: RunFolder, options: TrainOptions, command: str) -> TrainResult:
     from netwright.data.tensors import Batches
     from netwright.train import evaluate
-    from netwright.train.methods import callbacks, check_data, described, pretraining
+    from netwright.train.methods import callbacks, check_data, check_network, described, pretraining
 
     if distributed.agree(run.has(FINISHED)):
         return kept(run)
@@ -186,6 +187,7 @@ def _trained(run: RunFolder, options: TrainOptions, command: str) -> TrainResult
         raise UserError(
             "the run's network is a pair already, and elr+ makes one of a single network", where=options.model
         )
+    check_network(methods, network, torch.zeros(2, *data.shape))
     prepared = None if method is None else unlabelled.prepare(options, data, network, method)
     if distributed.is_main() and not run.has("run.json"):
         note(data.summary())
@@ -194,14 +196,15 @@ def _trained(run: RunFolder, options: TrainOptions, command: str) -> TrainResult
     distributed.barrier()
     if run.read("data.json")["fingerprint"] != data.fingerprint():
         raise UserError("the data have changed since this run began", where=options.data, cure="choose another --out")
-    preparation.prepare(methods, data, run.path, augment=options.augment)
     probes = None
-    if prepared is not None:
-        history, probes = unlabelled.pretrain(run, options, data, network, prepared)
-    else:
-        history, network = _with_labels(run, options, data, network, methods)
-        if architecture is not None and _pairing(methods) is not None:
-            architecture = dataclasses.replace(architecture, members=2)
+    with run.taken_back(unless=(CHECKPOINT, preparation.FILE)):
+        preparation.prepare(methods, data, run.path, augment=options.augment)
+        if prepared is not None:
+            history, probes = unlabelled.pretrain(run, options, data, network, prepared)
+        else:
+            history, network = _with_labels(run, options, data, network, methods)
+    if architecture is not None and _pairing(methods) is not None:
+        architecture = dataclasses.replace(architecture, members=2)
     if distributed.is_main():
         whole = Batches(data.test, 256, shuffle=False, drop_last=False, normalise=data.normalise())
         probs, labels = evaluate(network, whole)
@@ -237,7 +240,7 @@ def _trained(run: RunFolder, options: TrainOptions, command: str) -> TrainResult
         run.write("training.json", history.to_dict())
         run.write(FINISHED, {name: value for name, value in result.to_dict().items() if name != "folder"})
         page(run.path).write(run.path)
-        (run / "work/train.ckpt").unlink(missing_ok=True)
+        (run / CHECKPOINT).unlink(missing_ok=True)
     distributed.barrier()
     return kept(run)
 
@@ -256,7 +259,8 @@ def _with_labels(
     pairing = _pairing(methods)
     if pairing is not None:
         network = pairing.pair(module, network)
-    return history, remove_tract(remove_weight_compander(network))
+    # What was trained in another precision is kept in that of every other network.
+    return history, remove_tract(remove_weight_compander(network)).float()
 
 
 def _pairing(methods: Sequence[Any]) -> Any:

@@ -3,50 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import math
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from netwright import storage
 from netwright.console import UserError, nearest, note
-from netwright.design.model import RunModel, load
+from netwright.design.image_subject import ImageSubject, open_image
 from netwright.page import Images, KeyValues, Page, Paragraph, Picture, Section, png
 from netwright.results import Result
+from netwright.verify.encoding import has_z3
+from netwright.verify.layer_search import DLV
 from netwright.verify.layerwise import ranking
-from netwright.verify.network import Network
 from netwright.verify.region import Region
 from netwright.verify.result import VerificationResult
 from netwright.verify.safety import ENGINES, verify_point
 
 MANIPULATIONS = ("all", "pixels:N", "patch:TOP,LEFT,HEIGHT,WIDTH")
+CHOICES = ("auto", *ENGINES, "layers")
 LARGEST = 10**7  # points of a grid
+LAYERS, DIMS = "0:1", 5  # of the search layer by layer
 SHOWN = 8  # times that a small picture is enlarged on the page
-
-
-@dataclasses.dataclass(frozen=True)
-class Subject:
-    """What is verified.
-
-    Attributes:
-        network: As the verifier sees it.
-        image: One input, float32, without a batch.
-        bounds: Range of its numbers; None where it is no picture.
-        classes: Names of the outputs.
-        label: Class that the data give it; None where nobody said.
-    """
-
-    network: Network
-    image: Tensor
-    bounds: tuple[float, float] | None
-    classes: tuple[str, ...]
-    label: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +41,8 @@ class Verification(Result):
         predicted: The class of the image.
         changed_to: Class of the counterexample.
         manipulation, radius: What may change, and by how much.
-        numbers: How many numbers of the input vary.
+        numbers: How many numbers of the input vary, or of the layer that the region lies in.
+        layer: That layer; 0 is the input.
         engine: Which one decided.
         reason: What decided, or why nothing did.
         distance: Largest change of a number in the counterexample.
@@ -79,6 +61,7 @@ class Verification(Result):
     manipulation: str
     radius: float
     numbers: int
+    layer: int
     engine: str
     reason: str
     distance: float | None
@@ -89,15 +72,23 @@ class Verification(Result):
 
     def __str__(self) -> str:
         within = f"{self.manipulation} within {self.radius:g} ({self.numbers} numbers vary)"
+        if self.layer:
+            within = f"{self.numbers} numbers of layer {self.layer} within {self.radius:g}"
         if self.status == "safe":
             told = f"safe: no change of {within} takes it from class {self.predicted}"
             told += "" if self.scope == "box" else "; between the points of the grid nothing is proved"
+            told += "; that says nothing of other images" if self.layer else ""
         elif self.status == "unsafe":
             told = f"unsafe: a change of at most {self.distance:.4g} makes {self.predicted} a {self.changed_to}"
             told += "" if self.as_picture is not False else "; rounded to 256 levels it does not"
         else:
             told = f"unknown: {self.reason}"
         lines = [told, f"{within}; {self.engine}: {self.reason}; {self.seconds:.1f} s"]
+        lines += [
+            f"layer {each['layer']}: {each['dims']} numbers vary, {each['points']} points, "
+            f"{each['spurious']} counterexamples that no input leads to"
+            for each in self.stats.get("layers", [])
+        ]
         return "\n".join([*lines, *self.files])
 
 
@@ -109,6 +100,8 @@ def verify_model(
     manipulation: str = "all",
     engine: str = "auto",
     steps: int = 1,
+    layers: str | None = None,
+    dims: int | None = None,
     timeout: float = 60.0,
     out: str | Path | None = None,
     force: bool = False,
@@ -118,48 +111,53 @@ def verify_model(
     """Verifies one image, and saves a counterexample if there is one.
 
     Args:
-        model: A run, or ``FILE.py:FUNCTION`` that returns a trained network.
+        model: A run; a name of :mod:`netwright.nn.pretrained`, with its trained weights; or ``FILE.py:FUNCTION`` that
+            returns a trained network.
         image: An image file, a ``.npy`` or ``.npz`` file with one image, or ``DATA:NUMBER`` for one of a test part.
         radius: Most that a number may change, > 0, of pixels in [0, 1]: ``"0.03"``, ``"8/255"``.
         manipulation: ``"all"`` numbers; ``"pixels:N"``, those N places with the largest derivative of the margin; or
             ``"patch:TOP,LEFT,HEIGHT,WIDTH"``.
-        engine: ``"smt"``, ``"bounds"``, ``"grid"``, ``"layerwise"``, or ``"auto"``: the exact one where the network and
-            the installation allow, else bounds.
+        engine: ``"smt"``, ``"bounds"``, ``"grid"``, ``"layerwise"`` (greedy), ``"layers"`` (the exhaustive search layer
+            by layer), or ``"auto"``: the exact one where the network and the installation allow, else bounds.
         steps: Of a grid, to each side.
+        layers: For ``"layers"``: ``"FIRST:LAST"``, 0 being the input; ``"0:1"`` by default. Behind the input, the
+            radius is that of ``dims`` numbers of the first layer.
+        dims: For ``"layers"``: numbers that vary in a layer behind the input, >= 1; 5 by default.
         timeout: Seconds, > 0.
         out: Folder for a counterexample; ``counterexample-IMAGE`` by default.
         force: Whether a folder that is there may be written into.
         size: Height and width of an image file for a network that has no size of its own.
-        download: Allows the network, to fetch a data set.
+        download: Allows the network, to fetch a data set or trained weights.
 
     Raises:
         UserError: If anything given is missing, damaged or out of its range; nothing is written.
     """
     span = _radius(radius)
-    if engine not in ("auto", *ENGINES):
-        raise UserError(f"unknown engine {engine!r}", cure=nearest(engine, ("auto", *ENGINES)))
-    if steps < 1:
-        raise UserError(f"steps must be >= 1, got {steps}")
-    if not (timeout > 0 and math.isfinite(timeout)):
-        raise UserError(f"timeout must be > 0 seconds and finite, got {timeout}")
-    if engine == "smt" and not _has_solver():
-        raise UserError("the exact engine needs Z3", cure='pip install "netwright[verify]", or take --engine bounds')
-    _manipulation(manipulation)
-    subject = _subject(model, image, size, download)
+    first, last = _checked(engine, manipulation, steps, layers, dims, timeout)
+    subject = open_image(model, image, size, download)
     target = Path(f"counterexample-{_stem(image)}") if out is None else Path(out)
     if target.exists() and (not target.is_dir() or (not force and any(target.iterdir()))):
         raise UserError("there is something already", where=target, cure="choose another --out, or add --force")
-    dims = _dims(manipulation, subject)
-    grid = engine in ("grid", "layerwise")
+    varied = _dims(manipulation, subject)
+    grid = engine in ("grid", "layerwise", "layers")
     region = Region(
-        dims, span / steps if grid else span, steps if grid else 1, norm="inf", radius=span, bounds=subject.bounds
+        varied, span / steps if grid else span, steps if grid else 1, norm="inf", radius=span, bounds=subject.bounds
     )
-    if grid and engine == "grid" and region.count > LARGEST:
+    if (engine == "grid" or (engine == "layers" and not first)) and region.count > LARGEST:
         raise UserError(
             f"the grid has {float(region.count):.3g} points, more than {LARGEST}",
             cure="let fewer numbers vary (--manipulation pixels:8), or take --engine smt",
         )
-    found, used = _decided(subject, region, engine, timeout)
+    if engine == "layers":
+        search = DLV(
+            subject.network, first, last, dims or DIMS, "activation" if first else varied, span=span / steps,
+            steps=steps, bounds=subject.bounds, max_points=LARGEST, timeout=timeout,
+        )  # fmt: skip
+        found, used = _searched(search, subject), engine
+        numbers = min(dims or DIMS, subject.network.layer(first).size) if first else len(varied)
+    else:
+        found, used = _decided(subject, region, engine, timeout)
+        numbers = len(varied)
     files: tuple[str, ...] = ()
     rounded = None
     if found.status == "unsafe":
@@ -172,18 +170,14 @@ def verify_model(
     return Verification(
         found.status, found.scope, model, image, subject.classes[found.label],
         None if found.witness_class is None else subject.classes[found.witness_class],
-        manipulation, span, len(dims), used, found.reason, moved, rounded, found.seconds, files, found.stats,
+        manipulation, span, numbers, found.layer, used, found.reason, moved, rounded, found.seconds, files, found.stats,
     )  # fmt: skip
 
 
-def _has_solver() -> bool:
-    return importlib.util.find_spec("z3") is not None
-
-
-def _decided(subject: Subject, region: Region, engine: str, timeout: float) -> tuple[VerificationResult, str]:
+def _decided(subject: ImageSubject, region: Region, engine: str, timeout: float) -> tuple[VerificationResult, str]:
     chosen = engine
     if engine == "auto":
-        chosen = "smt" if _has_solver() else "bounds"
+        chosen = "smt" if has_z3() else "bounds"
         if chosen == "bounds":
             note('Z3 is not installed, so only bounds decide: pip install "netwright[verify]"')
     try:
@@ -200,7 +194,7 @@ def _decided(subject: Subject, region: Region, engine: str, timeout: float) -> t
     return found, chosen
 
 
-def _verified(subject: Subject, region: Region, engine: str, timeout: float) -> VerificationResult:
+def _verified(subject: ImageSubject, region: Region, engine: str, timeout: float) -> VerificationResult:
     return verify_point(
         subject.network,
         subject.image,
@@ -210,6 +204,45 @@ def _verified(subject: Subject, region: Region, engine: str, timeout: float) -> 
         timeout,
         inputs=subject.bounds,
     )
+
+
+def _checked(
+    engine: str, manipulation: str, steps: int, layers: str | None, dims: int | None, timeout: float
+) -> tuple[int, int]:
+    """Refuses options that do not fit; returns the first and the last layer of the search layer by layer."""
+    if engine not in CHOICES:
+        raise UserError(f"unknown engine {engine!r}", cure=nearest(engine, CHOICES))
+    if engine != "layers" and (layers is not None or dims is not None):
+        given = "layers" if layers is not None else "dims"
+        raise UserError(f"only the search layer by layer takes {given}", cure="add --engine layers")
+    first, last = _layers(LAYERS if layers is None else layers)
+    if dims is not None and dims < 1:
+        raise UserError(f"dims must be >= 1, got {dims}")
+    if steps < 1:
+        raise UserError(f"steps must be >= 1, got {steps}")
+    if not (timeout > 0 and math.isfinite(timeout)):
+        raise UserError(f"timeout must be > 0 seconds and finite, got {timeout}")
+    if engine in ("smt", "layers") and not has_z3():
+        what = "the exact engine" if engine == "smt" else "the search layer by layer"
+        raise UserError(f"{what} needs Z3", cure='pip install "netwright[verify]", or take --engine bounds')
+    _manipulation(manipulation)
+    if engine == "layers" and first and manipulation != "all":
+        raise UserError(f"a manipulation names pixels, and layer {first} has none", cure="leave --manipulation out")
+    return first, last
+
+
+def _searched(search: DLV, subject: ImageSubject) -> VerificationResult:
+    try:
+        return search.verify(subject.image)
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error)) from error
+
+
+def _layers(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"\s*(\d{1,4})\s*:\s*(\d{1,4})\s*", text)
+    if found is None or int(found[1]) > int(found[2]):
+        raise UserError(f"layers must have the form FIRST:LAST, FIRST at most LAST, got {text!r}")
+    return int(found[1]), int(found[2])
 
 
 def _radius(text: str) -> float:
@@ -238,7 +271,7 @@ def _manipulation(text: str) -> tuple[str, tuple[int, ...]]:
     return kind, numbers
 
 
-def _dims(text: str, subject: Subject) -> tuple[int, ...]:
+def _dims(text: str, subject: ImageSubject) -> tuple[int, ...]:
     kind, numbers = _manipulation(text)
     shape = subject.image.shape
     places = torch.arange(subject.image.numel()).reshape(shape)
@@ -263,100 +296,7 @@ def _stem(image: str) -> str:
     return re.sub(r"[^\w.-]+", "-", Path(image).stem if Path(image).is_file() else Path(image).name) or "image"
 
 
-def _subject(model: str, image: str, size: int | None, download: bool) -> Subject:
-    if not (Path(model).is_dir() or ".py:" in model or model.endswith(".onnx")):
-        raise UserError(
-            f"no run and no function: {model!r}", cure="give a run, or FILE.py:FUNCTION that returns a trained network"
-        )
-    network = load(model)
-    if isinstance(network, RunModel):
-        pixels, label = _of_run(network, model, image, download)
-        classes: Sequence[str] = network.classes
-        bounds = (0.0, 1.0) if network.architecture.picture else None
-    else:
-        pixels, label = _of_function(network, image, size, download)
-        bounds = (0.0, 1.0) if float(pixels.min()) >= 0 and float(pixels.max()) <= 1 else None
-        classes = ()
-    try:
-        seen = Network(network, pixels.shape)
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"the network does not take this image: {str(error).splitlines()[0]}", where=model) from error
-    return Subject(seen, pixels, bounds, tuple(classes or map(str, range(seen.classes))), label)
-
-
-def _numbered(image: str) -> tuple[str, int] | None:
-    """The parts of ``DATA:NUMBER``."""
-    name, colon, number = image.rpartition(":")
-    return (name, int(number)) if colon and re.fullmatch(r"\d{1,9}", number) and not Path(image).exists() else None
-
-
-def _of_data(name: str, number: int, seed: int, size: tuple[int, int] | None, download: bool) -> tuple[Tensor, str]:
-    from netwright.data import load as load_data
-    from netwright.data import names
-    from netwright.data.tensors import scaled
-
-    files = name not in names() and Path(name).expanduser().is_dir()
-    data = load_data(name, seed=seed, size=size if files else None, download=download)
-    if number >= len(data.test):
-        raise UserError(f"the test part has images 0..{len(data.test) - 1}, got {number}", where=name)
-    pixels, label = data.test[number]
-    return scaled(pixels), data.classes[int(label)]
-
-
-def _of_run(model: RunModel, run: str, image: str, download: bool) -> tuple[Tensor, str | None]:
-    from netwright.data.tensors import scaled
-    from netwright.design.run import RunFolder
-    from netwright.design.use import images_of
-
-    shape = model.architecture.shape
-    numbered = _numbered(image)
-    if numbered is not None:
-        # The run's own seed, so that its test part is the one that it never trained on.
-        options = RunFolder(run).described()["options"]
-        pixels, label = _of_data(*numbered, int(options["seed"]), shape[1:], download)
-        if tuple(pixels.shape) != shape:
-            raise UserError(f"the images have shape {tuple(pixels.shape)}, the network takes {shape}", where=image)
-        return pixels, label
-    found = images_of(Path(image), model)
-    if len(found) != 1:
-        raise UserError(f"one image is verified at a time, got {len(found)}", where=image)
-    if tuple(found.shape[1:]) != shape:
-        raise UserError(f"the image has shape {tuple(found.shape[1:])}, the network takes {shape}", where=image)
-    return scaled(found[0]).float(), None
-
-
-def _of_function(network: nn.Module, image: str, size: int | None, download: bool) -> tuple[Tensor, str | None]:
-    from netwright.data.pictures import UnreadableError, decode, read_header
-    from netwright.design.use import read_array
-
-    if size is not None and size < 1:
-        raise UserError(f"size must be >= 1, got {size}")
-    numbered = _numbered(image)
-    if numbered is not None:
-        return _of_data(*numbered, 0, None if size is None else (size, size), download)
-    file = Path(image)
-    if not file.is_file():
-        raise UserError("no such file", where=file, cure="give an image file, a .npy file, or DATA:NUMBER")
-    if file.suffix in (".npy", ".npz"):
-        array = read_array(file)
-        if array.dtype.kind not in "fiu" or not array.size or not np.isfinite(array).all():
-            raise UserError(f"the image must hold finite numbers, got {array.dtype} {array.shape}", where=file)
-        if array.dtype.kind in "iu":
-            if array.min() < 0 or array.max() > 255:
-                raise UserError(f"whole numbers must lie in 0..255, got {array.min()}..{array.max()}", where=file)
-            array = array.astype(np.float32) / 255
-        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)), None
-    channels = next((part.in_channels for part in network.modules() if isinstance(part, nn.Conv2d)), 1)
-    try:
-        header = read_header(str(file))
-        sides = (size, size) if size is not None else (header.height, header.width)
-        pixels = torch.from_numpy(decode(str(file), (channels, *sides)).copy())
-    except UnreadableError as error:
-        raise UserError(f"not a readable image: {error}", where=file) from error
-    return pixels.float() / 255, None
-
-
-def _save(target: Path, subject: Subject, found: VerificationResult, model: str, image: str) -> tuple[str, ...]:
+def _save(target: Path, subject: ImageSubject, found: VerificationResult, model: str, image: str) -> tuple[str, ...]:
     """The pair, exactly and as pictures, and a page with the difference between them."""
     assert found.witness is not None
     assert found.witness_class is not None

@@ -306,12 +306,14 @@ class ExampleGradients:
         params = {name: self.params[name].detach() for name in names}
         try:
             with sdpa_kernel(SDPBackend.MATH):  # the one that vmap knows
-                return vmap(grad(loss), in_dims=(None, 0, 0), chunk_size=self._slow_chunk)(params, x, y)
+                found = vmap(grad(loss), in_dims=(None, 0, 0), chunk_size=self._slow_chunk)(params, x, y)
         except RuntimeError as error:
             raise ValueError(
                 f"params must have a rule or be such that vmap takes the model, got {', '.join(names[:3])} without a "
                 f"rule, and from vmap: {str(error).splitlines()[0]}"
             ) from error
+        # The other parameters give them a graph, which would be kept as long as what is made of them.
+        return {name: value.detach() for name, value in found.items()}
 
     def _along(self, x: Tensor, y: Any, direction: dict[str, Tensor]) -> Tensor:
         params = {name: param.detach() for name, param in self.params.items()}
@@ -319,7 +321,7 @@ class ExampleGradients:
             # torch's own tables of forward-mode rules, made in the first call, use what torch has deprecated.
             warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated", category=FutureWarning)
             try:
-                return jvp(lambda values: self._losses(x, y, values), (params,), (direction,))[1]
+                return jvp(lambda values: self._losses(x, y, values), (params,), (direction,))[1].detach()
             except (NotImplementedError, RuntimeError):
                 return self._along_backward(x, y, direction)
 

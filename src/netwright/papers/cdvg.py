@@ -9,8 +9,11 @@ class, the others any other one; in the test part colours are uniform, so that i
 translator a share (width 16, one down-sampling, two residual blocks, 2,400 steps of the critic at batch 16), judged by
 the nearest colour and by a classifier of grey digits. Arms, with one convolutional network, Adam, batch 64 and 8
 epochs: plain training (ERM); LfF; translated views without contrast; CDvG. Learning rates and the weight of the
-contrast are chosen by accuracy on the biased validation part at 99.5 % after 4 epochs, with a seed of their own. At 100
-% also: CDvG with noise on its views, which covers what the translator hides in them; and two that know the bias, as
+contrast are chosen by accuracy on the biased validation part at 99.5 % after 4 epochs, with a seed of their own. A
+translator can hide traces of the old class in its images, as cycle consistency asks of it. So every network is also
+asked for training images in colours drawn anew, which hide nothing, and those of the views for the translations of the
+same images. At 100 % each remedy is tried by itself: noise and blur on views, views that are not rounded to bytes (the
+others are), a smaller weight of the reconstruction, and a translator of half the steps. Two that know the bias are
 ceilings: ERM on images in random colours, and CDvG whose translator is the exact recolouring. As a control, plain
 training and CDvG where colours tell nothing of the class; at 98 % no views without contrast. Seeds differ in
 initialisation, order and views; all share images and translator. Not tested: BFFHQ, Corrupted CIFAR-10, 128 x 128.
@@ -18,19 +21,28 @@ initialisation, order and views; all share images and translator. Not tested: BF
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from netwright.papers import classification
+from netwright.papers.coloured import (
+    BATCH,
+    CLASSES,
+    KeptViews,
+    Recolouring,
+    features,
+    parts,
+    random_colours,
+    translate,
+    translator_file,
+)
 from netwright.papers.evidence import Evidence, Verdict, all_of, compare, decide, mean
 from netwright.papers.index import Claim, Paper
 from netwright.papers.run import Arms, Run
 from netwright.papers.tuning import best
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor, nn
+    from torch import Tensor, nn
 
     from netwright.data import BiasedDataset
 
@@ -58,6 +70,12 @@ CARD = Paper(
         Claim("control", "Where colours tell nothing they are not transferred, and CDvG does not beat plain training."),
         Claim("contrast", "At 100 % the contrast adds to translated views.", gated=False),
         Claim("malignancy", "Its lead over LfF is larger at 100 % than at 98 %.", gated=False),
+        Claim("traces", "At 100 % translations are told 10 points better than the same in exact colours.", gated=False),
+        Claim("noise", "At 100 % noise on the views makes CDvG less biased.", gated=False),
+        Claim("blur", "At 100 % blurred views make CDvG less biased.", gated=False),
+        Claim("rounding", "At 100 % CDvG is less biased on views that are rounded to bytes.", gated=False),
+        Claim("reconstruction", "At 100 % a weight of it below 10, chosen on biased images, helps.", gated=False),
+        Claim("longer", "At 100 % twice the steps of the translator make CDvG less biased.", gated=False),
     ),
     metric="unbiased",
     seeds=3,
@@ -68,8 +86,13 @@ SHARES = {"100 %": 1.0, "99.5 %": 0.995, "98 %": 0.98, "no bias": 0.1}
 RATES, CONTRASTS = (3e-4, 1e-3, 3e-3), (0.1, 0.5, 1.0)
 TUNED_AT, WORST = "99.5 %", "100 %"
 ARMS = {"98 %": ("ERM", "LfF", "CDvG"), "no bias": ("ERM", "CDvG")}  # all of them elsewhere
-NOISES = (0.2, 0.4)
-CLASSES, BATCH, TEMPERATURE, CHANCE = 10, 64, 0.1, 0.1
+NOISES, BLURS, RECONSTRUCTION, LIGHTER = (0.2, 0.4), (0.7, 1.4), 10.0, (1.0, 3.0)
+REMEDIES: dict[str, dict[str, Any]] = {  # by what the two views of an image are other than in CDvG
+    **{f"noise {noise:g}": {"view_noise": noise} for noise in NOISES},
+    **{f"blur {blur:g}": {"view_blur": blur} for blur in BLURS},
+    "not rounded": {"round_views": False},
+}
+TEMPERATURE, CHANCE, RECOLOURED = 0.1, 0.1, 1000
 
 
 def judge(arms: Arms) -> dict[str, Verdict]:
@@ -93,6 +116,7 @@ def judge(arms: Arms) -> dict[str, Verdict]:
     }
     if TUNED_AT not in biased:
         found |= {"translation": absent, "gain": absent}
+    found |= _hidden(arms, absent)
     found["control"] = found["malignancy"] = absent
     if ran("no bias"):
         transfer = mean(arms["no bias, translator"]["bias transfer"])
@@ -107,6 +131,33 @@ def judge(arms: Arms) -> dict[str, Verdict]:
         ]
         found["malignancy"] = compare(*leads)
     return found
+
+
+def _hidden(arms: Arms, absent: Verdict) -> dict[str, Verdict]:
+    """Whether translations hold traces of the class they came from, and what helps."""
+    plain = f"{WORST}, CDvG"
+
+    def against(names: Sequence[str]) -> Verdict:
+        """The best of some arms, against CDvG as it is."""
+        there = [arms[f"{plain}, {name}"]["unbiased"] for name in names if f"{plain}, {name}" in arms]
+        return compare(max(there, key=mean), arms[plain]["unbiased"], errors=2) if there else absent
+
+    found = {
+        "traces": compare(arms[plain]["accuracy on views"], arms[plain]["recoloured"], margin=0.1, errors=2),
+        "noise": against([f"noise {noise:g}" for noise in NOISES]),
+        "blur": against([f"blur {blur:g}" for blur in BLURS]),
+    }
+    for key, name in (("rounding", "not rounded"), ("longer", "half the steps")):
+        other = arms.get(f"{plain}, {name}")
+        found[key] = absent if other is None else compare(arms[plain]["unbiased"], other["unbiased"], errors=2)
+    lighter = [f"{plain}, reconstruction {weight:g}" for weight in LIGHTER]
+    if not all(name in arms for name in lighter):
+        return {**found, "reconstruction": absent}
+    chosen = max([plain, *lighter], key=lambda name: mean(arms[name]["validation accuracy"]))
+    if chosen == plain:
+        told = f"of {', '.join(f'{weight:g}' for weight in (*LIGHTER, RECONSTRUCTION))} biased images choose the last"
+        return {**found, "reconstruction": decide(False, RECONSTRUCTION, told)}
+    return {**found, "reconstruction": compare(arms[chosen]["unbiased"], arms[plain]["unbiased"], errors=2)}
 
 
 def _translates(arm: dict[str, list[Any]]) -> Verdict:
@@ -128,155 +179,50 @@ def reproduce(run: Run) -> Evidence:
     trial = run.size("epochs of a trial", full=4, fast=1)
     shares = {WORST: SHARES[WORST]} if run.fast else SHARES
     files = {share: str(run.out.resolve() / f"views-{ratio:g}.safetensors") for share, ratio in shares.items()}
-    common = {share: [ratio, side, images, steps, files[share]] for share, ratio in shares.items()}
-    arms = run.arms({f"{share}, translator": common[share] for share in shares}, _translate, seeds=[0])
+    common = {share: [ratio, side, images, steps, RECONSTRUCTION, files[share]] for share, ratio in shares.items()}
+    others: dict[str, list[Any]] = {}
+    if not run.fast:
+        place = str(run.out.resolve())
+        for weight in LIGHTER:
+            others[f"reconstruction {weight:g}"] = [
+                1.0, side, images, steps, weight, f"{place}/views-reconstruction-{weight:g}.safetensors"
+            ]  # fmt: skip
+        others["half the steps"] = [
+            1.0, side, images, max(1, steps // 2), RECONSTRUCTION, f"{place}/views-half.safetensors"
+        ]  # fmt: skip
+    translators = {f"{share}, translator": common[share] for share in shares}
+    translators |= {f"{WORST}, translator, {name}": setting for name, setting in others.items()}
+    arms = run.arms(translators, translate, seeds=[0])
     chosen: dict[str, list[float]] = {}
     tuned = common[TUNED_AT if TUNED_AT in common else WORST]
     for arm in ("ERM", "LfF", "views", "CDvG"):
-        trials = {lr: [*tuned, arm, lr, CONTRASTS[-1], 0.0, trial, True] for lr in RATES}
+        trials = {lr: [*tuned, arm, lr, CONTRASTS[-1], {}, trial, True] for lr in RATES}
         lr, tried = best(run, f"{arm}, lr", trials, _train)
         arms |= tried
-        chosen[arm] = [lr, CONTRASTS[-1], 0.0]
+        chosen[arm] = [lr, CONTRASTS[-1]]
     lr = chosen["CDvG"][0]
-    trials = {weight: [*tuned, "CDvG", lr, weight, 0.0, trial, True] for weight in CONTRASTS}
+    trials = {weight: [*tuned, "CDvG", lr, weight, {}, trial, True] for weight in CONTRASTS}
     chosen["CDvG"][1], tried = best(run, "CDvG, contrast", trials, _train)
     arms |= tried
     wanted = {
-        f"{share}, {arm}": [*common[share], arm, *chosen[arm], epochs, False]
+        f"{share}, {arm}": [*common[share], arm, *chosen[arm], {}, epochs, False]
         for share in shares
         for arm in ARMS.get(share, tuple(chosen))
     }
     if not run.fast:
-        for noise in NOISES:
-            setting = [*chosen["CDvG"][:2], noise]
-            wanted[f"{WORST}, CDvG, noise {noise:g}"] = [*common[WORST], "CDvG", *setting, epochs, False]
+        ours = f"{WORST}, CDvG"
+        for name, remedy in REMEDIES.items():
+            wanted[f"{ours}, {name}"] = [*common[WORST], "CDvG", *chosen["CDvG"], remedy, epochs, False]
+        for name, setting in others.items():
+            wanted[f"{ours}, {name}"] = [*setting, "CDvG", *chosen["CDvG"], {}, epochs, False]
         known = {"random colours": chosen["ERM"], "CDvG, exact": chosen["CDvG"]}
-        wanted |= {f"{WORST}, {arm}": [*common[WORST], arm, *known[arm], epochs, False] for arm in known}
+        wanted |= {f"{WORST}, {arm}": [*common[WORST], arm, *known[arm], {}, epochs, False] for arm in known}
     arms |= run.arms(wanted, _train)
     return run.evidence(arms, judge(arms))
 
 
-def parts(ratio: float, side: int, images: Sequence[int]) -> dict[str, BiasedDataset]:
-    """Training and validation part of one share, test part with uniform colours; 14 x 14 in a frame for 16 pixels."""
-    return _parts(ratio, side, tuple(images))
-
-
-@functools.lru_cache(maxsize=2)
-def _parts(ratio: float, side: int, images: tuple[int, ...]) -> dict[str, BiasedDataset]:
-    from torch.nn import functional
-
-    from netwright.data.biased import colored_mnist
-    from netwright.seeding import stream
-
-    found, _ = classification.parts("mnist-5000", 0, *images)
-    made = {}
-    for name, part in found.items():
-        grey = part.images
-        if side < grey.shape[-1]:
-            grey = functional.pad(functional.avg_pool2d(grey.float(), 2).round().byte(), (1, 1, 1, 1))
-        share = 1 / CLASSES if name == "test" else ratio
-        made[name] = colored_mnist(grey, part.labels, share, generator=stream(0, "colours", name))
-    return made
-
-
-def _translate(seed: int, ratio: float, side: int, images: Sequence[int], steps: int, file: str) -> dict[str, Any]:
-    """Trains a translator, keeps all its views in a file, and measures what it changes on 500 training images."""
-    import torch
-
-    from netwright import storage
-    from netwright.data import Batches, TensorImages
-    from netwright.data.biased import nearest_color
-    from netwright.seeding import seeded, stream
-    from netwright.train import Classifier, fit
-    from netwright.train.debias import BiasTranslator, ViewCache, signed_range, translation_rates
-
-    data = parts(ratio, side, images)["train"]
-    small = {"width": 8, "n_res": 1} if steps < 100 else {}
-    with seeded(seed, "translator"):
-        translator = BiasTranslator.sized(CLASSES, data.shape, n_critic=2, lr=4e-4, seed=seed, **small)
-    signed = signed_range(3)
-    each = min(steps, 200)
-    batches = Batches(data, 16, seed=seed, normalise=signed, steps=each, name="translator")
-    history = fit(translator, batches, epochs=-(-steps // each), seed=seed)
-    cache = ViewCache(data, translator)
-    storage.write_tensors(file, {"views": cache.views})
-    grey = TensorImages(data.images.amax(1, keepdim=True), data.labels)
-    with seeded(seed, "judge"):
-        judge_of_shape = _features(1, side).append(torch.nn.Linear(576, CLASSES))
-    gray_range = signed_range(1)
-    fit(
-        Classifier(judge_of_shape),
-        Batches(grey, BATCH, seed=seed, normalise=gray_range, name="judge"),
-        epochs=min(5, max(1, steps // 100)),
-        optimizer=lambda params: torch.optim.Adam(params, 1e-3),
-        seed=seed,
-    )
-    rows = torch.arange(min(500, len(data)))
-    y = data.labels[rows]
-    targets = (y + torch.randint(1, CLASSES, y.shape, generator=stream(seed, "targets"))) % CLASSES
-    made = cache.pick(rows, targets)
-    with torch.inference_mode():
-        shape = judge_of_shape.eval()(gray_range(made.amax(1, keepdim=True))).argmax(1)
-    last = history.last
-    return {
-        **translation_rates(nearest_color(made), shape, y, targets),
-        "reconstruction": last["generator_reconstruction"],
-        "seconds a step": history.seconds / (each * len(history.epochs)),
-    }
-
-
-def _features(channels: int, side: int) -> nn.Sequential:
-    """Three convolutions, 576 features."""
-    from netwright.nn.convnet import SmallConvNet
-
-    return SmallConvNet((16, 32, 64), hidden=0, in_channels=channels, grid=3).features
-
-
-class _Recolouring:
-    """The translator that knows: an image in the colour of another class."""
-
-    num_classes = CLASSES
-
-    def __init__(self, shape: tuple[int, int, int]):
-        self.shape = shape
-
-    def translate(self, x: Tensor, y_target: Tensor) -> Tensor:
-        import torch
-
-        from netwright.data.biased import PALETTE, recolored
-        from netwright.train.debias import signed_range
-        from netwright.train.debias.views import as_bytes
-
-        return signed_range(3)(recolored(as_bytes(x), torch.tensor(PALETTE)[y_target]))
-
-
-class _Kept:
-    """All views of a translator, read from its file."""
-
-    classes = CLASSES
-
-    def __init__(self, file: str):
-        from netwright import storage
-
-        self.views: Tensor = storage.read_tensors(file)["views"]
-
-    def __len__(self) -> int:
-        return len(self.views)
-
-    def pick(self, index: Tensor, targets: Tensor) -> Tensor:
-        return self.views[index, targets]
-
-
-def _random_colours(images: Tensor, generator: Generator) -> Tensor:
-    """Images in [0, 1] in colours drawn anew, each with a full channel: who does this knows the bias."""
-    import torch
-
-    colours = torch.rand(len(images), 3, generator=generator)
-    return images.amax(1, keepdim=True) * (colours / colours.amax(1, keepdim=True))[:, :, None, None]
-
-
 def _module(
-    seed: int, arm: str, data: BiasedDataset, setting: Sequence[float], views: tuple[Any, Any] | None
+    seed: int, arm: str, data: BiasedDataset, weight: float, remedy: dict[str, Any], views: tuple[Any, Any] | None
 ) -> nn.Module:
     """What is trained; every arm starts with the same features."""
     from torch import nn
@@ -285,20 +231,18 @@ def _module(
     from netwright.train import Classifier
     from netwright.train.debias import CDvG, LfF
 
-    _, weight, noise = setting
     side = data.shape[1]
     with seeded(seed, "init"):
-        features = _features(3, side)
+        encoder = features(3, side)
         if views is not None:
             translator, cache = views
             return CDvG(
-                features, CLASSES, translator, weight, TEMPERATURE, cache=cache, view_noise=noise,
-                seed=derive(seed, "views"),
+                encoder, CLASSES, translator, weight, TEMPERATURE, cache=cache, seed=derive(seed, "views"), **remedy
             )  # fmt: skip
-        network = nn.Sequential(features, nn.Linear(576, CLASSES))
+        network = nn.Sequential(encoder, nn.Linear(576, CLASSES))
     if arm == "LfF":
         with seeded(seed, "biased"):
-            return LfF(network, nn.Sequential(_features(3, side), nn.Linear(576, CLASSES)), num_examples=len(data))
+            return LfF(network, nn.Sequential(features(3, side), nn.Linear(576, CLASSES)), num_examples=len(data))
     return Classifier(network, clip=None)
 
 
@@ -308,48 +252,72 @@ def _train(
     side: int,
     images: Sequence[int],
     steps: int,
+    reconstruction: float,
     file: str,
     arm: str,
     lr: float,
     weight: float,
-    noise: float,
+    remedy: dict[str, Any],
     epochs: int,
     tuning: bool,
 ) -> dict[str, Any]:
-    """One arm: accuracies by bias on the test part, or accuracy on the biased validation part."""
+    """One arm: accuracies by bias on the test part, or when tuning accuracy on the biased validation part.
+
+    ``recoloured`` is the accuracy on training images in colours drawn from all, ``accuracy on views`` that on the same
+    images translated into the classes of these colours.
+    """
     import torch
 
-    from netwright.data import Batches
+    from netwright.data import Batches, TensorImages
+    from netwright.data.biased import PALETTE, recolored
+    from netwright.seeding import stream
     from netwright.train import evaluate, fit
-    from netwright.train.debias import ViewCache, bias_metrics, signed_range
+    from netwright.train.debias import BiasTranslator, ViewCache, bias_metrics, signed_range
 
     found = parts(ratio, side, images)
     data, signed = found["train"], signed_range(3)
     views: tuple[Any, Any] | None = None
     if arm == "CDvG, exact":
-        exact = _Recolouring(data.shape)
+        exact = Recolouring(data.shape)
         views = exact, ViewCache(data, exact)
     elif arm in ("views", "CDvG"):
-        if not Path(file).exists():  # on another machine, or deleted
-            _translate(0, ratio, side, images, steps, file)
-        views = _Recolouring(data.shape), _Kept(file)
-    module = _module(seed, arm, data, (lr, 0.0 if arm == "views" else weight, noise), views)
+        if not (Path(file).exists() and translator_file(file).exists()):  # on another machine, or deleted
+            translate(0, ratio, side, images, steps, reconstruction, file)
+        if remedy.get("round_views", True):
+            views = Recolouring(data.shape), KeptViews(file)
+        else:
+            translator = BiasTranslator.load(translator_file(file))
+            views = translator, ViewCache(data, translator, rounded=False)
+    module = _module(seed, arm, data, 0.0 if arm == "views" else weight, remedy, views)
     history = fit(
         module,
         Batches(
             data, BATCH, seed=seed, normalise=signed, indexed=True,
-            augment=_random_colours if arm == "random colours" else None,
+            augment=random_colours if arm == "random colours" else None,
         ),
         epochs=epochs,
         optimizer=lambda params: torch.optim.Adam(params, lr),
         seed=seed,
     )  # fmt: skip
-    part = found["validation" if tuning else "test"]
-    pred = evaluate(module, Batches(part, 500, shuffle=False, drop_last=False, normalise=signed))[0].argmax(1)
+
+    def answers(part: TensorImages) -> Tensor:
+        return evaluate(module, Batches(part, 500, shuffle=False, drop_last=False, normalise=signed))[0].argmax(1)
+
+    def accuracy(part: TensorImages) -> float:
+        return float((answers(part) == part.labels).double().mean())
+
     if tuning:
-        return {"validation accuracy": float((pred == part.labels).double().mean())}
+        return {"validation accuracy": accuracy(found["validation"])}
+    test, rows = found["test"], torch.arange(min(RECOLOURED, len(data)))
+    some, targets = data.labels[rows], torch.randint(CLASSES, (len(rows),), generator=stream(seed, "recoloured"))
+    figures = {"recoloured": accuracy(TensorImages(recolored(data.images[rows], torch.tensor(PALETTE)[targets]), some))}
+    if views is not None:
+        shown = views[1].pick(rows, targets)
+        figures["accuracy on views"] = accuracy(TensorImages(shown, some))
     return {
-        **bias_metrics(pred, part.labels, part.bias),
+        **bias_metrics(answers(test), test.labels, test.bias),
+        **figures,
+        "validation accuracy": accuracy(found["validation"]),
         "training loss": history.last["train_loss"],
         "learning rate": lr,
         "weight of the contrast": weight,

@@ -8,8 +8,8 @@ clipped at 10, then the noise. Three starts: weights N(0, 0.1^2) and biases 0.1,
 at the last layer; He's; all zero, where every gradient but that of the last biases is exactly zero without noise. A
 restart has its own initialisation and batches, shared by all arms. Each arm has the learning rate (and the variance)
 with the best mean accuracy on 500 held-out images, and is measured on another 1,000. All restarts of an arm are trained
-at once, as stacked matrices. Last, without weight in the verdict, noise of constant variance with the same sum over the
-run. Not tested: Neural Programmer, Neural GPU, memory networks.
+at once, as stacked matrices. Without weight in the verdict: three hidden layers that start at zero, and noise of
+constant variance with the same sum over the run. Not tested: Neural Programmer, Neural GPU, memory networks.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ RATES, VARIANCES, ZERO_VARIANCES = (0.1, 0.01), (0.01, 0.1), (0.03, 0.05, 0.1)
 WIDTH, CLIP, GAMMA = 50, 10.0, 0.55
 LEARNT = {"start": 0.2, "zero": 0.5}  # accuracy from which a restart counts as one that has learnt
 NONE, NOISE = "no noise", "noise"
+COMPANION = "three layers, zero start"
 
 
 def judge(arms: Arms) -> dict[str, Verdict]:
@@ -114,11 +115,14 @@ def reproduce(run: Run) -> Evidence:
     settings |= {f"He's start, {NONE}": [count, he, 0.1, 0.0, 32, False, sizes]}
     settings |= {f"He's start, {NOISE}": [count, he, 0.1, 0.01, 32, False, sizes]}
     settings |= {f"zero start, {NONE}": [count, 0.0, 0.1, 0.0, 16, False, zero_sizes]}
+    shallow = [*sizes[:3], run.size("hidden layers of the companion", full=3, fast=3, scaled=False), zero_sizes[4]]
     for eta in ZERO_VARIANCES[-1:] if run.fast else ZERO_VARIANCES:
         settings[f"zero start, {NOISE}, eta {eta:g}"] = [count, 0.0, 0.1, eta, 16, False, zero_sizes]
+        settings[f"{COMPANION}, {NOISE}, eta {eta:g}"] = [count, 0.0, 0.1, eta, 16, False, shallow]
+    settings |= {f"{COMPANION}, {NONE}": [count, 0.0, 0.1, 0.0, 16, False, shallow]}
     found = run.arms(settings, _stacked, seeds=[0])
     arms: Arms = {}
-    for start in ("small start", "He's start", "zero start"):
+    for start in ("small start", "He's start", "zero start", COMPANION):
         for name in (NONE, NOISE):
             arms[f"{start}, {name}"] = _best(found, f"{start}, {name}")
     chosen = arms[f"small start, {NOISE}"]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SPANS = (1 / 16, 1 / 8, 1 / 4)
 REACH, STEPS = 0.3, 2
 RADIUS = 0.05
+SAMPLES = 10_000  # random points of a box that is called safe
 NETS = {
     "guarantee": ("digits", (24, 12)), "MLP": ("mnist-5000", (64, 32)), "CNN": ("mnist-5000", ()),
     "solver": ("digits", (128, 64)),
@@ -69,11 +70,13 @@ def agree(seed: int, count: int, timeout: float, epochs: int, images: Sizes) -> 
     """The grid engine against the ladder and plain evaluation, and the exact engine beside them."""
     import torch
 
+    from netwright.seeding import stream
     from netwright.verify import Region, grid_search, smt_verify
     from netwright.verify.grid import other_class
     from netwright.verify.layerwise import ranking
 
     network, accuracy = _trained("guarantee", seed, epochs, tuple(images))
+    draws = stream(seed, "inside")
     counts = dict.fromkeys(("regions", "disagreements", "contradictions", "gaps", "undecided"), 0)
     tally = {f"{status} at span {span:g}": 0 for span in SPANS for status in ("grid unsafe", "box unsafe", "gap")}
     for x, label in zip(*_right(network, "guarantee", seed, images, count), strict=True):
@@ -91,7 +94,7 @@ def agree(seed: int, count: int, timeout: float, epochs: int, images: Sizes) -> 
             counts["regions"] += 1
             counts["disagreements"] += int(unsafe != bool(plain.any())) + int(unsafe != walked)
             # Random points of a box that is called safe as well.
-            inside = low + (high - low) * torch.rand(200, len(low), dtype=torch.float64)
+            inside = low + (high - low) * torch.rand(SAMPLES, len(low), generator=draws, dtype=torch.float64)
             wrong = bool(other_class(network.logits(inside), own).any())
             counts["contradictions"] += int(box.status == "safe" and (unsafe or wrong))
             counts["gaps"] += int(box.status == "unsafe" and not unsafe)
@@ -196,7 +199,7 @@ def _witness(
     return (None if found.witness is None else found.witness.reshape(x.shape)), found.n_points
 
 
-def layers(seed: int, start: int, count: int, timeout: float, epochs: int, images: Sizes) -> dict[str, Any]:
+def layer_search(seed: int, start: int, count: int, timeout: float, epochs: int, images: Sizes) -> dict[str, Any]:
     """The search of the paper from the input, or from the first hidden layer with counterexamples taken back."""
     from netwright.verify import DLV
 
@@ -208,6 +211,7 @@ def layers(seed: int, start: int, count: int, timeout: float, epochs: int, image
     spurious = [line["spurious"] for result in results for line in result.stats.get("layers", [])]
     return {
         "success": len(broken) / len(results),
+        "each": [result.status == "unsafe" for result in results],
         "validated": mean(checked) if checked else None,
         "L2": mean([float(r.distance or 0.0) / 28 for r in broken]) if broken else None,
         "spurious": sum(spurious),

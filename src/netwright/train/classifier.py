@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from netwright.nn.modes import in_mode
+from netwright.train.weight_compander import scale_rates_
 
 
 class Classifier(lightning.LightningModule):
@@ -113,15 +114,17 @@ class Classifier(lightning.LightningModule):
             parameter.grad = None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """SGD with Nesterov momentum; weight decay on weights only."""
+        """SGD with Nesterov momentum; weight decay on weights only, what companders learn at their own rate."""
         trained = [p for p in self.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
         ]
-        return torch.optim.SGD(
+        optimizer = torch.optim.SGD(
             [g for g in groups if g["params"]], lr=self.lr, momentum=self.momentum, nesterov=self.momentum > 0
         )
+        scale_rates_(optimizer, self)
+        return optimizer
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -142,7 +145,7 @@ def evaluate(network: nn.Module, data: Iterable[tuple[Tensor, ...]]) -> tuple[Te
 
     Args:
         network: Maps a batch to logits; in evaluation mode meanwhile; each of its parts is left in the mode it was in.
-        data: Batches (x, labels, ...).
+        data: Batches (x, labels, ...); real inputs are converted to the precision of the network.
 
     Returns:
         Probabilities (examples, classes) float32 and labels (examples,) int64, on the CPU.
@@ -154,8 +157,10 @@ def evaluate(network: nn.Module, data: Iterable[tuple[Tensor, ...]]) -> tuple[Te
     """
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     probs, labels = [], []
+    dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), None)
     with in_mode(network, training=False):
         for x, y, *_ in data:
-            probs.append(network(channels_last(x.to(device))).float().softmax(1).cpu())
+            inputs = x.to(device, dtype if x.is_floating_point() else x.dtype)
+            probs.append(network(channels_last(inputs)).float().softmax(1).cpu())
             labels.append(y.cpu())
     return torch.cat(probs), torch.cat(labels)

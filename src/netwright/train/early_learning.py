@@ -28,16 +28,22 @@ from torch.nn import functional
 from netwright.data.augment import mixup
 from netwright.data.indexed import IndexedDataset
 from netwright.data.label_noise import asymmetric_noise, symmetric_noise
+from netwright.lazy import exports
 from netwright.results import Result, new_axes
 from netwright.train.memory import PredictionMemory, gather_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from netwright.train.callbacks import MemorizationTracker
+    from netwright.train.early_learning_plus import ELRPlus
+
 __all__ = [
     "ELRLoss",
+    "ELRPlus",
     "IndexedDataset",
     "LabelDoubts",
+    "MemorizationTracker",
     "agreement_loss",
     "asymmetric_noise",
     "check_strength",
@@ -47,6 +53,11 @@ __all__ = [
     "sigmoid_ramp",
     "symmetric_noise",
 ]
+
+# Late, since they are built on this module and on lightning.
+__getattr__, __dir__ = exports(
+    "netwright.train", {"ELRPlus": "early_learning_plus", "MemorizationTracker": "callbacks"}, __all__
+)
 
 
 def sigmoid_ramp(step: int, length: int) -> float:
@@ -229,7 +240,7 @@ class ELRLoss(nn.Module):
         found = labels.tolist()
         if found and not (min(found) >= 0 and max(found) < classes):
             raise ValueError(f"labels must lie in 0..{classes - 1}, got {min(found)}..{max(found)}")
-        return functional.nll_loss(log_probs, labels)
+        return functional.nll_loss(log_probs, labels.long())
 
     def _pull(self, log_probs: Tensor, index: Tensor) -> Tensor:
         probs = log_probs.detach().exp()

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from netwright.seeding import derive
+from netwright.train.normal import NormalStream
 
 Order = Literal["clip_then_noise", "noise_then_clip"]
 
@@ -76,7 +77,11 @@ def add_gradient_noise_(params: Iterable[Tensor], variance: float, generator: to
     """
     if not 0 <= variance < math.inf:
         raise ValueError(f"variance must be >= 0 and finite, got {variance}")
-    _add(_checked(params), variance, lambda device: generator, {})
+
+    def fill(flat: Tensor, std: float) -> None:
+        flat.normal_(0.0, std, generator=generator)
+
+    _add(_checked(params), variance, fill, {}, None if generator is None else generator.device)
 
 
 def _checked(params: Iterable[Tensor]) -> list[Tensor]:
@@ -99,36 +104,51 @@ class _Buffer:
         self.views = [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
 
+@torch.no_grad()
 def _add(
     params: Iterable[Tensor],
     variance: float,
-    generator_of: Callable[[torch.device], torch.Generator | None],
+    fill: Callable[[Tensor, float], object],
     buffers: dict[tuple[torch.device, torch.dtype], _Buffer],
+    source: torch.device | None = None,
 ) -> None:
-    """The noise of one update: a flat draw for each device and type."""
+    """The noise of one update: a flat draw for each device and type, by ``fill(flat, std)`` on ``source``."""
     if variance == 0:
         return
-    groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    for param in params:
-        if param.grad is None or not param.requires_grad:
-            continue
-        if param.grad.is_sparse:
-            param.grad = param.grad.coalesce()
-        grad = param.grad.detach()
-        target = grad._values() if grad.is_sparse else grad
-        drawn_as = torch.float64 if target.dtype == torch.float64 else torch.float32
-        groups.setdefault((target.device, drawn_as), []).append(target)
-    for (device, dtype), targets in groups.items():
-        generator = generator_of(device)
-        shapes = [target.shape for target in targets]
+    grads = [_held(param) for param in params if param.grad is not None and param.requires_grad]
+    for (device, dtype), group in _by_kind(grads).items():
+        drawn_as = torch.float64 if dtype == torch.float64 else torch.float32
+        shapes = [grad.shape for grad in group]
         buffer = buffers.get((device, dtype))
         if buffer is None or buffer.shapes != shapes:
-            source = device if generator is None else generator.device
-            buffers[device, dtype] = buffer = _Buffer(shapes, source, dtype)
-        buffer.flat.normal_(0.0, math.sqrt(variance), generator=generator)
-        same = all(target.dtype == dtype for target in targets) and buffer.flat.device == device
-        views = buffer.views if same else [v.to(t) for v, t in zip(buffer.views, targets, strict=True)]
-        torch._foreach_add_(targets, views)
+            buffers[device, dtype] = buffer = _Buffer(shapes, device if source is None else source, drawn_as)
+        fill(buffer.flat, math.sqrt(variance))
+        same = drawn_as == dtype and buffer.flat.device == device
+        views = buffer.views if same else [v.to(grad) for v, grad in zip(buffer.views, group, strict=True)]
+        torch._foreach_add_(group, views)
+
+
+def _by_kind(grads: list[Tensor]) -> dict[tuple[torch.device, torch.dtype], list[Tensor]]:
+    """Gradients by device and type; nearly always there is one kind, which is told at little cost."""
+    if not grads:
+        return {}
+    device, dtype = grads[0].device, grads[0].dtype
+    if all(grad.dtype is dtype and grad.device == device for grad in grads):
+        return {(device, dtype): grads}
+    groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for grad in grads:
+        groups.setdefault((grad.device, grad.dtype), []).append(grad)
+    return groups
+
+
+def _held(param: Tensor) -> Tensor:
+    """The gradient of a parameter; of a sparse one the rows that it holds."""
+    grad = param.grad
+    assert grad is not None
+    if not grad.is_sparse:
+        return grad
+    param.grad = grad.coalesce()
+    return param.grad._values()
 
 
 class GradientNoise:
@@ -141,7 +161,8 @@ class GradientNoise:
         params: Parameters, whose gradients are changed by :meth:`step`.
         eta: Variance at step 0, >= 0; 0 is an exact no-op that draws nothing.
         gamma: Exponent of its decay, >= 0; fixed at 0.55 in the paper.
-        seed: Of the noise; torch's global generators are never touched.
+        seed: Of the noise; torch's global generators are never touched. None takes one that nobody chose, kept in
+            ``seed``.
         schedule: Maps the number of the update to its variance, in place of ``eta`` and ``gamma``.
 
     Attributes:
@@ -149,7 +170,8 @@ class GradientNoise:
         sigma: Standard deviation of the last noise; 0 before the first.
 
     Raises:
-        ValueError: If a number is negative or not finite, or there are no parameters.
+        ValueError: If a number is negative or not finite, there are no parameters, or several processes train without
+            a seed, whose noise would differ.
         TypeError: If a parameter is not real floating point.
 
     Example:
@@ -166,15 +188,15 @@ class GradientNoise:
         params: Iterable[Tensor],
         eta: float = 0.01,
         gamma: float = 0.55,
-        seed: int = 0,
+        seed: int | None = None,
         schedule: Callable[[int], float] | None = None,
     ):
         noise_variance(0, eta, gamma)
         self.params = _checked(params)
-        self.eta, self.gamma, self.seed, self.schedule = eta, gamma, seed, schedule
-        derive(seed)
+        self.eta, self.gamma, self.seed, self.schedule = eta, gamma, _chosen(seed), schedule
         self.t, self.sigma = 0, 0.0
         self._generators: dict[torch.device, torch.Generator] = {}
+        self._stream = NormalStream(derive(self.seed, "gradient noise"))
         self._buffers: dict[tuple[torch.device, torch.dtype], _Buffer] = {}
 
     @property
@@ -187,6 +209,12 @@ class GradientNoise:
             self._generators[device] = torch.Generator(device).manual_seed(derive(self.seed, "gradient noise"))
         return self._generators[device]
 
+    def _fill(self, flat: Tensor, std: float) -> None:
+        if flat.dtype == torch.float32 and flat.device.type == "cpu":
+            self._stream.fill_(flat, std)
+        else:
+            flat.normal_(0.0, std, generator=self._generator(flat.device))
+
     def step(self) -> float:
         """Adds the noise of this update to the gradients, and counts it; returns sigma.
 
@@ -197,21 +225,33 @@ class GradientNoise:
             raise ValueError(f"schedule must give a variance >= 0 and finite, got {variance} at step {self.t}")
         if all(param.grad is None for param in self.params):
             return math.sqrt(variance)
-        _add(self.params, variance, self._generator, self._buffers)
+        _add(self.params, variance, self._fill, self._buffers)
         self.t += 1
         self.sigma = math.sqrt(variance)
         return self.sigma
 
     def state_dict(self) -> dict[str, Any]:
-        """Number of the update and state of the generators."""
-        return {"t": self.t, "generators": {str(d): g.get_state() for d, g in self._generators.items()}}
+        """Number of the update, seed and state of the generators."""
+        states = {str(device): generator.get_state() for device, generator in self._generators.items()}
+        return {"t": self.t, "seed": self.seed, "stream": self._stream.get_state(), "generators": states}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where the state was taken."""
-        self.t = state["t"]
+        self.t, self.seed = state["t"], state["seed"]
+        self._stream.set_state(state["stream"])
         self._generators = {}
         for name, value in state["generators"].items():
             self._generator(torch.device(name)).set_state(value.cpu())
+
+
+def _chosen(seed: int | None) -> int:
+    """The seed, or one that nobody chose."""
+    if seed is None:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            raise ValueError("seed must be given where several processes train, since they must add the same noise")
+        return torch.Generator().seed() >> 1
+    derive(seed)
+    return seed
 
 
 def _params_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
@@ -243,7 +283,7 @@ def attach(optimizer: torch.optim.Optimizer, noise: GradientNoise) -> RemovableH
 
 
 def register_gradient_noise(
-    optimizer: torch.optim.Optimizer, eta: float = 0.01, gamma: float = 0.55, seed: int = 0
+    optimizer: torch.optim.Optimizer, eta: float = 0.01, gamma: float = 0.55, seed: int | None = 0
 ) -> RemovableHandle:
     """Adds annealed noise before every step of an optimiser; clip before ``optimizer.step()`` as ever.
 
@@ -294,7 +334,7 @@ class NoisyOptimizer(torch.optim.Optimizer):
         optimizer: torch.optim.Optimizer,
         eta: float = 0.01,
         gamma: float = 0.55,
-        seed: int = 0,
+        seed: int | None = 0,
         clip_norm: float | None = None,
         order: Order = "clip_then_noise",
     ):

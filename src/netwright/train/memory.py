@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 class PredictionMemory(nn.Module):
     """One row of probabilities an example, and whether it was ever written.
@@ -70,16 +72,21 @@ class PredictionMemory(nn.Module):
         if len(ids) and not (int(ids.min()) >= 0 and int(ids.max()) < self.num_examples):
             raise ValueError(f"ids must lie in 0..{self.num_examples - 1}, got {int(ids.min())}..{int(ids.max())}")
 
+    def _distinct(self, ids: Tensor) -> list[int]:
+        """The indices as numbers, none of them twice: for a batch quicker than three kernels and a sort."""
+        numbers: list[int] = ids.tolist()
+        if len(set(numbers)) < len(numbers):
+            raise ValueError("ids must be different within a batch, got one twice")
+        return numbers
+
     def _written(self, ids: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
         """Checked before anything is written."""
         if probs.ndim != 2 or probs.shape != (len(ids), self.num_classes):
             raise ValueError(f"probs must have shape ({len(ids)}, {self.num_classes}), got {tuple(probs.shape)}")
         ids = self._ids(ids)
-        numbers = ids.tolist()  # checked here, which for a batch is quicker than three kernels and a sort
+        numbers = self._distinct(ids)
         if numbers and not (min(numbers) >= 0 and max(numbers) < self.num_examples):
             raise ValueError(f"ids must lie in 0..{self.num_examples - 1}, got {min(numbers)}..{max(numbers)}")
-        if len(set(numbers)) < len(numbers):
-            raise ValueError("ids must be different within a batch, got one twice")
         return ids, probs.to(self.predictions.device)
 
     def _rows(self, ids: Tensor) -> Tensor:
@@ -89,7 +96,8 @@ class PredictionMemory(nn.Module):
         except (IndexError, RuntimeError):
             self._check_range(ids)
             raise
-        rows = rows if rows.dtype == torch.float64 else rows.float()
+        if rows.dtype not in (torch.float32, torch.float64):
+            rows = rows.float()
         if self.topk is None:
             return rows
         rest = (1 - rows.sum(1, keepdim=True)).clamp_min(0) / (self.num_classes - self.topk)
@@ -143,6 +151,23 @@ class PredictionMemory(nn.Module):
         rows.lerp_(probs.to(rows.dtype), 1 - beta)
         self._write(ids, rows)
         return rows
+
+
+def floating(dtype: torch.dtype | str) -> torch.dtype:
+    """A real floating-point type, by itself or by its name.
+
+    Raises:
+        ValueError: If it is none.
+
+    Example:
+        >>> floating("float16")
+        torch.float16
+    """
+    known = {str(kind).removeprefix("torch."): kind for kind in _FLOATING}
+    found = known.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
+    if found is None or found not in _FLOATING:
+        raise ValueError(f"dtype must be one of {', '.join(known)}, got {dtype!r}")
+    return found
 
 
 def one_hot(labels: Tensor, num_classes: int) -> Float[Tensor, "batch classes"]:

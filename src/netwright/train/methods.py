@@ -14,6 +14,7 @@ from netwright.train import METHODS, PRETRAINING
 
 if TYPE_CHECKING:
     import lightning
+    from torch import Tensor, nn
 
     from netwright.data import Data
     from netwright.train.contrastive import Host
@@ -142,6 +143,25 @@ def check_data(methods: Sequence[Any], data: Data) -> None:
     _each(methods, "check_data", data)
 
 
+def check_network(methods: Sequence[Any], network: nn.Module, example: Tensor | None = None) -> None:
+    """Lets each method that does not suit every network refuse this one: by ``check_network(module, example)``.
+
+    Args:
+        methods: The callbacks.
+        network: That is to be trained; its weights stay as they are.
+        example: A batch, to find the layer that is computed first.
+
+    Raises:
+        UserError: If a method refuses the network.
+    """
+    import lightning
+
+    from netwright.train import Classifier
+
+    module = network if isinstance(network, lightning.LightningModule) else Classifier(network)
+    _each(methods, "check_network", module, example)
+
+
 def prepare(methods: Sequence[Any], data: Data, folder: Path, *, augment: bool) -> None:
     """Lets each method that learns something of the data before training do so: by ``prepare(data, folder, augment=)``.
 
@@ -171,7 +191,7 @@ def _each(methods: Sequence[Any], name: str, *args: Any, **kwargs: Any) -> None:
                 getattr(method, name)(*args, **kwargs)
             except UserError:
                 raise
-            except ValueError as error:
+            except (ValueError, TypeError, NotImplementedError) as error:
                 raise UserError(str(error)) from error
 
 

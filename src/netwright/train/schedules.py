@@ -205,8 +205,8 @@ class Timetable(lightning.Callback):
     def __init__(self, changes: Sequence[tuple[int, int]]):
         self.changes = {int(done): int(total) for done, total in changes}
 
-    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Applies what had changed before the epoch that a resumed run starts with."""
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Applies what had changed before the epoch that a resumed run starts with, which is known only now."""
         for done in sorted(self.changes):
             if done <= trainer.current_epoch:
                 trainer.fit_loop.max_epochs = self.changes[done]

@@ -21,12 +21,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from netwright.data.indexed import IndexedDataset
 from netwright.metrics import aurc, eaurc, expected_calibration_error, nll
 from netwright.train.memory import PredictionMemory, one_hot
 
 if TYPE_CHECKING:
+    import lightning
+
     from netwright.results import History
 
 __all__ = [
@@ -122,29 +126,37 @@ class PSKDTargets(PredictionMemory):
             Rows of probabilities on the device of ``labels``, without gradient.
 
         Raises:
-            ValueError: If an index, a label or the epoch is out of its range.
+            ValueError: If an index, a label or the epoch is out of its range, an index comes twice, or there are not as
+                many labels as indices.
         """
         alpha = self.alpha(epoch)
         return self.mixed(ids, labels, alpha if epoch else 0.0)
 
-    @torch.no_grad()
     def mixed(self, ids: Int[Tensor, "batch"], labels: Tensor, alpha: float) -> Float[Tensor, "batch classes"]:
         """(1 - alpha) label + alpha prediction, for a weight in [0, 1] of one's own."""
         ids = self._ids(ids)
+        if len(labels) != len(ids):
+            raise ValueError(f"labels must be as many as ids, got {len(labels)} for {len(ids)}")
+        self._distinct(ids)
         rows = self._rows(ids)
         if not self._complete:
             self._complete = bool(self.seen.all())
-        if self._complete:
-            own = rows.new_full((len(ids), 1), 1 - alpha)
-            rows.mul_(alpha)
-        else:
-            own = 1 - alpha * self.seen.index_select(0, ids)[:, None].to(rows.dtype)
-            rows.mul_(1 - own)
-        rows, own = rows.to(labels.device), own.to(labels.device)
-        if labels.is_floating_point() or labels.is_cuda:
+        soft = labels.is_floating_point()
+        if self._complete and not soft and not labels.is_cuda:
+            return self._added(rows.mul_(alpha).to(labels.device), labels, 1 - alpha)
+        own = 1 - alpha * self.seen.index_select(0, ids)[:, None].to(rows.dtype)
+        rows, own = rows.mul_(1 - own).to(labels.device), own.to(labels.device)
+        if soft or labels.is_cuda:
             return rows.addcmul_(one_hot(labels, self.num_classes).to(rows.dtype), own)
+        return self._added(rows, labels, own)
+
+    def _added(self, rows: Tensor, labels: Tensor, own: Tensor | float) -> Tensor:
+        """Adds to each row its share of the label."""
         try:
-            return rows.scatter_add_(1, labels[:, None].long(), own)
+            index = labels.unsqueeze(1).long()
+            if isinstance(own, Tensor):
+                return rows.scatter_add_(1, index, own)
+            return rows.scatter_(1, index, own, reduce="add")
         except (IndexError, RuntimeError):
             one_hot(labels, self.num_classes)
             raise
@@ -200,11 +212,13 @@ def fit_pskd(
     *,
     epochs: int,
     alpha_T: float = 0.8,
-    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
-    scheduler: Any = None,
+    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | Optimizer | None = None,
+    scheduler: lightning.Callback | LRScheduler | Callable[[Optimizer], LRScheduler] | None = None,
     batch_size: int = 128,
     seed: int = 0,
     teacher: Literal["memory", "snapshot"] = "memory",
+    dtype: torch.dtype | str = torch.float32,
+    topk: int | None = None,
     validation: Iterable[Any] | None = None,
     checkpoint: str | Path | None = None,
 ) -> History:
@@ -215,11 +229,13 @@ def fit_pskd(
         train_set: A map-style data set of (x, label), without an index.
         epochs: At least 1.
         alpha_T: Weight of the remembered prediction in the last epoch, in [0, 1].
-        optimizer: Makes the optimiser from the parameters; None takes the module's own, or that of ``Classifier``.
-        scheduler: A Lightning callback that sets the learning rate, such as ``CosineProgress()``.
+        optimizer: Of the model's parameters, or what makes one from them; None takes the module's own, or that of
+            ``Classifier``.
+        scheduler: One of torch, or what makes it from the optimiser, to make a step after each epoch; or a Lightning
+            callback that sets the learning rate, such as ``CosineProgress()``.
         batch_size: Examples in a step.
         seed: Of everything random.
-        teacher: ``"memory"`` or ``"snapshot"``, as for :class:`netwright.train.callbacks.PSKDCallback`.
+        teacher, dtype, topk: As for :class:`netwright.train.callbacks.PSKDCallback`.
         validation: Batches for the module's ``validation_step`` after each epoch.
         checkpoint: Written after every epoch; when the file is there, training goes on from it, bit for bit.
 
@@ -228,7 +244,7 @@ def fit_pskd(
 
     Raises:
         TypeError: For an iterable data set, which has no stable indices.
-        ValueError: If a number is out of its range.
+        ValueError: If a number is out of its range, or a scheduler is not that of the optimiser.
 
     Example:
         >>> from netwright.data.tensors import TensorImages
@@ -237,18 +253,55 @@ def fit_pskd(
         >>> len(history.epochs)
         2
     """
+    import lightning
+
     from netwright.data.tensors import Batches
-    from netwright.train import fit
+    from netwright.train import Classifier, fit
     from netwright.train.callbacks import PSKDCallback
 
     IndexedDataset(train_set)
+    callbacks: list[lightning.Callback] = [PSKDCallback(alpha_T, teacher=teacher, dtype=dtype, topk=topk)]
+    module = model if isinstance(model, lightning.LightningModule) else Classifier(model)
+    if isinstance(scheduler, lightning.Callback):
+        callbacks.append(scheduler)
+        scheduler = None
     return fit(
-        model,
+        module,
         Batches(train_set, batch_size, seed=seed, indexed=True),
         epochs=epochs,
-        optimizer=optimizer,
+        optimizer=_scheduled(module.configure_optimizers, optimizer, scheduler),
         validation=validation,
-        callbacks=[PSKDCallback(alpha_T, teacher=teacher), *([scheduler] if scheduler is not None else [])],
+        callbacks=callbacks,
         seed=seed,
         checkpoint=checkpoint,
     )
+
+
+def _scheduled(
+    own: Callable[[], Any],
+    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | Optimizer | None,
+    scheduler: LRScheduler | Callable[[Optimizer], LRScheduler] | None,
+) -> Callable[[Iterable[nn.Parameter]], Any] | None:
+    """What makes optimiser and scheduler as Lightning takes them; ``own`` makes those of the module itself."""
+    if isinstance(scheduler, LRScheduler):
+        held: Optimizer = scheduler.optimizer
+        if optimizer is not None and optimizer is not held:
+            raise ValueError(
+                "scheduler must be that of the optimizer; give what makes it from one if there is none yet"
+            )
+        optimizer = held
+    if optimizer is None and scheduler is None:
+        return None
+
+    def made(params: Iterable[nn.Parameter]) -> Any:
+        found = optimizer if isinstance(optimizer, Optimizer) else own() if optimizer is None else optimizer(params)
+        if scheduler is None:
+            return found
+        if not isinstance(found, Optimizer):
+            raise ValueError(f"scheduler needs a module with one optimizer, got {type(found).__name__}")
+        return {
+            "optimizer": found,
+            "lr_scheduler": scheduler if isinstance(scheduler, LRScheduler) else scheduler(found),
+        }
+
+    return made

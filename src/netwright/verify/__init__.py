@@ -21,6 +21,7 @@ _NAMES = {
     "VerificationResult": "result",
     "back_map": "back",
     "condense": "layerwise",
+    "few_number_radii": "radius",
     "grid_search": "grid",
     "interval_bounds": "bounds",
     "ladder_search": "ladder",
@@ -31,7 +32,7 @@ _NAMES = {
     "stretch": "layerwise",
     "verify_point": "safety",
 }
-_MODULES = (*sorted(set(_NAMES.values())), "basis", "encoding", "forms", "point")
+_MODULES = (*sorted(set(_NAMES.values())), "basis", "encoding", "forms", "greedy", "point")
 
 if TYPE_CHECKING:
     from netwright.verify.back import BackMapped, back_map
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from netwright.verify.layer_search import DLV
     from netwright.verify.layerwise import condense, map_region, stretch
     from netwright.verify.network import Network
-    from netwright.verify.radius import Radii, robustness_radii
+    from netwright.verify.radius import Radii, few_number_radii, robustness_radii
     from netwright.verify.region import Region
     from netwright.verify.report import RobustnessReport, robustness_report
     from netwright.verify.result import VerificationResult
@@ -60,6 +61,7 @@ __all__ = [
     "VerificationResult",
     "back_map",
     "condense",
+    "few_number_radii",
     "grid_search",
     "interval_bounds",
     "ladder_search",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -95,6 +96,7 @@ def analyse(
     last: int = -1,
     forms: bool = True,
     deadline: float = math.inf,
+    tick: Callable[[], None] = lambda: None,
 ) -> Analysis:
     """Ranges, and affine forms, of the layers from one to another over a box.
 
@@ -106,6 +108,7 @@ def analyse(
         last: Where to stop; the logits by default.
         forms: Whether to keep affine forms beside the ranges.
         deadline: Of ``time.monotonic()``.
+        tick: Called after every operation.
 
     Raises:
         ValueError: If the bounds do not fit the layer.
@@ -143,6 +146,7 @@ def analyse(
                     values.pop(value, None)
                 elif uses[value] == i and value != wanted[-1]:
                     values[value] = dataclasses.replace(values[value], rows=None)
+            tick()
     return Analysis([values[value] for value in wanted], basis, dims)
 
 

@@ -7,6 +7,7 @@ nothing.
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +21,11 @@ from netwright.verify.basis import Basis, Units
 
 BITS = 28  # of a factor given to the solver
 GRACE = 2.0  # seconds after which a solver that does not stop is left behind
+
+
+def has_z3() -> bool:
+    """Whether the solver is installed."""
+    return importlib.util.find_spec("z3") is not None
 
 
 def z3_module() -> Any:

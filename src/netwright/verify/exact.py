@@ -11,6 +11,7 @@ itself, in float64, gives another class there; a tie counts, since its order is 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -31,7 +32,10 @@ from netwright.verify.network import Network, network_of
 from netwright.verify.relaxation import ALL, Relaxation
 
 STARTS, STEPS = 2, 20  # of the attack
+TIGHT, TIGHT_SHARE = 512, 1 / 3  # activations of a layer with better ranges before the solver is asked; of the time
 Status = Literal["safe", "unsafe", "unknown"]
+Verdict = tuple[Status, str, Tensor | None]
+PROVED: Verdict = ("safe", "bounds", None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,25 +105,15 @@ def smt_verify(
         return Decision(status, witness, reason, stats | {"seconds": time.monotonic() - begin})
 
     try:
-        # Ranges by intervals prove small boxes, and take a hundredth of the time.
-        for most in (0, ALL):
-            bounds = Relaxation(network, lower, upper, first=layer, most=most, deadline=deadline)
-            certain = bounds.margins(label)[0] > 0
-            stats |= {"rivals": int((~certain).sum()), "variables": len(bounds.dims), "units": bounds.open}
-            if bool(certain.all()):
-                return done("safe", "bounds")
-            if attack and layer == 0 and not most:
-                found = _attacked(network, lower, upper, label, deadline)
-                if found is not None:
-                    return done("unsafe", "attack", found)
-        if not solver:
-            return done("unknown", "bounds do not decide, and the solver was not asked")
-        analysis = analyse(network, lower, upper, first=layer, deadline=deadline)
-        least, error, rivals = analysis.margins(label)
+        with task("bounds", total=3 * len(network.between(layer, len(network.layers) - 1))) as bar:
+            bounding = _Bounding(network, lower, upper, layer, label, deadline, stats, bar)
+            verdict = bounding.run(attack=attack and layer == 0, solver=solver)
     except TimeoutError:
-        return done("unknown", "the time was over before the bounds were known")
-    except TooLargeError as refusal:
-        return done("unknown", f"the network is too large for the exact engine: {refusal}")
+        verdict = "unknown", "the time was over before the bounds were known", None
+    if verdict is not None:
+        return done(*verdict)
+    assert bounding.open is not None
+    analysis, (least, error, rivals) = bounding.open
     assert analysis.basis is not None
     stats |= {"variables": len(analysis.dims), "units": analysis.basis.units}
     open_ = ~(least > error)
@@ -128,6 +122,69 @@ def smt_verify(
     status, reason, witness = search.run(rivals[open_][order], error[open_][order])
     stats |= {"rivals": len(order), "solver_seconds": search.seconds}
     return done(status, reason, witness)
+
+
+@dataclasses.dataclass
+class _Bounding:
+    """What can be said of a box without the solver; ``open`` is what is left for it, with the margins."""
+
+    network: Network
+    lower: Tensor
+    upper: Tensor
+    layer: int
+    label: int
+    deadline: float
+    stats: dict[str, Any]
+    bar: Task
+    open: tuple[Analysis, tuple[Tensor, Tensor, Tensor]] | None = None
+
+    def run(self, *, attack: bool, solver: bool) -> Verdict | None:
+        """A verdict; None where the solver is to be asked.
+
+        Raises:
+            TimeoutError: If the time is over.
+        """
+        # Ranges by intervals prove small boxes, and take a hundredth of the time.
+        if self._prove(0, self.deadline):
+            return PROVED
+        found = _attacked(self.network, self.lower, self.upper, self.label, self.deadline) if attack else None
+        if found is not None:
+            return "unsafe", "attack", found
+        if not solver:
+            doubt: Verdict = "unknown", "bounds do not decide, and the solver was not asked", None
+            return PROVED if self._prove(ALL, self.deadline) else doubt
+        # Better ranges may prove it too; where they take long, the solver can do with those that there are.
+        with contextlib.suppress(TimeoutError):
+            now = time.monotonic()
+            if self._prove(TIGHT, now + TIGHT_SHARE * (self.deadline - now)):
+                return PROVED
+        return self._forms()
+
+    def _forms(self) -> Verdict | None:
+        """Makes what the solver is asked about; where that is too large for it, what better bounds say."""
+        try:
+            found = analyse(
+                self.network, self.lower, self.upper, first=self.layer, deadline=self.deadline, tick=self._tick
+            )
+            self.open = found, found.margins(self.label)
+            return None
+        except TooLargeError as refusal:
+            with contextlib.suppress(TimeoutError):
+                if self._prove(ALL, self.deadline):
+                    return PROVED
+            return "unknown", f"the network is too large for the exact engine: {refusal}", None
+
+    def _tick(self) -> None:
+        self.bar.update(min(self.bar.total, self.bar.done + 1))
+
+    def _prove(self, most: int, deadline: float) -> bool:
+        """Whether lines prove the class, with better ranges for ``most`` open activations of each layer."""
+        bounds = Relaxation(
+            self.network, self.lower, self.upper, first=self.layer, most=most, deadline=deadline, tick=self._tick
+        )
+        certain = bounds.margins(self.label)[0] > 0
+        self.stats |= {"rivals": int((~certain).sum()), "variables": len(bounds.dims), "units": bounds.open}
+        return bool(certain.all())
 
 
 def _attacked(network: Network, lower: Tensor, upper: Tensor, label: int, deadline: float) -> Tensor | None:

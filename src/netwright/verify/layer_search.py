@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from netwright.console import task
-from netwright.verify.bounds import flat_margin
+from netwright.verify.greedy import greedy_search
 from netwright.verify.grid import grid_search, other_class
 from netwright.verify.layerwise import Selector, map_region, ranking
 from netwright.verify.network import Network, network_of
@@ -30,7 +28,8 @@ class DLV:
         start_layer: Where the first region lies; 0 is the input.
         end_layer: The last layer that is searched; ``start_layer`` by default.
         n_dims: Numbers that vary at each layer.
-        selector: Which: ``"activation"``, ``"gradient"``, ``"random"``, or the numbers themselves.
+        selector: Which: ``"activation"``, ``"gradient"``, ``"random"``, or the numbers themselves, which then all vary
+            at the first layer.
         refine: How often the spans of a layer are halved after a counterexample that no input leads to.
         span: Length of a step at the first layer; the bounds' whole width at the input, else the activation's range.
         steps: Steps to each side at the first layer.
@@ -78,6 +77,8 @@ class DLV:
         for name, (value, bound) in least.items():
             if value < bound:
                 raise ValueError(f"{name} must be >= {bound}, got {value}")
+        if not timeout > 0:
+            raise ValueError(f"timeout must be > 0 seconds, got {timeout}")
         if mode not in ("exhaustive", "features"):
             raise ValueError(f'mode must be "exhaustive" or "features", got {mode!r}')
         if span is not None and not (span > 0 and math.isfinite(span)):
@@ -105,17 +106,27 @@ class DLV:
         network.layer(self.end_layer)
         logits = network.logits(x[None])
         label = int(logits.argmax()) if label is None else label
-        point = Point(network, x.detach().double(), label, self.bounds, begin + self.timeout, begin)
+        if not 0 <= label < network.classes:
+            raise ValueError(f"label must lie in 0..{network.classes - 1}, got {label}")
+        alpha = x.double().flatten() if self.start_layer == 0 else network.activation(x, self.start_layer)
+        order = self._order(network, alpha, label)
+        if self.mode == "features":
+            order = order[: self.n_dims * self.features]
+        elif isinstance(self.selector, str):
+            order = order[: self.n_dims]
+        bounds = self.bounds if self.start_layer == 0 else None
+        region = Region(tuple(order), self._span(alpha), self.steps, layer=self.start_layer, bounds=bounds)
+        point = Point(network, x.detach().double(), label, region, alpha, self.bounds, begin + self.timeout, begin)
         if bool(other_class(logits, label)[0]):
             return point.unsafe(x.double().flatten(), "grid", "the input itself has another class", 0.0)
-        alpha = x.double().flatten() if self.start_layer == 0 else network.activation(x, self.start_layer)
+        region.check(alpha)
         if self.mode == "features":
-            return self._greedy(point, alpha)
-        return self._exhaustive(point, alpha)
+            return greedy_search(point, [order[i : i + self.n_dims] for i in range(0, len(order), self.n_dims)])
+        return self._exhaustive(point)
 
-    def _order(self, point: Point, alpha: Tensor) -> list[int]:
+    def _order(self, network: Network, alpha: Tensor, label: int) -> list[int]:
         if isinstance(self.selector, str):
-            return ranking(point.network, alpha, self.start_layer, self.selector, point.label, self.seed)
+            return ranking(network, alpha, self.start_layer, self.selector, label, self.seed)
         return [int(i) for i in self.selector]
 
     def _span(self, alpha: Tensor) -> float:
@@ -125,13 +136,9 @@ class DLV:
             return self.bounds[1] - self.bounds[0]
         return float(alpha.max() - alpha.min()) or 1.0
 
-    def _exhaustive(self, point: Point, alpha: Tensor) -> VerificationResult:
-        network, start = point.network, self.start_layer
-        dims = tuple(self._order(point, alpha)[: self.n_dims])
-        bounds = self.bounds if start == 0 else None
-        region: Region | None = Region(dims, self._span(alpha), self.steps, layer=start, bounds=bounds)
-        assert region is not None
-        region.check(alpha)
+    def _exhaustive(self, point: Point) -> VerificationResult:
+        network, start, alpha = point.network, self.start_layer, point.alpha
+        region: Region = point.region
         lines: list[dict[str, Any]] = []
         covers, points = True, 0
         with task("layers", total=self.end_layer - start + 1) as bar:
@@ -140,9 +147,9 @@ class DLV:
                 lines.append(line)
                 found = self._search(point, alpha, region, line)
                 points += line["points"]
-                more: dict[str, Any] = {"n_points": points, "layer": layer, "stats": {"layers": lines}}
+                more: dict[str, Any] = {"n_points": points, "layer": start, "stats": {"layers": lines}}
                 if isinstance(found, Tensor):
-                    return point.unsafe(found, "grid", f"found at layer {layer}", covers_input=layer == 0, **more)
+                    return point.unsafe(found, "grid", f"found at layer {layer}", covers_input=start == 0, **more)
                 if found:
                     return point.result("unknown", "grid", reason=found, covers_input=False, **more)
                 bar.advance()
@@ -193,39 +200,3 @@ class DLV:
                 break
             region = finer
         return f"counterexamples at layer {region.layer} were found, but no input that leads to one"
-
-    def _greedy(self, point: Point, alpha: Tensor) -> VerificationResult:
-        order, span = self._order(point, alpha), self._span(alpha) * self.steps
-        current, evaluated = alpha.clone(), 0
-        layer = self.start_layer
-        bounds = self.bounds if layer == 0 else None
-        blocks = [order[i : i + self.n_dims] for i in range(0, len(order), self.n_dims)][: self.features]
-        tail = point.network.logits if layer == 0 else (lambda a: point.network.forward(a, layer))
-        more: dict[str, Any] = {"layer": layer, "covers_input": layer == 0}
-        for number, block in enumerate(blocks, start=1):
-            if time.monotonic() > point.deadline:
-                return point.result("unknown", "grid", reason="the time was over", n_points=evaluated, **more)
-            signs = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=len(block))), dtype=torch.float64)
-            corners = current.repeat(len(signs), 1)
-            corners[:, block] += span * signs
-            if bounds is not None:
-                corners[:, block] = corners[:, block].clamp(*bounds)
-            logits = tail(corners)
-            evaluated += len(corners)
-            changed = other_class(logits, point.label).nonzero().flatten()
-            more["stats"] = {"features": number}
-            if len(changed):
-                witness: Tensor | None = corners[int(changed[0])]
-                assert witness is not None
-                if layer:
-                    touched = [i for used in blocks[:number] for i in used]
-                    witness = point.taken_back(layer, witness, touched)
-                if witness is None:
-                    reason = (
-                        f"an activation of layer {layer} has another class, but no input was found that leads there"
-                    )
-                    return point.result("unknown", "grid", reason=reason, n_points=evaluated, **more)
-                return point.unsafe(witness, "grid", "a greedy search", n_points=evaluated, **more)
-            current = corners[int(flat_margin(logits, point.label).argmin())]
-        reason = f"no counterexample in {len(blocks)} features, which is no proof"
-        return point.result("unknown", "grid", reason=reason, n_points=evaluated, **more)

@@ -1,4 +1,4 @@
-"""One input, and what a verdict about it needs."""
+"""One input and the region around it, and what a verdict about them needs."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from netwright.verify.network import Network
 from netwright.verify.region import Region, size_of
 from netwright.verify.result import VerificationResult
 
+TOLERANCE = 1e-6  # of the largest activation: how far an input may miss an activation that it is to lead to
+
 
 @dataclasses.dataclass
 class Point:
@@ -25,7 +27,9 @@ class Point:
         network: The network.
         x: The input, float64.
         label: Its class.
-        inputs: Range of inputs to which activations may be taken back.
+        region: What is asked about. No witness lies outside it.
+        alpha: The activation in its middle, flat, float64.
+        inputs: Range of inputs to which activations of a hidden layer may be taken back.
         deadline: When the time is over.
         begin: When it began.
     """
@@ -33,6 +37,8 @@ class Point:
     network: Network
     x: Tensor
     label: int
+    region: Region
+    alpha: Tensor
     inputs: tuple[float, float] | None
     deadline: float
     begin: float
@@ -59,12 +65,49 @@ class Point:
         found = {"witness": witness.reshape(self.x.shape), "witness_class": int(rivals.argmax()), "distance": distance}
         return self.result("unsafe", scope, reason=reason, **found, **more)
 
-    def taken_back(self, layer: int, activation: Tensor, dims: Sequence[int]) -> Tensor | None:
-        """An input that the network maps near an activation of another class, if it has another class itself."""
-        low, high = self.inputs or (float(self.x.min()), float(self.x.max()))
+    def taken_back(self, layer: int, activation: Tensor, dims: Sequence[int] | None = None) -> Tensor | None:
+        """An input of another class that lies in the region, or leads into it, and on towards an activation.
+
+        An activation behind the region's layer is first taken back to a point of the region; of a hidden region, that
+        point is then taken back to an input with all its numbers, not only those that vary, since an input that changes
+        the others has an activation outside the region.
+
+        Args:
+            layer: Of the activation, the region's or a later one.
+            activation: Flat.
+            dims: Which of its numbers count, where it lies behind the region; all by default.
+
+        Returns:
+            The input, flat; None if none was found.
+        """
+        if layer > self.region.layer:
+            tol = TOLERANCE * max(1.0, float(activation.abs().max()))
+            found = back_map(
+                self.network, layer, activation, self.alpha, self.region, tol, dims=dims, timeout=self.left
+            )
+            if found.point is None or not self.has_other_class(found.point):
+                return None
+            activation = found.point
+        if self.region.layer == 0:
+            return activation if self.region.holds(activation, self.alpha) else None
+        tol = TOLERANCE * max(1.0, float(activation.abs().max()))
+        low, high = self.inputs or self._window()
         everywhere = Region(tuple(range(self.x.numel())), span=high - low, bounds=(low, high))
-        tol = 1e-3 * max(1e-3, float(activation.abs().max()))
-        found = back_map(self.network, layer, activation, self.x, everywhere, tol, dims=dims, timeout=self.left)
-        if found.point is None or not bool(other_class(self.network.logits(found.point[None]), self.label)[0]):
+        found = back_map(self.network, self.region.layer, activation, self.x, everywhere, tol, timeout=self.left)
+        if found.point is None:
             return None
-        return found.point
+        reached = self.network.activation(found.point, self.region.layer)
+        led_there = self.region.holds(reached, self.alpha, slack=2 * tol)
+        return found.point if led_there and self.has_other_class(found.point, 0) else None
+
+    def _window(self) -> tuple[float, float]:
+        """Where to look for inputs that have no range of their own: three times as wide as what there is."""
+        low, high = float(self.x.min()), float(self.x.max())
+        width = (high - low) or 1.0
+        return low - width, high + width
+
+    def has_other_class(self, activation: Tensor, layer: int | None = None) -> bool:
+        """Whether an activation of a layer, the region's by default, has another class."""
+        layer = self.region.layer if layer is None else layer
+        found = self.network.forward(activation[None], layer) if layer else self.network.logits(activation[None])
+        return bool(other_class(found, self.label)[0])

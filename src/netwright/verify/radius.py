@@ -1,8 +1,8 @@
 """How far around an input the class is certain, and how near a counterexample is.
 
 The largest radius for which bounds prove the whole box, and the smallest for which an attack along the gradient finds
-another class, both over the same list of radii: the true radius lies between them. No solver is asked, and nothing is
-drawn: results differ only where the time is over.
+another class, both over the same list of radii: the true radius lies between them. The exact engine may be asked about
+what they leave open. Nothing is drawn: results differ only where the time is over.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from netwright.console import table
+from netwright.console import table, task
 from netwright.results import Result
 from netwright.train.attacks import pgd
-from netwright.verify.grid import other_class
+from netwright.verify.exact import smt_verify
+from netwright.verify.grid import grid_search, other_class
+from netwright.verify.layerwise import ranking
 from netwright.verify.network import Network, network_of
+from netwright.verify.region import Region
 from netwright.verify.relaxation import ALL, Relaxation
 
 STEPS = 10  # of the attack
@@ -32,16 +35,18 @@ class Radii(Result):
     """Robustness radii of inputs, in the largest change of a number.
 
     Attributes:
-        proved: No change up to this one changes the class; 0 where bounds prove none.
-        broken: A change of this size does; None where the attack found none.
+        proved: No change up to this one changes the class; 0 where none is proved.
+        broken: A change of this size does; None where none was found.
         largest: Where the search began.
         seconds: Wall time.
+        exact: Whether the exact engine decided something that bounds and attack had left open.
     """
 
     proved: tuple[float, ...]
     broken: tuple[float | None, ...]
     largest: float
     seconds: float
+    exact: tuple[bool, ...] = ()
 
     def __str__(self) -> str:
         rows = [[i, f"{a:.4g}", "-" if b is None else f"{b:.4g}"] for i, (a, b) in enumerate(self._pairs())]
@@ -60,6 +65,7 @@ def robustness_radii(
     bounds: tuple[float, float] | None = (0.0, 1.0),
     tight: bool = True,
     timeout: float = 60.0,
+    solver_timeout: float = 0.0,
 ) -> Radii:
     """How far around each of some inputs the class is certain, and how near a counterexample is.
 
@@ -72,8 +78,11 @@ def robustness_radii(
         tight: Whether what intervals leave open is looked at again with ranges that lines give, which takes a pass back
             for every activation of open sign.
         timeout: Seconds for all of them, > 0; a radius that was not proved by then is not.
+        solver_timeout: Seconds more in which the exact engine is asked about what is still open, >= 0; with 0 it is
+            not asked.
 
     Raises:
+        ImportError: If the exact engine is asked and Z3 is not installed.
         ValueError: If an input is wrong as it is, or a number is out of its range.
 
     Example:
@@ -87,6 +96,8 @@ def robustness_radii(
     for name, value in (("largest", largest), ("timeout", timeout)):
         if not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{name} must be > 0 and finite, got {value}")
+    if not (solver_timeout >= 0 and math.isfinite(solver_timeout)):
+        raise ValueError(f"solver_timeout must be >= 0 and finite, got {solver_timeout}")
     if not len(inputs) or len(inputs) != len(labels):
         raise ValueError(f"inputs and labels must be as many, at least 1, got {len(inputs)} and {len(labels)}")
     network = network_of(model, inputs.shape[1:])
@@ -114,8 +125,108 @@ def robustness_radii(
                     searches[i].told(proves(i, searches[i].place or 0, most))
     except (TimeoutError, TypeError):  # or an operation without bounds
         pass
-    proved = tuple(radii[search.good] if search.good >= 0 else 0.0 for search in searches)
-    return Radii(proved, tuple(broken), largest, time.monotonic() - begin)
+    good = [search.good for search in searches]
+    exact = [False] * len(x)
+    if solver_timeout:
+        asked = _Asked(network, x, labels.tolist(), radii, (low, high), good, broken, exact)
+        asked.run(time.monotonic() + solver_timeout)
+    proved = tuple(radii[place] if place >= 0 else 0.0 for place in good)
+    return Radii(proved, tuple(broken), largest, time.monotonic() - begin, tuple(exact))
+
+
+def few_number_radii(
+    model: nn.Module | Network,
+    inputs: Float[Tensor, "inputs *shape"],
+    labels: Int[Tensor, " inputs"],
+    numbers: int = 4,
+    largest: float = 0.5,
+    *,
+    steps: int = 8,
+    bounds: tuple[float, float] | None = (0.0, 1.0),
+) -> tuple[float | None, ...]:
+    """The smallest change of a few numbers that changes the class, among the points of a grid.
+
+    Args:
+        model: Gives (batch, classes).
+        inputs: Of which the network gets each right.
+        labels: Their classes.
+        numbers: How many numbers vary, those with the largest derivative of the margin; >= 1.
+        largest: Largest change, > 0.
+        steps: Of the grid, to each side.
+        bounds: Range of inputs; None for any.
+
+    Returns:
+        For each input the largest change of a number in it; None where no point of the grid has another class.
+
+    Raises:
+        ValueError: If the grid has more than 10^7 points, or a number is out of its range.
+
+    Example:
+        >>> net = nn.Linear(1, 2)
+        >>> _ = net.weight.data.copy_(torch.tensor([[1.0], [-1.0]])), net.bias.data.copy_(torch.tensor([0.0, 1.0]))
+        >>> few_number_radii(net, torch.tensor([[0.6]]), torch.tensor([0]), 1, 0.4)  # x against 1 - x
+        (0.15,)
+    """
+    if numbers < 1:
+        raise ValueError(f"numbers must be >= 1, got {numbers}")
+    network = network_of(model, inputs.shape[1:])
+    found: list[float | None] = []
+    for x, label in zip(inputs.detach().double().flatten(1), labels.tolist(), strict=True):
+        dims = tuple(ranking(network, x, 0, "gradient", label)[:numbers])
+        region = Region(dims, largest / steps, steps, norm="inf", radius=largest, bounds=bounds)
+        distance = grid_search(network, x, region, label=label).distance
+        found.append(None if distance is None else round(distance, 12))
+    return tuple(found)
+
+
+@dataclasses.dataclass
+class _Asked:
+    """The exact engine between what is proved and what is broken, each input in turn, until the time is over."""
+
+    network: Network
+    x: Tensor
+    labels: list[int]
+    radii: list[float]
+    bounds: tuple[float, float]
+    good: list[int]  # this and the next two are changed
+    broken: list[float | None]
+    exact: list[bool]
+
+    def run(self, deadline: float) -> None:
+        """Halves what is open."""
+        bad = [bisect.bisect_left(self.radii, math.inf if size is None else size) for size in self.broken]
+        active = [i for i in range(len(self.x)) if self.good[i] + 1 < bad[i]]
+        with task("exact radii", total=len(active)) as bar:
+            while active:
+                share = (deadline - time.monotonic()) / len(active)
+                for i in tuple(active):
+                    left = deadline - time.monotonic()
+                    if left <= 0:
+                        return
+                    try:
+                        found = self._about(i, (self.good[i] + bad[i]) // 2, min(share, left))
+                    except TypeError:  # an operation that the engine does not know
+                        return
+                    if found is not None:
+                        self.exact[i] = True
+                        bad[i] = max(self.good[i] + 1, min(bad[i], found))
+                    if found is None or self.good[i] + 1 >= bad[i]:
+                        active.remove(i)
+                        bar.advance()
+
+    def _about(self, i: int, place: int, timeout: float) -> int | None:
+        """The first place at which the class is known to be another, after the engine was asked; None if it failed."""
+        radius, x = self.radii[place], self.x[i]
+        lower, upper = (x - radius).clamp(*self.bounds), (x + radius).clamp(*self.bounds)
+        found = smt_verify(self.network, lower, upper, self.labels[i], max(1e-3, timeout))
+        if found.status == "unknown":
+            return None
+        if found.witness is None:
+            self.good[i] = place
+            return len(self.radii)
+        size = float((found.witness - x.flatten()).abs().max())
+        self.broken[i] = size
+        return bisect.bisect_left(self.radii, size)
 
 
 class _Search:

@@ -127,6 +127,26 @@ class Region:
             keep &= ((values >= self.bounds[0] - slack) & (values <= self.bounds[1] + slack)).all(1)
         return keep
 
+    def holds(self, values: Float[Tensor, " numbers"], alpha: Float[Tensor, " numbers"], slack: float = 1e-9) -> bool:
+        """Whether an activation lies in the region, between the points of its grid too.
+
+        Args:
+            values: The activation, flat.
+            alpha: That in the middle.
+            slack: By how much it may miss bounds and radius.
+
+        Example:
+            >>> region = Region(dims=(0, 1), span=0.2, norm=1, radius=0.3)
+            >>> middle = torch.zeros(3)
+            >>> [region.holds(torch.tensor(v), middle) for v in ([0.1, 0.15, 0.0], [0.2, 0.2, 0.0], [0.0, 0.0, 0.1])]
+            [True, False, False]
+        """
+        flat, middle = values.detach().double().flatten(), alpha.detach().double().flatten()
+        low, high = self.box(middle)
+        if bool(((flat < low - slack) | (flat > high + slack)).any()):
+            return False
+        return self.radius is None or float(size_of((flat - middle)[None], self.norm)) <= self.radius + slack
+
     def points(self, steps: Tensor, alpha: Float[Tensor, " numbers"]) -> Float[Tensor, "points numbers"]:
         """Activations of points given as numbers of steps, within the bounds to the last digit."""
         flat = alpha.detach().double().flatten()

@@ -104,6 +104,7 @@ class Relaxation:
             lines leave the largest triangles; the others' by intervals. With 0 all of it takes about as long as two
             forward passes.
         deadline: Of ``time.monotonic()``.
+        tick: Called after every operation.
 
     Attributes:
         ranges: Of each value that was met.
@@ -133,6 +134,7 @@ class Relaxation:
         first: int = 0,
         most: int = ALL,
         deadline: float = math.inf,
+        tick: Callable[[], None] = lambda: None,
     ):
         graph = network.known()
         start = network.layer(first)
@@ -149,6 +151,7 @@ class Relaxation:
             for node in network.between(first, len(network.layers) - 1):
                 self._check_time()
                 self._enter(node, graph.shapes[node.output])
+                tick()
         self._logits: Key = (network.layers[-1].value, 1)
 
     def margins(self, label: int) -> tuple[Float[Tensor, " rivals"], Int[Tensor, " rivals"]]:

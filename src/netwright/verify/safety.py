@@ -12,7 +12,6 @@ decides the whole box instead of its grid.
 
 from __future__ import annotations
 
-import math
 import time
 from typing import Any, Literal
 
@@ -20,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from netwright.verify.exact import smt_verify
+from netwright.verify.greedy import FEATURE, greedy_search
 from netwright.verify.grid import grid_search, other_class
 from netwright.verify.layer_search import DLV
 from netwright.verify.network import Network, network_of
@@ -30,7 +30,6 @@ from netwright.verify.result import VerificationResult
 __all__ = ["DLV", "verify_point"]
 
 Engine = Literal["grid", "smt", "bounds", "layerwise"]
-FEATURE = 5  # numbers that the greedy search changes together, as the tool does
 ENGINES = ("grid", "smt", "bounds", "layerwise")
 
 
@@ -88,25 +87,20 @@ def verify_point(
     label = int(logits.argmax()) if label is None else label
     if not 0 <= label < network.classes:
         raise ValueError(f"label must lie in 0..{network.classes - 1}, got {label}")
-    point = Point(network, x.detach().double(), label, inputs, begin + timeout, begin)
+    alpha = x.double().flatten() if region.layer == 0 else network.activation(x, region.layer)
+    point = Point(network, x.detach().double(), label, region, alpha, inputs, begin + timeout, begin)
     if bool(other_class(logits, label)[0]):
         return point.unsafe(x.double().flatten(), "grid", "the input itself has another class", 0.0)
-    alpha = x.double().flatten() if region.layer == 0 else network.activation(x, region.layer)
     region.check(alpha)
     if engine == "layerwise":
-        few = min(FEATURE, len(region.dims))
-        search = DLV(
-            network, region.layer, n_dims=few, selector=region.dims, span=float(region.spans[0]),
-            steps=int(region.limits[0]), mode="features", features=math.ceil(len(region.dims) / few),
-            timeout=timeout, bounds=inputs,
-        )  # fmt: skip
-        return search.verify(x, label)
+        return greedy_search(point, [region.dims[i : i + FEATURE] for i in range(0, len(region.dims), FEATURE)])
     if engine == "grid":
-        return _by_grid(point, alpha, region, max_points)
-    return _by_box(point, alpha, region, engine == "smt")
+        return _by_grid(point, max_points)
+    return _by_box(point, engine == "smt")
 
 
-def _by_grid(point: Point, alpha: Tensor, region: Region, max_points: int) -> VerificationResult:
+def _by_grid(point: Point, max_points: int) -> VerificationResult:
+    alpha, region = point.alpha, point.region
     found = grid_search(point.network, alpha, region, label=point.label, max_points=max_points, timeout=point.left)
     more: dict[str, Any] = {
         "n_points": found.n_points, "stats": {"pruned": found.n_pruned}, "layer": region.layer,
@@ -119,18 +113,20 @@ def _by_grid(point: Point, alpha: Tensor, region: Region, max_points: int) -> Ve
         return point.result("safe", "box" if found.whole_box else "grid", reason=reason, **more)
     if region.layer == 0:
         return point.unsafe(found.witness, "grid", "a point of the grid", found.distance, **more)
-    return _deep(point, region, found.witness, "grid", more)
+    return _deep(point, found.witness, "grid", more)
 
 
-def _deep(point: Point, region: Region, activation: Tensor, scope: str, more: dict[str, Any]) -> VerificationResult:
-    witness = point.taken_back(region.layer, activation, region.dims)
+def _deep(point: Point, activation: Tensor, scope: str, more: dict[str, Any]) -> VerificationResult:
+    layer = point.region.layer
+    witness = point.taken_back(layer, activation)
     if witness is None:
-        reason = f"an activation of layer {region.layer} has another class, but no input was found that leads there"
+        reason = f"an activation of layer {layer} has another class, but no input was found that leads there"
         return point.result("unknown", scope, reason=reason, **more)
-    return point.unsafe(witness, scope, f"taken back from layer {region.layer}", **more)
+    return point.unsafe(witness, scope, f"taken back from layer {layer}", **more)
 
 
-def _by_box(point: Point, alpha: Tensor, region: Region, solver: bool) -> VerificationResult:
+def _by_box(point: Point, solver: bool) -> VerificationResult:
+    alpha, region = point.alpha, point.region
     if region.norm not in (None, "inf"):
         raise ValueError(f'an exact engine takes boxes: norm must be None or "inf", got {region.norm}')
     low, high = region.box(alpha)
@@ -144,4 +140,4 @@ def _by_box(point: Point, alpha: Tensor, region: Region, solver: bool) -> Verifi
     if region.layer == 0:
         moved = found.witness - point.x.flatten()
         return point.unsafe(found.witness, "box", found.reason, float(size_of(moved[None], region.norm)), **more)
-    return _deep(point, region, found.witness, "box", more)
+    return _deep(point, found.witness, "box", more)

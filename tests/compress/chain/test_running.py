@@ -6,7 +6,19 @@ from torch import nn
 
 from netwright import deploy
 from netwright.compress import prune
-from netwright.compress.chain import Distill, LowRank, Prune, Quantize, Training, compress, packed, unpacked
+from netwright.compress.chain import (
+    Alternate,
+    Distill,
+    LearnLevels,
+    LowRank,
+    Maestro,
+    Prune,
+    Quantize,
+    Training,
+    compress,
+    packed,
+    unpacked,
+)
 from netwright.compress.quantize import baked
 from netwright.console import UserError
 from netwright.cost import count
@@ -15,6 +27,7 @@ from netwright.deploy import onnx
 from netwright.metrics import accuracy
 from netwright.seeding import seeded, stream
 from netwright.train import Classifier, evaluate, fit
+from netwright.train.weight_compander import apply_weight_compander
 
 X = torch.randn(4, 1, 8, 8, generator=stream(0, "x"))
 
@@ -122,6 +135,91 @@ def test_without_data_weights_are_cut_and_rounded(digits):
     assert same(unpacked(packed(small, report), net), small)
 
 
+class Text(nn.Module):
+    """Takes whole numbers, and its classifier has the embedding's weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.middle, self.out = nn.Embedding(50, 16), nn.Linear(16, 16), nn.Linear(16, 50)
+        self.out.weight = self.embedding.weight
+
+    def forward(self, tokens):
+        return self.out(self.middle(self.embedding(tokens).mean(1)).relu())
+
+
+class Two(nn.Module):
+    """Takes two inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 32), nn.Linear(32, 3)
+
+    def forward(self, x, gate):
+        return self.last((self.first(x) * gate).relu())
+
+
+def plain(*layers):
+    return lambda: nn.Sequential(*layers, nn.ReLU(), nn.Linear(32, 3))
+
+
+TOKENS = torch.randint(0, 50, (4, 7), generator=stream(0, "tokens"))
+ROWS = torch.randn(2, 8, generator=stream(0, "rows"))
+WEIGHT_NORM = nn.utils.parametrizations.weight_norm
+
+
+LAYERS = 8 * 32 + 32 * 3
+
+
+@pytest.mark.parametrize(
+    ("make", "example", "macs", "runtime"),
+    [
+        (Text, TOKENS, 16 * 16 + 16 * 50, True),
+        (Text, TOKENS, 16 * 16 + 16 * 50, False),
+        (Two, (ROWS, torch.ones(2, 32)), LAYERS, True),
+        (lambda: plain(nn.Linear(8, 32))().bfloat16(), ROWS.bfloat16(), LAYERS, True),
+        (lambda: plain(nn.Linear(8, 32))().double(), ROWS.double(), LAYERS, True),
+        (plain(WEIGHT_NORM(nn.Linear(8, 32))), ROWS, LAYERS, False),
+        (lambda: apply_weight_compander(plain(nn.Linear(8, 32))()), ROWS, LAYERS, False),
+    ],
+    ids=["tokens", "tokens, no runtime", "two inputs", "bfloat16", "float64", "weight norm", "companded"],
+)
+def test_networks_of_every_kind(make, example, macs, runtime):
+    with seeded(0, "init"):
+        net = make().eval()
+    inputs = example if isinstance(example, tuple) else (example,)
+    steps = [LowRank(0.9), Prune(0.5), Quantize(4)]
+    small, report = compress(net, steps, example=example, rounds=1, runtime=runtime)
+    assert report.steps[0].macs == macs
+    assert report.steps[-1].nonzeros < 0.7 * report.steps[0].nonzeros
+    again = unpacked(packed(small, report), net)
+    assert same(again, small)
+    assert torch.allclose(again(*inputs), small(*inputs), atol=1e-5)
+    if make is Text:
+        assert again.out.weight is again.embedding.weight
+
+
+@pytest.mark.parametrize("step", [Maestro(0.5), LearnLevels(2), Alternate(2, points_lr=1e-4)])
+def test_steps_that_need_data(digits, step, tmp_path, monkeypatch):
+    net, train, _ = digits
+    training = Training(train, epochs=2)
+    options = {"example": X, "training": training, "runtime": False, "rounds": 1}
+    small, report = compress(net, [step], folder=tmp_path, **options)
+    assert accuracy(*evaluate(small, train)) > 0.6
+    assert same(unpacked(packed(small, report), net), small)
+    monkeypatch.setattr(type(step), "apply", None)  # it is read back, not made again
+    assert same(compress(net, [step], folder=tmp_path, **options)[0], small)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=f"{step.name} needs training data, got none"):
+        compress(net, [step], example=X)
+
+
+def test_the_paper_orders_terms_otherwise(digits):
+    net, train, _ = digits
+    options = {"example": X, "training": Training(train, epochs=1), "runtime": False, "rounds": 1}
+    ours, papers = (compress(net, [kind(0.5)], **options)[1].ranks for kind in (LowRank, Maestro))
+    assert ours != papers
+
+
 def test_an_operator_that_the_runtime_lacks_leaves_a_gap():
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Softshrink(), nn.Linear(16, 4))
     _, report = compress(net, [Quantize(4)], example=X, rounds=2)
@@ -141,6 +239,7 @@ def test_an_operator_that_the_runtime_lacks_leaves_a_gap():
         (lambda: LowRank(1.0), r"share must lie in \(0, 1\)"),
         (lambda: Quantize(0), "bits must lie in"),
         (lambda: Quantize(4, 0), "bucket_size must be"),
+        (lambda: LearnLevels(4, points_lr=0.0), "points_lr must be > 0"),
         (lambda: Training(epochs=0), "epochs must be >= 1"),
         (lambda: Training(lr=-1), "lr must be > 0"),
     ],

@@ -15,6 +15,7 @@ from netwright.compress.low_rank import (
     with_ranks,
 )
 from netwright.seeding import seeded, stream
+from netwright.train.tract import apply_tract, remove_tract
 
 
 def network():
@@ -51,6 +52,25 @@ def test_groups_are_skipped_with_a_warning(capsys):
     net = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 1))
     assert list(low_rank_layers(decompose(net))) == ["1"]
     assert "groups are not decomposed: 0" in capsys.readouterr().err
+
+
+def test_layers_that_share_their_weight_stay_as_they_are(capsys):
+    net = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 4))
+    net[1].weight = net[0].weight
+    low = decompose(net)
+    assert list(low_rank_layers(low)) == ["2"]
+    assert low[0].weight is low[1].weight
+    assert "share their weight are not decomposed: 0, 1" in capsys.readouterr().err
+
+
+def test_subclasses_are_named_and_parametrizations_baked_in(capsys):
+    net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)), nn.ReLU(), nn.Linear(8, 3))
+    net = apply_tract(net, layers=["2"])
+    low, x = decompose(net), torch.randn(2, 8, generator=stream(0, "rows"))
+    assert list(low_rank_layers(low)) == ["0"]
+    assert torch.allclose(low(x), net(x), atol=1e-5)
+    assert "subclasses of layers are not decomposed: 2 (TrActLinear)" in capsys.readouterr().err
+    assert list(low_rank_layers(decompose(remove_tract(net)))) == ["0", "2"]
 
 
 def test_finalised_networks_are_plain_and_never_larger():
@@ -117,6 +137,8 @@ def test_a_form_is_rebuilt_from_its_ranks():
         (lambda: decompose(nn.ReLU()), "must hold a layer to decompose"),
         (lambda: decompose(network(), ignore_first=4), "must hold a layer to decompose"),
         (lambda: decompose(network(), ignore_first=-1), "ignore_first must be >= 0"),
+        (lambda: decompose(network(), layers=(nn.Linear, nn.Conv1d)), "some of Linear and Conv2d, got Conv1d"),
+        (lambda: decompose(network(), layers=(nn.BatchNorm2d,)), "some of Linear and Conv2d, got BatchNorm2d"),
         (lambda: finalize(network()), "decompose it first"),
     ],
 )

@@ -1,6 +1,8 @@
+import lightning
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from netwright.compress.callbacks import FullPassClassifier, MaestroCallback
 from netwright.compress.low_rank import (
@@ -134,6 +136,129 @@ def test_batch_norms_are_those_of_the_whole_network(digits):
     batches = [x for x, _ in train]
     expected = torch.stack([low[1](x.flatten(1)).mean(0) for x in batches]).mean(0)
     assert torch.allclose(low[2].running_mean, expected, atol=1e-4)
+
+
+class Still(lightning.LightningModule):
+    """A user's module whose loss has no gradient, so that only the penalty moves it."""
+
+    def __init__(self, norm: bool = False, manual: bool = False):
+        super().__init__()
+        with seeded(0, "init"):
+            middle = [nn.BatchNorm1d(8)] if norm else []
+            self.net = decompose(nn.Sequential(nn.Linear(6, 8), *middle, nn.ReLU(), nn.Linear(8, 3)))
+        self.automatic_optimization, self.manual = not manual, manual
+
+    def training_step(self, batch, batch_idx):
+        loss = 0.0 * self.net(batch[0]).square().mean()
+        if self.manual:
+            first, second = self.optimizers()
+            for _ in range(2):
+                self.manual_backward(0.0 * self.net(batch[0]).square().mean())
+            first.step()
+            if batch_idx == 0:
+                second.step()
+        return loss
+
+    def configure_optimizers(self):
+        if self.manual:
+            return torch.optim.SGD(self.net[0].parameters(), 1.0), torch.optim.SGD(self.net[-1].parameters(), 1.0)
+        return torch.optim.SGD(self.parameters(), 1.0)
+
+
+class Called(Still):
+    """One that is called with inputs."""
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def trained(module, *callbacks, batch=16, **options):
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(16, 6, generator=generator), torch.arange(16) % 3
+    trainer = lightning.Trainer(
+        max_epochs=1, callbacks=list(callbacks), logger=False, enable_checkpointing=False, accelerator="cpu",
+        enable_progress_bar=False, enable_model_summary=False, **options,
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(TensorDataset(x, y), batch_size=batch))
+    return module, x
+
+
+def gradient_step(module, lam):
+    """What one step of rate 1 by the penalty alone leaves."""
+    (lam * hierarchical_group_lasso(module)).backward()
+    return {name: p - p.grad for name, p in module.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("accumulated", [1, 2, 4])
+def test_the_penalty_comes_once_a_step_however_many_batches_are_accumulated(accumulated):
+    module, _ = trained(
+        Still(), MaestroCallback(1e-2, 0.0), batch=16 // accumulated, accumulate_grad_batches=accumulated
+    )
+    expected = gradient_step(Still(), 1e-2)
+    assert len(expected) == 4
+    for name, value in expected.items():
+        assert torch.allclose(module.get_parameter(name), value, atol=1e-6), name
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_each_optimiser_gets_the_penalty_of_its_own_factors():
+    """Two backward passes, no zero_grad in between, and the second optimiser takes one step of two."""
+    module, _ = trained(Still(manual=True), MaestroCallback(1e-2, 0.0), batch=8)
+    start = Still(manual=True)
+    expected = gradient_step(start, 1e-2)
+    for name, value in expected.items():
+        change = (module.get_parameter(name) - start.get_parameter(name)).norm()
+        once = (value - start.get_parameter(name)).norm()
+        assert change == pytest.approx(once, rel=1e-3) if "net.2" in name else change > 1.5 * once, name
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_scale_of_mixed_precision_is_minded():
+    callback, low = MaestroCallback(1e-2), Still()
+    expected = gradient_step(Still(), 1e-2)
+
+    class Scaler:
+        def get_scale(self):
+            return 1024.0
+
+    class Trainer:
+        class precision_plugin:
+            scaler = Scaler()
+
+    optimizer = low.configure_optimizers()
+    for scale in (1.0, 1024.0):
+        optimizer.zero_grad()
+        optimizer._step_supports_amp_scaling = scale > 1
+        callback.on_before_optimizer_step(Trainer, low, optimizer)
+        for name, value in expected.items():
+            p = low.get_parameter(name)
+            assert torch.allclose(p.grad / scale, p - value, atol=1e-6), name
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_batch_norms_are_measured_on_the_training_batches_by_default(capsys):
+    module, x = trained(Called(norm=True), MaestroCallback(0.0, 0.0))
+    with torch.no_grad():
+        assert torch.allclose(module.net[1].running_mean, module.net[0](x).mean(0), atol=1e-5)
+    assert "statistics of truncated passes" not in capsys.readouterr().err
+    trained(Still(norm=True), MaestroCallback(0.0, 0.0))
+    assert "Still has no forward that takes inputs" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_measuring_changes_no_chance():
+    drawn = []
+
+    class Draw(lightning.Callback):
+        def on_train_end(self, trainer, pl_module):
+            drawn.append(torch.rand(1).item())
+
+    for norm in (True, False):
+        module = Called(norm)
+        with seeded(1, "training"):
+            trained(module, MaestroCallback(0.0, 0.0), Draw())
+    assert drawn[0] == drawn[1]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from torch.nn.utils import parametrize
 
 from netwright.compress import prune
 from netwright.compress.quantize import baked, post_training_quantize, uniform_quantize
+from netwright.compress.quantize.placing import quantizers
 from netwright.nn.sparse import sparsify
 from netwright.seeding import seeded, stream
 
@@ -70,6 +71,49 @@ def test_baked_is_plain_in_the_usual_order():
         assert parametrize.is_parametrized(rounded[0])
 
 
+class Language(nn.Module):
+    """A language model whose classifier has the embedding's weight."""
+
+    def __init__(self):
+        super().__init__()
+        with seeded(0, "init"):
+            self.embedding, self.middle, self.out = nn.Embedding(50, 16), nn.Linear(16, 16), nn.Linear(16, 50)
+        self.out.weight = self.embedding.weight
+
+    def forward(self, tokens):
+        return self.out(self.middle(self.embedding(tokens).mean(1)))
+
+
+TOKENS = torch.randint(0, 50, (4, 7), generator=stream(0, "tokens"))
+
+
+@pytest.mark.parametrize("which", ["weights", "all"])
+def test_a_shared_weight_is_rounded_for_all_who_use_it(which):
+    rounded = post_training_quantize(Language(), 2, quantize=which)
+    assert torch.equal(rounded.embedding.weight, rounded.out.weight)
+    assert torch.equal(rounded.out.weight, uniform_quantize(Language().out.weight, 2))
+    steps = [layer.parametrizations.weight for layer in (rounded.embedding, rounded.out)]
+    assert steps[0].original is steps[1].original
+    assert steps[0][0] is steps[1][0]
+    plain = baked(rounded)
+    assert plain.embedding.weight is plain.out.weight
+    assert torch.equal(plain(TOKENS), rounded(TOKENS))
+    rounded(TOKENS).sum().backward()
+    assert steps[0].original.grad.abs().sum() > 0
+
+
+def test_what_shares_with_a_layer_that_is_left_out_is_left_out():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    net[2].weight = net[3].weight
+    rounded = post_training_quantize(net, 2, quantize_first_last=False)
+    assert [name for name, *_ in quantizers(rounded)] == ["1.weight"]
+
+
+def test_other_parametrizations_are_baked_in():
+    net = nn.utils.parametrizations.weight_norm(nn.Linear(16, 4))
+    assert torch.equal(post_training_quantize(net, 3).weight, uniform_quantize(net.weight.detach(), 3))
+
+
 @pytest.mark.parametrize(
     ("call", "told"),
     [
@@ -78,7 +122,7 @@ def test_baked_is_plain_in_the_usual_order():
         (lambda: post_training_quantize(nn.Linear(2, 2), 2, quantize_first_last=False), "without any left"),
         (
             lambda: post_training_quantize(post_training_quantize(nn.Linear(2, 2), 2), 2),
-            "another parametrization in",
+            "must not be quantised already",
         ),
     ],
 )

@@ -102,6 +102,8 @@ def test_torch_fake_quantise_agrees_where_zero_is_a_level():
         (lambda: uniform_quantize(V, 0), r"bits must lie in 1..16, got 0"),
         (lambda: uniform_quantize(V, 17), "bits"),
         (lambda: uniform_quantize(V, 2, 0), "bucket_size must be >= 1 or None, got 0"),
+        (lambda: uniform_quantize(V, 2.5), "bits must be a whole number, got 2.5"),
+        (lambda: uniform_quantize(V, 2, 1.5), "bucket_size must be a whole number, got 1.5"),
         (lambda: uniform_quantize(V / 0, 2), "v must be finite"),
         (lambda: uniform_quantize(V, 2, stochastic=True), "needs a generator"),
         (lambda: nonuniform_quantize(V, torch.tensor([0.5])), "points must be at least 2"),

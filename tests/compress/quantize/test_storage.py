@@ -6,6 +6,7 @@ from torch.nn.utils import parametrize
 from netwright.compress import prune
 from netwright.compress.quantize import (
     DifferentiableQuantizer,
+    UniformQuantizer,
     compressed_size,
     huffman_code_lengths,
     pack,
@@ -14,6 +15,7 @@ from netwright.compress.quantize import (
 )
 from netwright.console import UserError
 from netwright.seeding import seeded, stream
+from netwright.train.weight_compander import apply_weight_compander
 
 
 def network():
@@ -95,6 +97,65 @@ def test_pruned_weights_take_no_codes(sparsity):
     assert len(blob) < len(pack(post_training_quantize(network(), 4))) * (0.85 if sparsity < 0.9 else 0.4)
     header = 8 + int.from_bytes(blob[:8], "little")
     assert len(blob) - header == pytest.approx(compressed_size(net, huffman=False).bits / 8, abs=4)
+
+
+def test_codes_are_those_of_what_the_quantiser_gets():
+    """The latent weights of Weight Compander are not those that the layer computes with."""
+    net = apply_weight_compander(nn.Sequential(nn.Linear(64, 32)))
+    parametrize.register_parametrization(net[0], "weight", UniformQuantizer(4, 64))
+    expected = net[0].weight.detach()
+    latent = net[0].parametrizations.weight.original
+    assert not torch.allclose(expected, UniformQuantizer(4, 64)(latent), atol=1e-3)
+    assert torch.equal(unpack(pack(net), nn.Sequential(nn.Linear(64, 32)))[0].weight, expected)
+    codes = net[0].parametrizations.weight[-1].codes(expected)[0]
+    counts = codes.flatten().bincount().tolist()
+    lengths = huffman_code_lengths(dict(enumerate(counts)))
+    mean = sum(counts[symbol] * length for symbol, length in lengths.items()) / 2048
+    assert compressed_size(net).tensors["0.weight"].code_bits == pytest.approx(mean)
+
+
+def test_a_mask_behind_the_quantiser_is_stored_too():
+    net = post_training_quantize(nn.Linear(64, 32), 4)
+    prune.magnitude(net, 0.9)
+    assert torch.equal(unpack(pack(net), nn.Linear(64, 32)).weight, net.weight)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("sparsity", [0.0, 0.6])
+def test_every_type_bit_for_bit(kind, sparsity):
+    with seeded(0, "init"):
+        plain = nn.Linear(300, 40)
+    if sparsity:
+        prune.remove(prune.magnitude(plain, sparsity))
+    plain.to(kind)
+    assert all(torch.equal(v, plain.state_dict()[k]) for k, v in unpack(pack(plain), plain).state_dict().items())
+    learned = nn.Linear(300, 40).to(kind)
+    parametrize.register_parametrization(learned, "weight", DifferentiableQuantizer(plain.weight, 5))
+    for net in (post_training_quantize(plain, 4), learned):
+        again = unpack(pack(net), nn.Linear(300, 40).to(kind))
+        assert again.weight.dtype == kind
+        assert torch.equal(again.weight, net.weight)
+        size = compressed_size(net, huffman=False)
+        header = 8 + int.from_bytes(pack(net)[:8], "little")
+        assert len(pack(net)) - header == pytest.approx(size.bits / 8, abs=8)
+
+
+def test_a_shared_weight_is_stored_once():
+    def tied():
+        net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+        net[2].weight = net[0].weight
+        return net
+
+    for net in (tied(), post_training_quantize(tied(), 2)):
+        again = unpack(pack(net), tied())
+        assert again[0].weight is again[2].weight
+        assert torch.equal(again[2].weight, net[2].weight)
+        apart = unpack(pack(net), nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)))
+        assert torch.equal(apart[2].weight, net[2].weight)
+        header = 8 + int.from_bytes(pack(net)[:8], "little")
+        size = compressed_size(net, huffman=False)
+        assert len(pack(net)) - header == size.bits / 8
+        assert size.full_bits == 32 * (64 * 64 + 128)
 
 
 def test_the_file_is_one_that_others_read(tmp_path):

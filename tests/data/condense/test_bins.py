@@ -8,6 +8,7 @@ from torch.utils.data import TensorDataset
 
 from netwright.data.condense import DatasetQuantizer, dataset_bins, graphcut_order, sample_bins
 from netwright.data.condense.bins import _gains, _rows, _unit
+from netwright.data.condense.rounding import controlled_rounding
 
 
 def random_features(seed, n=40, d=5):
@@ -165,10 +166,8 @@ def test_every_example_is_as_likely_in_uneven_bins_of_uneven_classes():
     draws = np.zeros(47)
     for seed in range(2000):
         draws[sample_bins(bins, 0.2, labels, seed=seed)] += 1
-    for label, count in ((0, 6), (1, 3)):  # what each class gets of 9
-        share = count / (labels == label).sum()
-        error = np.sqrt(share * (1 - share) / 2000)
-        assert np.abs(draws[labels == label] / 2000 - share).max() < 5 * error
+    share = 9 / 47
+    assert np.abs(draws / 2000 - share).max() < 5 * np.sqrt(share * (1 - share) / 2000)
 
 
 def test_shares_of_bins_and_classes():
@@ -182,7 +181,45 @@ def test_shares_of_bins_and_classes():
             assert abs((labels[chosen] == c).sum() - wanted) <= 1
             for b in bins:
                 cell = b[labels[b] == c]
-                assert abs(np.isin(cell, chosen).sum() - ratio * len(cell)) < 2
+                assert abs(np.isin(cell, chosen).sum() - ratio * len(cell)) <= 1
+        for b in bins:
+            assert abs(np.isin(b, chosen).sum() - round(ratio * len(b))) <= 1
+
+
+@pytest.mark.parametrize("ratio", [0.01, 0.03, 0.1, 0.5])
+def test_bins_keep_their_totals_when_classes_are_many(ratio):
+    """By cells alone, bins would be off by many examples."""
+    labels = np.arange(1000) % 25
+    bins = dataset_bins(random_features(0, n=1000), labels, 10)
+    for seed in range(5):
+        chosen = sample_bins(bins, ratio, labels, seed=seed, allow_empty=True)
+        for b in bins:
+            assert abs(np.isin(b, chosen).sum() - round(ratio * len(b))) <= 1
+        assert np.ptp(np.bincount(labels[chosen], minlength=25)) <= 1
+
+
+def test_every_cell_is_as_likely_and_every_total_is_whole():
+    counts = np.random.default_rng(1).integers(0, 9, (5, 4))
+    whole, total, sums = counts.sum(), 30, np.zeros((5, 4))
+    for seed in range(2000):
+        found = controlled_rounding(counts, total, np.random.default_rng(seed))
+        exact = counts * total / whole
+        assert found.sum() == total
+        assert (np.abs(found - exact) < 1).all()
+        assert (np.abs(found.sum(0) - exact.sum(0)) < 1).all()
+        assert (np.abs(found.sum(1) - exact.sum(1)) < 1).all()
+        sums += found
+    part = exact - np.floor(exact)
+    assert (np.abs(sums / 2000 - exact) <= 5 * np.sqrt(part * (1 - part) / 2000) + 1e-9).all()
+
+
+def test_a_seed_decides_among_equals():
+    features = np.ones((12, 3))
+    assert [b.tolist() for b in dataset_bins(features, n_bins=2)] == [list(range(6)), list(range(6, 12))]
+    drawn = [dataset_bins(features, n_bins=2, seed=seed)[0].tolist() for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    apart = random_features(0, n=30)
+    assert all(map(np.array_equal, dataset_bins(apart, n_bins=3, seed=5), dataset_bins(apart, n_bins=3)))
 
 
 def test_subsets_of_one_seed_are_nested():
@@ -221,6 +258,11 @@ X = random_features(0)
         (lambda: graphcut_order(X, 41), "k must lie in 1..40"),
         (lambda: graphcut_order(X, 3, lam=float("inf")), "lam must be finite"),
         (lambda: graphcut_order(X, 3, block_size=0), "block_size must be >= 1"),
+        (
+            lambda: controlled_rounding(np.ones((2, 2), int), 5, np.random.default_rng(0)),
+            r"total must lie in 0..4, got 5",
+        ),
+        (lambda: controlled_rounding(np.zeros((2, 2), int), 0, np.random.default_rng(0)), "not all 0"),
         (lambda: sample_bins([np.arange(5)], 0), r"ratio must lie in \(0, 1\], got 0"),
         (lambda: sample_bins([np.arange(5)], 1.1), r"ratio must lie in \(0, 1\], got 1.1"),
         (lambda: sample_bins([np.arange(5), np.arange(3)], 0.5), "exactly once"),

@@ -27,6 +27,17 @@ def inputs(*shape: int, seed: int = 0, dtype: torch.dtype = DOUBLE) -> torch.Ten
     return torch.randn(*shape, generator=stream(seed, "u"), dtype=DOUBLE).to(dtype)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("measure", ["legs", "legt"])
+def test_recurrence_is_convolution_at_16_000(measure):
+    net, u = layer(2, 64, torch.float32, measure=measure), inputs(1, 16_000, 2, dtype=torch.float32)
+    with torch.no_grad():
+        one, state = net(u, return_state=True)
+        other, last = net(u, return_state=True, mode="recurrence")
+    assert torch.allclose(one, other, atol=1e-4)
+    assert torch.allclose(state, last, atol=1e-4)
+
+
 @pytest.mark.parametrize("L", [1, 2, 3, 17, 1000])
 @pytest.mark.parametrize(
     "options", [{}, {"learn": 0, "measure": "legt", "channels": 2}, {"learn": 2, "alpha": 1.0}, {"bidirectional": True}]
@@ -329,6 +340,7 @@ def test_it_learns_to_remember():
         ({"measure": "fourier"}, "measure must be one of legs, legt, lagt, got 'fourier'"),
         ({"measure": (torch.eye(2), torch.ones(3))}, r"measure must be a name or \(A, B\).*\(2, 2\) and \(3,\)"),
         ({"learn": 3}, "learn must be one of 0, 1, 2, got 3"),
+        ({"d_state": 2.5}, "d_state must be a whole number, got 2.5"),
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
         ({"activation": "swish"}, "activation must be one of gelu, relu, silu, identity, got 'swish'"),
         ({"dt_init": "zero"}, "dt_init must be one of random, linspace, got 'zero'"),

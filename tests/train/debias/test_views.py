@@ -129,6 +129,35 @@ def test_each_view_is_augmented_by_itself_and_then_noisy():
     assert float((noisy - 1).std()) == pytest.approx(0.2, abs=0.01)  # 0.4 on a scale twice as long
 
 
+def test_views_may_stay_unrounded_and_be_blurred():
+    class Darker:
+        num_classes = 10
+
+        def translate(self, x, y_target):
+            return x - 0.003 * (x > 0)  # less than half a byte
+
+    data = coloured(12)
+    exact = ViewCache(data, Darker(), rounded=False)
+    assert exact.views.dtype == torch.float32
+    rounded = ViewCache(data, Darker())
+    assert torch.equal(rounded.views[:, 0], data.images)
+    bright = data.images > 127
+    assert torch.allclose((data.images / 255 - exact.views[:, 3])[bright], torch.tensor(0.0015), atol=1e-6)
+    mapped = ViewCache(data, Darker(), rounded=False, memory_limit=0)
+    assert torch.equal(mapped.views, exact.views)
+    x, draws = data.images.float() / 255, stream(0, "v")
+    fresh = TwoViews(Darker(), rounded=False)(x, None, draws)[0]
+    assert torch.allclose(fresh, exact.views[:, 0], atol=1e-6)
+    dot = torch.zeros(2, 1, 21, 21)
+    dot[:, :, 10, 10] = 1.0
+    spread = TwoViews(Darker(), rounded=False, blur=1.5)(dot, None, draws)[0][0, 0]
+    places = torch.arange(21.0) - 10
+    assert float(spread.sum()) == pytest.approx(0.9985, abs=1e-3)
+    assert float((spread * places.square()).sum() / spread.sum()) == pytest.approx(1.5**2, rel=0.05)
+    tiny = TwoViews(Darker(), blur=5.0)(torch.rand(2, 1, 4, 4, generator=draws), None, draws)[0]
+    assert tiny.shape == (2, 1, 4, 4)
+
+
 class Identity:
     num_classes = 10
 
@@ -163,6 +192,7 @@ def kept() -> TwoViews:
         (lambda: TwoViews(Recolour(), "both"), "views must be 'transformed' or"),
         (lambda: TwoViews(None), "translator must be given"),
         (lambda: TwoViews(Recolour(), noise=-1.0), "view_noise must be >= 0"),
+        (lambda: TwoViews(Recolour(), blur=-1.0), "view_blur must be >= 0"),
         (lambda: ViewCache(coloured(12), Recolour(), batch_size=0), "batch_size must be >= 1, got 0"),
         (lambda: ViewCache(coloured(12).subset([]), Recolour()), "at least 1 image, got 0"),
         (lambda: ViewCache(BELOW, Recolour()), r"in \[0, 1\], got -1"),

@@ -17,6 +17,7 @@ from netwright.train.natra import (
     Directions,
     LatentCodes,
     NaturalTransform,
+    NoDirectionError,
     StyleGenerator,
     TransformGrid,
     common_corruptions,
@@ -147,7 +148,7 @@ def test_the_filter_drops_what_decides_the_class(capsys):
     both = filter_directions(axes, generator, classifier, codes, max_flip=1.0)
     assert [int(v.argmax()) for v in both.vectors] == [0, 1]  # the more visible first
     assert len(filter_directions(axes, generator, classifier, codes, max_flip=1.0, max_directions=1)) == 1
-    with pytest.raises(ValueError, match="no direction survives: of 3 "):
+    with pytest.raises(NoDirectionError, match="no direction survives: of 3 "):
         filter_directions(axes, generator, classifier, codes, min_change=0.9)
     capsys.readouterr()
     wrong = 1 - classifier(made).argmax(1)

@@ -16,6 +16,7 @@ from netwright.seeding import seeded, stream
 from netwright.train import Classifier, fit
 from netwright.train.callbacks import ELRCallback, ELRPlusCallback, NaTraTraining, PSKDCallback
 from netwright.train.natra import (
+    Groundwork,
     LatentCodes,
     NaturalTransform,
     Prepared,
@@ -23,6 +24,7 @@ from netwright.train.natra import (
     StyleGenerator,
     fit_style_autoencoder,
     latent_directions,
+    lay_groundwork,
     prepare_natural_transform,
 )
 
@@ -287,6 +289,67 @@ def test_kept_and_read_again(prepared, tmp_path):
     (tmp_path / "bad.safetensors").write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="damaged"):
         Prepared.load(tmp_path / "bad.safetensors", x)
+
+
+def test_groundwork_is_kept_as_it_is_made(tmp_path, monkeypatch):
+    data, path = blobs(), tmp_path / "natra-generator.safetensors"
+    recipe = Recipe(generator_steps=6, w_dim=6, inversion_steps=2, reference_epochs=1)
+
+    def lay(keep=path, **options):
+        return lay_groundwork(data.images, data.labels, unlabelled=None, recipe=recipe, seed=0, keep=keep, **options)
+
+    with monkeypatch.context() as patched:
+
+        def stop(*args, **kwargs):
+            raise KeyboardInterrupt
+
+        patched.setattr("netwright.train.natra.groundwork.reference_classifier", stop)
+        with pytest.raises(KeyboardInterrupt):
+            lay()
+    kept = Groundwork.load(path)
+    assert kept.codes is not None
+    assert kept.reference is None
+    resumed, straight, x = lay(), lay(None), data.images[:7] / 255
+    for one, other in ((resumed, straight), (Groundwork.load(path), straight)):
+        assert torch.equal(one.network(x), other.network(x))
+        assert torch.equal(one.codes.w, other.codes.w)
+        assert torch.equal(one.reference(x), other.reference(x))
+    more = dataclasses.replace(recipe, inversion_steps=5)
+    elsewhere = lay_groundwork(
+        data.images, data.labels, unlabelled=None, recipe=more, seed=0, keep=tmp_path / "other", generator=path
+    )
+    assert torch.equal(elsewhere.network(x), straight.network(x))
+    assert elsewhere.made_of["codes"] != straight.made_of["codes"]  # other steps: codes are found anew
+    assert elsewhere.made_of["reference"] == straight.made_of["reference"]
+    assert torch.equal(elsewhere.reference(x), straight.reference(x))
+    wide = torch.zeros(4, 1, 8, 10, dtype=torch.uint8)
+    with pytest.raises(UserError, match=r"makes images of \(1, 8, 8\)"):
+        lay_groundwork(wide, torch.zeros(4).long(), unlabelled=None, recipe=recipe, seed=0, generator=path)
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(UserError):
+        lay()
+
+
+def test_a_stopped_training_of_the_generator_goes_on(tmp_path, monkeypatch):
+    data, path = blobs(), tmp_path / "natra-generator.safetensors"
+    recipe = Recipe(generator_steps=3, w_dim=4, inversion_steps=0, reference_epochs=1)
+
+    def lay(keep):
+        return lay_groundwork(data.images, data.labels, unlabelled=None, recipe=recipe, seed=0, keep=keep)
+
+    with monkeypatch.context() as patched:
+
+        def stop(self, trainer, pl_module):
+            if trainer.current_epoch == 1:
+                raise KeyboardInterrupt
+
+        patched.setattr("netwright.train.schedules.CosineProgress.on_train_epoch_start", stop, raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            lay(path)
+    assert path.with_name("natra-generator.ckpt").exists()
+    resumed, straight = lay(path), lay(None)
+    assert all(torch.equal(v, straight.network.state_dict()[k]) for k, v in resumed.network.state_dict().items())
+    assert not path.with_name("natra-generator.ckpt").exists()
 
 
 def test_the_generator_learns():

@@ -12,12 +12,12 @@ from typing import Any, cast
 import lightning
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from netwright.compress.distill import DistillationLoss
 from netwright.compress.quantize.placing import Which, kept_weights, quantizers, targets
 from netwright.compress.quantize.quantizers import Gradient, LearnedPoints, UniformQuantizer
 from netwright.data.tensors import Batches
+from netwright.nn import shared
 from netwright.nn.sparse import clone
 from netwright.train import Classifier, Loader, channels_last
 
@@ -82,7 +82,8 @@ class QuantizedDistillationCallback(lightning.Callback):
 
     With :class:`Distiller` this is quantised distillation, with any other module quantised training. The rounding is a
     parametrization and stays when training ends: :func:`netwright.compress.quantize.baked` puts the rounded weights in
-    place. A network that is quantised already stays as it is.
+    place. It comes after parametrizations that are there already, a mask or Weight Compander's. A network that is
+    quantised already stays as it is.
 
     Args:
         bits: 1..16.
@@ -118,9 +119,11 @@ class QuantizedDistillationCallback(lightning.Callback):
         """Places the rounding, before a checkpoint is read and the optimisers are made."""
         if stage != "fit" or any(True for _ in quantizers(pl_module)):
             return
-        for layer, name, parameter in targets(pl_module, self.quantize, self.quantize_first_last):
-            rounding = UniformQuantizer(self.bits, self.bucket_size, grad=self.grad, kept=kept_weights(parameter))
-            parametrize.register_parametrization(layer, name, rounding)
+        made = [
+            (layer, name, UniformQuantizer(self.bits, self.bucket_size, grad=self.grad, kept=kept_weights(parameter)))
+            for layer, name, parameter in targets(pl_module, self.quantize, self.quantize_first_last)
+        ]
+        shared.register(pl_module, made)
 
 
 class SortedPoints(lightning.Callback):

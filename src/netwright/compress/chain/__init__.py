@@ -8,12 +8,25 @@ rounded.
 
 from netwright.compress.chain.measured import Compression, Measured
 from netwright.compress.chain.running import compress, packed, unpacked
-from netwright.compress.chain.steps import Distill, LowRank, Prune, Quantize, Step, Training
+from netwright.compress.chain.steps import (
+    Alternate,
+    Distill,
+    LearnLevels,
+    LowRank,
+    Maestro,
+    Prune,
+    Quantize,
+    Step,
+    Training,
+)
 
 __all__ = [
+    "Alternate",
     "Compression",
     "Distill",
+    "LearnLevels",
     "LowRank",
+    "Maestro",
     "Measured",
     "Prune",
     "Quantize",

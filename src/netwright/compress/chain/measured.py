@@ -108,7 +108,7 @@ class Compression(Result):
 
 def measure(
     found: Sequence[tuple[str, nn.Module]],
-    example: Tensor,
+    example: Tensor | Sequence[Tensor],
     test: Iterable[tuple[Tensor, ...]] | None,
     rounds: int,
     runtime: bool,
@@ -122,21 +122,22 @@ def measure(
         rounds: Likewise.
         runtime: Likewise.
     """
-    one = example[:1].contiguous()
+    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
+    one = [x[:1].contiguous() for x in inputs]
     calls: dict[str, Callable[[], Any]] = {}
     plain = {name: baked(network).eval() for name, network in found}
     for name, network in plain.items():
-        calls[f"torch {name}"] = partial(network, one)
+        calls[f"torch {name}"] = partial(network, *one)
         if not runtime:
             continue
         try:
-            calls[f"runtime {name}"] = partial(SparseModel(optimise(capture(network, (one,)))), one)
-        except UserError:  # an operator is missing there, or torch cannot trace the network
+            calls[f"runtime {name}"] = partial(SparseModel(optimise(capture(network, one))), *one)
+        except (UserError, ValueError):  # inputs of another type, a missing operator, or torch cannot trace the network
             continue
     with torch.inference_mode():
         times = compare_times(calls, rounds=rounds, threads=1)
     for name, network in found:
-        cost = count(plain[name], tuple(one.shape[1:]))
+        cost = count(plain[name], inputs=one)
         yield Measured(
             step=name,
             accuracy=None if test is None else _accuracy(plain[name], test),

@@ -13,17 +13,17 @@ from netwright.compress import low_rank
 from netwright.compress.chain.kept import chain_key, finish, kept
 from netwright.compress.chain.measured import ROUNDS, Compression, measure
 from netwright.compress.chain.steps import Distill, LowRank, Prune, Quantize, Step, Training
-from netwright.compress.quantize import pack, unpack
+from netwright.compress.quantize import baked, pack, unpack
 from netwright.compress.quantize.storage import packed_metadata
 from netwright.console import UserError
-from netwright.nn.sparse import clone, to_dense
+from netwright.nn.sparse import clone
 
 
 def compress(
     model: nn.Module,
     steps: Sequence[Step],
     *,
-    example: Tensor,
+    example: Tensor | Sequence[Tensor],
     training: Training | None = None,
     test: Iterable[tuple[Tensor, ...]] | None = None,
     rounds: int = ROUNDS,
@@ -34,9 +34,12 @@ def compress(
     """Compresses any network by a chain of methods and measures it after each.
 
     Args:
-        model: The network; it is not changed.
-        steps: Of distill, low-rank, prune and quantize, in this order, each once at most.
-        example: A batch of inputs, of the network's own kind (standardised, where it wants that).
+        model: The network; it is not changed. Masks and other parametrizations are baked in.
+        steps: At most one of each place, in this order: a student (:class:`Distill`), two factors (:class:`LowRank`,
+            :class:`Maestro`), zeros (:class:`Prune`), few bits (:class:`Quantize`, :class:`LearnLevels`,
+            :class:`Alternate`).
+        example: A batch of inputs, of the network's own kind (standardised, where it wants that) and of any type; one
+            tensor for each input of a network that takes several.
         training: Data to train on, and how; none by default.
         test: Batches (x, labels) to measure the accuracy on; read once for each network.
         rounds: Timed calls of each network.
@@ -67,7 +70,7 @@ def compress(
         got = ", ".join(step.name for step in steps) or "none"
         raise ValueError(f"steps must be some of {order}, in this order, got {got}")
     how = training or Training()
-    teacher = to_dense(model).eval()
+    teacher = baked(model).eval()
     network: nn.Module = clone(teacher)
     ranks: dict[str, int] = {}
     found = [("as given", network)]

@@ -6,12 +6,20 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from netwright.compress import low_rank, prune
 from netwright.compress.distill import distill
 from netwright.compress.exact import Scope
-from netwright.compress.quantize import post_training_quantize, quantized_distillation
+from netwright.compress.quantize import (
+    DifferentiableQuantizer,
+    NonuniformQuantizer,
+    alternating_quantization,
+    differentiable_quantization,
+    post_training_quantize,
+    quantized_distillation,
+)
+from netwright.compress.quantize.placing import quantize_with
 from netwright.compress.quantize.scaling import BucketScaler, check_bits
 from netwright.nn.sparse import clone
 from netwright.storage import tensors_digest
@@ -19,6 +27,7 @@ from netwright.storage import tensors_digest
 if TYPE_CHECKING:
     from netwright.train import Loader
 
+POINT_RATE = 1e-5
 RECOVERY = 0.3  # share of the steps of pruning that is left to recover in
 
 
@@ -72,6 +81,7 @@ class Distill:
     student: nn.Module
     place: ClassVar[int] = 0
     name: ClassVar[str] = "distill"
+    needs_data: ClassVar[bool] = True
 
     def facts(self) -> dict[str, Any]:
         """What decides the outcome: the student's weights."""
@@ -87,10 +97,8 @@ class Distill:
         Raises:
             ValueError: If there are no data.
         """
-        if how.data is None:
-            raise ValueError("distill needs training data, got none")
         student = clone(self.student)
-        return Applied(distill(student, teacher, how.data, epochs=how.epochs, lr=how.lr, seed=how.seed))
+        return Applied(distill(student, teacher, _required(self, how), epochs=how.epochs, lr=how.lr, seed=how.seed))
 
 
 @dataclass(frozen=True)
@@ -109,6 +117,8 @@ class LowRank:
     lam: float = 1e-4
     place: ClassVar[int] = 1
     name: ClassVar[str] = "low-rank"
+    needs_data: ClassVar[bool] = False
+    order_of_the_paper: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:
@@ -130,13 +140,40 @@ class LowRank:
             low_rank.fit_maestro(low, how.data, lam=self.lam, epochs=how.epochs, lr=how.lr, seed=how.seed)
         # By what a parameter brings: compared term by term, the first layers would end with one term each, although
         # theirs are the cheapest.
-        cut = low_rank.prune_to_budget(low, params=budget, hierarchical=False, per_parameter=True)
+        paper = self.order_of_the_paper
+        cut = low_rank.prune_to_budget(low, params=budget, hierarchical=paper, per_parameter=not paper)
         if how.data is not None:
             low_rank.recalibrate_batchnorm(cut, how.data)
         plain = low_rank.finalize(cut)
         if how.data is not None:
             distill(plain, teacher, how.data, epochs=how.epochs, lr=how.lr, seed=how.seed)
         return Applied(plain, low_rank.factored_ranks(cut))
+
+
+@dataclass(frozen=True)
+class Maestro(LowRank):
+    """As :class:`LowRank`, with the paper's own order of terms when they are cut: each with all behind it.
+
+    Attributes:
+        share: As there.
+        lam: As there.
+
+    Raises:
+        ValueError: If ``share`` is out of its range.
+    """
+
+    name: ClassVar[str] = "maestro"
+    needs_data: ClassVar[bool] = True
+    order_of_the_paper: ClassVar[bool] = True
+
+    def apply(self, network: nn.Module, teacher: nn.Module, how: Training) -> Applied:
+        """A plain network of fewer parameters, and the ranks of its layers that are two now.
+
+        Raises:
+            ValueError: If there are no data.
+        """
+        _required(self, how)
+        return super().apply(network, teacher, how)
 
 
 @dataclass(frozen=True)
@@ -155,6 +192,7 @@ class Prune:
     scope: Scope = "lamp"
     place: ClassVar[int] = 2
     name: ClassVar[str] = "prune"
+    needs_data: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         prune.cubic_sparsity(0, 0, 1, 0.0, self.sparsity)
@@ -196,6 +234,7 @@ class Quantize:
     bucket_size: int | None = 256
     place: ClassVar[int] = 3
     name: ClassVar[str] = "quantize"
+    needs_data: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_bits(self.bits)
@@ -226,4 +265,99 @@ class Quantize:
         return Applied(rounded)
 
 
+@dataclass(frozen=True)
+class LearnLevels(Quantize):
+    """Weights of a few bits whose levels are learned while the weights stay: differentiable quantization.
+
+    Attributes:
+        bits: As for :class:`Quantize`.
+        bucket_size: As there.
+        points_lr: Learning rate of the levels, > 0.
+
+    Raises:
+        ValueError: If a number is out of its range.
+    """
+
+    points_lr: float = POINT_RATE
+    name: ClassVar[str] = "differentiable-quantization"
+    needs_data: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.points_lr > 0:
+            raise ValueError(f"points_lr must be > 0, got {self.points_lr}")
+
+    def form(self, network: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
+        """A network such as :meth:`apply` gives, its weights still to be filled in."""
+        return self._with(network, DifferentiableQuantizer)
+
+    def _with(self, network: nn.Module, kind: type[DifferentiableQuantizer] | type[NonuniformQuantizer]) -> nn.Module:
+        def make(parameter: Tensor, kept: Tensor | None, number: int) -> DifferentiableQuantizer | NonuniformQuantizer:
+            return kind(parameter, 2**self.bits, self.bucket_size, kept=kept)
+
+        return quantize_with(network, make)[0]
+
+    def apply(self, network: nn.Module, teacher: nn.Module, how: Training) -> Applied:
+        """The network with quantisers; zeros stay zeros.
+
+        Raises:
+            ValueError: If there are no data.
+        """
+        made = differentiable_quantization(
+            network,
+            _required(self, how),
+            bits=self.bits,
+            bucket_size=self.bucket_size,
+            lr=self.points_lr,
+            epochs=how.epochs,
+            seed=how.seed,
+        )
+        return Applied(made)
+
+
+@dataclass(frozen=True)
+class Alternate(LearnLevels):
+    """Weights of a few bits, they and their levels trained in turn, epoch by epoch: alternating quantization.
+
+    Attributes:
+        bits: As for :class:`Quantize`.
+        bucket_size: As there.
+        points_lr: As for :class:`LearnLevels`.
+
+    Raises:
+        ValueError: If a number is out of its range.
+    """
+
+    name: ClassVar[str] = "alternating-quantization"
+
+    def form(self, network: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
+        """A network such as :meth:`apply` gives, its weights still to be filled in."""
+        return self._with(network, NonuniformQuantizer)
+
+    def apply(self, network: nn.Module, teacher: nn.Module, how: Training) -> Applied:
+        """The network with quantisers; zeros stay zeros.
+
+        Raises:
+            ValueError: If there are no data.
+        """
+        made = alternating_quantization(
+            network,
+            teacher,
+            _required(self, how),
+            bits=self.bits,
+            bucket_size=self.bucket_size,
+            epochs=how.epochs,
+            lr=how.lr,
+            points_lr=self.points_lr,
+            seed=how.seed,
+        )
+        return Applied(made)
+
+
 Step = Distill | LowRank | Prune | Quantize
+
+
+def _required(step: Step, how: Training) -> Loader:
+    if how.data is None:
+        raise ValueError(f"{step.name} needs training data, got none")
+    return how.data

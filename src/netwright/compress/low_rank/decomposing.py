@@ -15,7 +15,8 @@ from netwright.compress.low_rank.attention import SplitAttention, splittable
 from netwright.compress.low_rank.layers import LowRankConv2d, LowRankLayer, LowRankLinear
 from netwright.console import warn
 from netwright.data.problems import listing
-from netwright.nn.sparse import clone, to_dense
+from netwright.nn import shared
+from netwright.nn.sparse import clone, unparametrized
 
 
 def low_rank_layers(model: nn.Module) -> dict[str, LowRankLayer]:
@@ -43,18 +44,19 @@ def decompose(
 ) -> nn.Module:
     """A copy of a network whose linear and convolutional layers are two factors each; it computes the same function.
 
-    Convolutions with groups stay as they are, with a warning, as do subclasses, which may do more than their name says.
+    Convolutions with groups stay as they are, with a warning, as do layers that share their weight with another, and
+    subclasses, which may do more than their name says (of TrAct's layers, take it away first: ``remove_tract``).
     ``torch.nn.MultiheadAttention`` becomes :class:`~netwright.compress.low_rank.attention.SplitAttention`, whose four
     maps are decomposed each by itself.
 
     Args:
-        model: The network, trained or not; it is not changed. Masks are baked in.
+        model: The network, trained or not; it is not changed. Masks and other parametrizations are baked in.
         ignore_first: How many layers at the beginning to leave alone.
         ignore_last: Whether to leave the last one alone.
-        layers: Kinds of layers to decompose.
+        layers: Kinds of layers to decompose: ``nn.Linear``, ``nn.Conv2d`` or both.
 
     Raises:
-        ValueError: If no layer is left to decompose, or ``ignore_first`` is negative.
+        ValueError: If no layer is left to decompose, ``ignore_first`` is negative, or ``layers`` holds another kind.
 
     Example:
         >>> import torch
@@ -65,21 +67,42 @@ def decompose(
     """
     if ignore_first < 0:
         raise ValueError(f"ignore_first must be >= 0, got {ignore_first}")
-    model = to_dense(model)
-    if nn.Linear in tuple(layers):
+    kinds = tuple(layers)
+    if unknown := [kind for kind in kinds if kind not in (nn.Linear, nn.Conv2d)]:
+        raise ValueError(f"layers must be some of Linear and Conv2d, got {', '.join(k.__name__ for k in unknown)}")
+    model = unparametrized(model)
+    if nn.Linear in kinds:
         model = split_attention(model)
-    found = [(name, part) for name, part in model.named_modules() if type(part) in tuple(layers)]
+    found = [(name, part) for name, part in model.named_modules() if type(part) in kinds]
     chosen = found[ignore_first : len(found) - int(ignore_last)]
-    grouped = [name for name, part in chosen if isinstance(part, nn.Conv2d) and part.groups != 1]
-    if grouped:
-        warn(f"convolutions with groups are not decomposed: {listing(grouped)}")
+    left = _left_alone(model, chosen, kinds)
+    for why, names in left.items():
+        if names:
+            warn(f"{why} are not decomposed: {listing(names)}")
     new: dict[int, nn.Module] = {}
     for name, part in chosen:
-        if name not in grouped:
+        if not any(name in names for names in left.values()):
             new[id(part)] = LowRankConv2d(part) if isinstance(part, nn.Conv2d) else LowRankLinear.from_dense(part)
     if not new:
         raise ValueError(f"model must hold a layer to decompose, got {type(model).__name__} without one left")
     return _replaced(model, new)
+
+
+def _left_alone(
+    model: nn.Module, chosen: Sequence[tuple[str, nn.Module]], kinds: tuple[type[nn.Module], ...]
+) -> dict[str, list[str]]:
+    """What :func:`decompose` does not take, and why."""
+    several = [users for users in shared.owners(model).values() if len(users) > 1]
+    tied = {id(part) for users in several for part, name in users if name == "weight"}
+    return {
+        "convolutions with groups": [n for n, part in chosen if isinstance(part, nn.Conv2d) and part.groups != 1],
+        "layers that share their weight": [n for n, part in chosen if id(part) in tied],
+        "subclasses of layers": [
+            f"{n} ({type(part).__name__})"
+            for n, part in model.named_modules()
+            if isinstance(part, kinds) and type(part) not in kinds
+        ],
+    }
 
 
 def split_attention(model: nn.Module) -> nn.Module:
@@ -148,7 +171,7 @@ def with_ranks(model: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
         >>> [tuple(p.shape) for p in net.parameters()]
         [(2, 8), (6, 2), (6,)]
     """
-    model = split_attention(to_dense(model))
+    model = split_attention(unparametrized(model))
     new: dict[int, nn.Module] = {}
     for name, rank in ranks.items():
         layer = dict(model.named_modules()).get(name)

@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Literal, TypeVar, cast, get_args
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from netwright.compress.quantize.quantizers import Gradient, Quantizer, UniformQuantizer
 from netwright.compress.quantize.scaling import check_finite
-from netwright.nn.sparse import LAYERS, bake, to_dense
+from netwright.nn import shared
+from netwright.nn.sparse import LAYERS, mask_of, unparametrized
 
 WEIGHTS = ("weight", "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 Which = Literal["weights", "all"]
@@ -37,34 +39,49 @@ def quantizers(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, Quantiz
                 yield f"{path}.{name}" if path else name, part, name, found[-1]
 
 
+def received(layer: nn.Module, name: str, quantizer: Quantizer) -> Tensor | None:
+    """The tensor as its quantiser gets it, after all steps before it; None if the layer changes what it gives."""
+    if mask_of(layer) is layer or shared.steps_of(layer, name)[-1] is not quantizer:
+        return None
+    value, *more = shared.originals(layer, name)
+    with torch.no_grad():
+        for step in list(shared.steps_of(layer, name))[:-1]:
+            value, more = step(value, *more), []
+    return value.detach()
+
+
 def targets(
     module: nn.Module, which: Which = "weights", first_last: bool = True
 ) -> list[tuple[nn.Module, str, Tensor]]:
     """The parameters that are to be quantised: layer, name, and the tensor as the layer uses it.
 
+    A tensor that several layers share is there once, with the first of them.
+
     Args:
         module: Any network; of a masked layer the masked tensor is meant.
         which: ``"weights"``, those of convolutions and linear layers and of attention's projections; ``"all"``, every
             parameter.
-        first_last: Whether the first and the last convolution or linear layer are among them.
+        first_last: Whether the first and the last convolution or linear layer are among them, and what shares their
+            tensors.
 
     Raises:
         ValueError: If ``which`` is unknown, or nothing is left.
     """
     if which not in get_args(Which):
         raise ValueError(f"quantize must be one of {', '.join(map(repr, get_args(Which)))}, got {which!r}")
-    weighed = [part for part in module.modules() if isinstance(part, LAYERS)]
-    left_out = set() if first_last or not weighed else {id(weighed[0]), id(weighed[-1])}
+    parts = shared.parts_of(module)
+    weighed = [part for part in parts if isinstance(part, LAYERS)]
+    left_out = [] if first_last else [*weighed[:1], *weighed[-1:]]
+    seen = {shared.identity(part, name) for part in left_out for name, _ in _own_tensors(part)}
     found: list[tuple[nn.Module, str, Tensor]] = []
-    seen: set[int] = set()
-    for part in module.modules():
-        wanted = which == "all" or isinstance(part, (*LAYERS, nn.MultiheadAttention))
-        if not wanted or id(part) in left_out:
+    for part in parts:
+        if which == "weights" and not isinstance(part, (*LAYERS, nn.MultiheadAttention)):
             continue
         for name, parameter in _own_tensors(part):
-            if (which == "all" or name in WEIGHTS) and parameter.numel() and id(parameter) not in seen:
+            key = shared.identity(part, name)
+            if (which == "all" or name in WEIGHTS) and parameter.numel() and key not in seen:
                 found.append((part, name, parameter))
-                seen.add(id(parameter))
+                seen.add(key)
     if not found:
         raise ValueError(f"module must hold weights to quantise, got {type(module).__name__} without any left")
     return found
@@ -90,18 +107,22 @@ def quantize_with(
     first_last: bool = True,
 ) -> tuple[_M, list[Quantizer]]:
     """A plain copy of a network whose tensors go through the quantisers that ``make(parameter, kept, number)``
-    gives."""
-    plain = cast(_M, to_dense(module))
-    for part in plain.modules():
-        if parametrize.is_parametrized(part):
-            raise ValueError(f"module must be plain or masked, got another parametrization in {type(part).__name__}")
-    made = []
+    gives.
+
+    What was parametrized is baked in. Layers that share a tensor share its quantiser.
+
+    Raises:
+        ValueError: If the network is quantised already, or a tensor is not finite.
+    """
+    if any(True for _ in quantizers(module)):
+        raise ValueError(f"module must not be quantised already, got {type(module).__name__} with quantisers")
+    plain = unparametrized(module)
+    made: list[tuple[nn.Module, str, Quantizer]] = []
     for number, (part, name, parameter) in enumerate(targets(plain, which, first_last)):
         check_finite(parameter, name)
-        quantizer = make(parameter, kept_weights(parameter), number)
-        parametrize.register_parametrization(part, name, quantizer)
-        made.append(quantizer)
-    return plain, made
+        made.append((part, name, make(parameter, kept_weights(parameter), number)))
+    shared.register(plain, made)
+    return plain, [quantizer for *_, quantizer in made]
 
 
 def post_training_quantize(
@@ -119,7 +140,7 @@ def post_training_quantize(
     every export put the rounded ones in their place, :func:`pack` stores them in as many bits.
 
     Args:
-        model: The network; it is not changed. Masks are baked in, and their zeros stay.
+        model: The network; it is not changed. Masks and other parametrizations are baked in; zeros stay.
         bits: 1..16.
         bucket_size: Weights that share a scale; None for one scale a tensor.
         quantize: ``"weights"`` of convolutions and linear layers, or ``"all"`` parameters.
@@ -142,14 +163,11 @@ def post_training_quantize(
 
 
 def baked(model: _M) -> _M:
-    """A plain copy with the rounded weights in place.
+    """A plain copy with the rounded weights in place, and masks and all other parametrizations baked in.
 
     Example:
         >>> net = baked(post_training_quantize(nn.Linear(64, 8), 2))
         >>> list(net.state_dict()), len(net.weight.unique()) <= 4 * 2
         (['weight', 'bias'], True)
     """
-    plain = cast(_M, to_dense(model))
-    for _, part, name, _ in reversed(list(quantizers(plain))):  # so that parameters get their order back
-        bake(part, name)
-    return plain
+    return unparametrized(model)

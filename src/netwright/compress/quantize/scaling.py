@@ -27,7 +27,7 @@ class BucketScaler:
         bucket.
 
     Raises:
-        ValueError: If ``bucket_size`` is below 1.
+        ValueError: If ``bucket_size`` is below 1, or no whole number.
 
     Example:
         >>> u, alpha, beta = BucketScaler(2).scale(torch.tensor([1.0, 3.0, 5.0]))
@@ -38,6 +38,8 @@ class BucketScaler:
     def __init__(self, bucket_size: int | None = 256):
         if bucket_size is not None and bucket_size < 1:
             raise ValueError(f"bucket_size must be >= 1 or None, got {bucket_size}")
+        if bucket_size is not None and bucket_size != int(bucket_size):
+            raise ValueError(f"bucket_size must be a whole number, got {bucket_size}")
         self.bucket_size = bucket_size
 
     def shape(self, numel: int) -> tuple[int, int]:
@@ -74,10 +76,12 @@ def check_bits(bits: int) -> int:
     """The number of bits.
 
     Raises:
-        ValueError: If it is outside 1..16.
+        ValueError: If it is outside 1..16, or no whole number.
     """
     if not 1 <= bits <= MOST_BITS:
         raise ValueError(f"bits must lie in 1..{MOST_BITS}, got {bits}")
+    if bits != int(bits):
+        raise ValueError(f"bits must be a whole number, got {bits}")
     return int(bits)
 
 
@@ -143,7 +147,7 @@ def uniform_quantize(
         >>> uniform_quantize(torch.tensor([-1.0, -0.2, 0.1, 0.9]), 2)
         tensor([-1.0000, -0.3667,  0.2667,  0.9000])
     """
-    check_bits(bits)
+    bits = check_bits(bits)
     scaler = BucketScaler(bucket_size)
     check_finite(v)
     u, alpha, beta = scaler.scale(v)

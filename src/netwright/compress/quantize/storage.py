@@ -10,7 +10,8 @@ With a Huffman code (Huffman, "A method for the construction of minimum-redundan
 quantised tensor it holds ``NAME#codes`` (bits, most significant first), ``NAME#scale`` (spans, minima) and, with
 learned points, ``NAME#points``; of a pruned one the shortest of ``NAME#kept`` (a bit for each weight), ``NAME#gaps``
 (zeros before each weight) and ``NAME#zeros`` (their places), with ``NAME#values`` where it is not quantised. Other
-tensors are as they were. Shapes and bits stand in its header.
+tensors are as they were, bfloat16 as 16-bit integers of the same bits. Shapes, bits and types that NumPy does not know
+stand in its header, and which names share a tensor: it is there once.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from netwright.compress.quantize.placing import baked, kept_weights, quantizers
+from netwright.compress.quantize.placing import baked, kept_weights, quantizers, received
 from netwright.compress.quantize.quantizers import Quantizer, UniformQuantizer
 from netwright.compress.quantize.scaling import MOST_BITS, BucketScaler
 from netwright.console import UserError, table
@@ -63,7 +64,7 @@ class SizeReport(Result):
         bits: All of it.
         full_bits: With 32 bits a number.
         ratio: The second over the first.
-        tensors: Each by name, as in the plain network's ``state_dict``.
+        tensors: Each by name, as in the plain network's ``state_dict``; one that layers share by its first name.
     """
 
     bits: float
@@ -122,7 +123,7 @@ def compressed_size(model: nn.Module, huffman: bool = True) -> SizeReport:
         >>> round(compressed_size(net, huffman=False).ratio, 4)
         7.5294
     """
-    state, coded = _state(model)
+    state, coded, _ = _state(model)
     tensors: dict[str, TensorSize] = {}
     for name, tensor in state.items():
         if name not in coded:
@@ -139,9 +140,10 @@ def compressed_size(model: nn.Module, huffman: bool = True) -> SizeReport:
             counts = torch.bincount(flat.cpu(), minlength=levels).tolist()
             lengths = huffman_code_lengths(dict(enumerate(counts)))
             width = sum(counts[symbol] * length for symbol, length in lengths.items()) / len(flat)
-        learned = 0 if isinstance(quantizer, UniformQuantizer) else levels * FLOAT_BITS
+        scale_bits = 8 * alpha.element_size()
+        learned = 0 if isinstance(quantizer, UniformQuantizer) else levels * scale_bits
         places = 0 if quantizer.kept is None else _place_bits(quantizer.kept)
-        bits = len(flat) * width + 2 * FLOAT_BITS * alpha.numel() + learned + places
+        bits = len(flat) * width + 2 * scale_bits * alpha.numel() + learned + places
         tensors[name] = TensorSize(weight.numel(), levels, bits, width)
     bits = sum(tensor.bits for tensor in tensors.values())
     full = sum(tensor.numel() * FLOAT_BITS for tensor in state.values())
@@ -152,13 +154,32 @@ def _width(levels: int) -> int:
     return max(1, math.ceil(math.log2(levels)))
 
 
-def _state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, tuple[Quantizer, Tensor]]]:
-    """The plain network's state, and of each quantised tensor its quantiser and the weight that it gets."""
+def _state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, tuple[Quantizer, Tensor]], dict[str, str]]:
+    """The plain network's state without what is in it twice; of each quantised tensor its quantiser and what that gets,
+    unless the layer computes with something else than it gives; and of each further name the first of the same tensor.
+    """
     coded = {}
     for name, layer, own, quantizer in quantizers(model):
-        steps: Any = layer.parametrizations[own]  # type: ignore[index]
-        coded[name] = (quantizer, steps.original.detach())
-    return baked(model).state_dict(), coded
+        weight = received(layer, own, quantizer)
+        if weight is not None:
+            coded[name] = (quantizer, weight)
+    whole = baked(model).state_dict(keep_vars=True)
+    first: dict[int, str] = {}
+    same = {name: first.setdefault(id(tensor), name) for name, tensor in whole.items()}
+    state = {name: tensor.detach() for name, tensor in whole.items() if same[name] == name}
+    return state, coded, {name: other for name, other in same.items() if name != other}
+
+
+def _array(tensor: Tensor) -> tuple[np.ndarray, str | None]:
+    """A tensor as an array; of a type that NumPy lacks its bits, with torch's name of the type."""
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy(), "bfloat16"
+    return tensor.numpy(), None
+
+
+def _tensor(array: np.ndarray, kind: str | None) -> Tensor:
+    return torch.from_numpy(array) if kind is None else torch.from_numpy(array).view(getattr(torch, kind))
 
 
 def _places(kept: Tensor) -> dict[str, np.ndarray]:
@@ -211,16 +232,23 @@ def pack(model: nn.Module, metadata: Mapping[str, str] | None = None) -> bytes:
     """
     from safetensors.numpy import save
 
-    state, coded = _state(model)
+    state, coded, same = _state(model)
     tensors: dict[str, np.ndarray] = {}
     described: dict[str, Any] = {}
+    kinds: dict[str, str] = {}
+
+    def store(name: str, tensor: Tensor) -> None:
+        tensors[name], kind = _array(tensor)
+        if kind is not None:
+            kinds[name] = kind
+
     for name, tensor in state.items():
         if name not in coded:
             kept = _sparse(tensor)
             if kept is None:
-                tensors[name] = tensor.detach().cpu().contiguous().numpy()
+                store(name, tensor)
                 continue
-            tensors[f"{name}#values"] = tensor.detach()[kept].cpu().numpy()
+            store(f"{name}#values", tensor[kept])
             tensors |= {f"{name}#{form}": places for form, places in _places(kept).items()}
             described[name] = {"shape": list(tensor.shape), "count": int(kept.sum())}
             continue
@@ -230,9 +258,9 @@ def pack(model: nn.Module, metadata: Mapping[str, str] | None = None) -> bytes:
         levels = quantizer.levels()
         width = _width(len(levels))
         tensors[f"{name}#codes"] = _packed_bits(codes.flatten()[:count].cpu().numpy(), width)
-        tensors[f"{name}#scale"] = torch.cat([alpha, beta], 1).detach().cpu().numpy()
+        store(f"{name}#scale", torch.cat([alpha, beta], 1))
         if not isinstance(quantizer, UniformQuantizer):
-            tensors[f"{name}#points"] = levels.cpu().numpy()
+            store(f"{name}#points", levels)
         if quantizer.kept is not None:
             tensors |= {f"{name}#{form}": places for form, places in _places(quantizer.kept).items()}
         described[name] = {
@@ -242,6 +270,7 @@ def pack(model: nn.Module, metadata: Mapping[str, str] | None = None) -> bytes:
             "count": count,
         }
     header = {"format": FORMAT, "version": VERSION, "tensors": described, "metadata": dict(metadata or {})}
+    header |= {name: told for name, told in (("kinds", kinds), ("same", same)) if told}
     # Under one name: safetensors writes several in an order that differs from call to call.
     return save(tensors, {"netwright": json.dumps(header)})
 
@@ -270,8 +299,10 @@ def unpack(blob: bytes, model: _M) -> _M:
         if header["format"] != FORMAT or header["version"] != VERSION:
             raise UserError(f"not {FORMAT} of version {VERSION}", cure=cure)
         tensors = load(blob)
-        state = {name: torch.from_numpy(array) for name, array in tensors.items() if "#" not in name}
-        state |= {name: _decoded(name, told, tensors) for name, told in header["tensors"].items()}
+        kinds = header.get("kinds", {})
+        state = {name: _tensor(array, kinds.get(name)) for name, array in tensors.items() if "#" not in name}
+        state |= {name: _decoded(name, told, tensors, kinds) for name, told in header["tensors"].items()}
+        state |= {name: state[other] for name, other in header.get("same", {}).items()}
     except UserError:
         raise
     except Exception as error:  # damaged bytes make the parser and NumPy raise anything
@@ -294,11 +325,12 @@ def _header(blob: bytes) -> dict[str, Any]:
     return json.loads(json.loads(blob[8 : 8 + length])["__metadata__"]["netwright"])
 
 
-def _decoded(name: str, told: dict[str, Any], tensors: dict[str, np.ndarray]) -> Tensor:
+def _decoded(name: str, told: dict[str, Any], tensors: dict[str, np.ndarray], kinds: dict[str, str]) -> Tensor:
     shape, count = tuple(told["shape"]), told["count"]
     numel = math.prod(shape)
     if f"{name}#values" in tensors:
-        return _spread(name, tensors[f"{name}#values"], tensors, numel).view(shape)
+        kind = kinds.get(f"{name}#values")
+        return _tensor(_spread(name, tensors[f"{name}#values"], tensors, numel), kind).view(shape)
     width = told["bits"]
     if not 1 <= width <= MOST_BITS or not 0 <= count <= numel:
         raise ValueError(f"{name}: {count} codes of {width} bits for {numel} weights")
@@ -306,18 +338,21 @@ def _decoded(name: str, told: dict[str, Any], tensors: dict[str, np.ndarray]) ->
     if packed.dtype != np.uint8 or packed.shape != (-(-count * width // 8),):
         raise ValueError(f"{name}: {packed.dtype} of {packed.shape} for {count} codes of {width} bits")
     codes = torch.from_numpy(_unpacked_bits(packed, width, count))
-    scale = torch.from_numpy(tensors[f"{name}#scale"])
-    points = tensors.get(f"{name}#points")
-    levels = UniformQuantizer(width).levels() if points is None else torch.from_numpy(points)
+    scale = _tensor(tensors[f"{name}#scale"], kinds.get(f"{name}#scale"))
     scaler = BucketScaler(told["bucket_size"])
     if tuple(scale.shape) != (scaler.shape(count)[0], 2):
         raise ValueError(f"{name}: {tuple(scale.shape)} scales for {count} weights")
     rows = scaler.buckets(codes)
-    values = scaler.unscale(levels.to(scale.dtype)[rows], scale[:, :1], scale[:, 1:], (count,))
-    return _spread(name, values.numpy(), tensors, numel).view(shape)
+    if f"{name}#points" in tensors:
+        points = _tensor(tensors[f"{name}#points"], kinds.get(f"{name}#points"))
+        u = points.to(scale.dtype)[rows]
+    else:
+        u = rows.to(scale.dtype) / (2**width - 1)  # in the type of the weights, as the quantiser does
+    values, kind = _array(scaler.unscale(u, scale[:, :1], scale[:, 1:], (count,)))
+    return _tensor(_spread(name, values, tensors, numel), kind).view(shape)
 
 
-def _spread(name: str, values: np.ndarray, tensors: dict[str, np.ndarray], numel: int) -> Tensor:
+def _spread(name: str, values: np.ndarray, tensors: dict[str, np.ndarray], numel: int) -> np.ndarray:
     """Values at their places, with zeros between them."""
     if f"{name}#kept" in tensors or f"{name}#zeros" in tensors:
         if f"{name}#kept" in tensors:
@@ -327,7 +362,7 @@ def _spread(name: str, values: np.ndarray, tensors: dict[str, np.ndarray], numel
             kept[tensors[f"{name}#zeros"]] = False
         flat = np.zeros(numel, values.dtype)
         flat[kept] = values
-        return torch.from_numpy(flat)
+        return flat
     if f"{name}#gaps" in tensors:
-        return torch.from_numpy(filled(name, values, tensors[f"{name}#gaps"], numel))
-    return torch.from_numpy(values)
+        return filled(name, values, tensors[f"{name}#gaps"], numel)
+    return values

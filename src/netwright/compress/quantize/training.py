@@ -33,7 +33,7 @@ MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 def quantized_distillation(
     student: _M,
     teacher: nn.Module,
-    data: Loader,
+    loader: Loader,
     *,
     bits: int = 4,
     bucket_size: int | None = 256,
@@ -50,7 +50,7 @@ def quantized_distillation(
     Args:
         student: Trained or not; it is not changed.
         teacher: A trained network of as many classes.
-        data: As for :func:`netwright.compress.distill.distill`.
+        loader: Batches, as for :func:`netwright.compress.distill.distill`.
         bits: 1..16.
         bucket_size: Weights that share a scale; None for one scale a tensor.
         epochs: At least 1.
@@ -70,12 +70,12 @@ def quantized_distillation(
     rounded = post_training_quantize(
         student, bits, bucket_size, quantize=quantize, quantize_first_last=quantize_first_last
     )
-    return distill(rounded, teacher, data, epochs=epochs, loss=loss, lr=lr, optimizer=optimizer, seed=seed)
+    return distill(rounded, teacher, loader, epochs=epochs, loss=loss, lr=lr, optimizer=optimizer, seed=seed)
 
 
 def differentiable_quantization(
     model: _M,
-    data: Loader,
+    loader: Loader,
     *,
     bits: int = 4,
     bucket_size: int | None = 256,
@@ -93,7 +93,7 @@ def differentiable_quantization(
 
     Args:
         model: A trained network, which is also the teacher; it is not changed.
-        data: As for :func:`netwright.compress.distill.distill`.
+        loader: Batches, as for :func:`netwright.compress.distill.distill`.
         bits: 1..16: each tensor has 2^bits points, or as many on average.
         bucket_size: Weights that share a scale; None for one scale a tensor.
         init: ``"quantiles"`` or ``"uniform"``, where points start.
@@ -119,7 +119,7 @@ def differentiable_quantization(
     counts: list[int] | None = None
     points = 2 ** check_bits(bits)
     if allocate_bits:
-        counts = allocate_points(gradient_norms(model, data, quantize, quantize_first_last), points)
+        counts = allocate_points(gradient_norms(model, loader, quantize, quantize_first_last), points)
 
     def make(parameter: Tensor, kept: Tensor | None, number: int) -> Quantizer:
         wanted = points if counts is None else counts[number]
@@ -137,7 +137,7 @@ def differentiable_quantization(
     distill(
         placed,
         model,
-        data,
+        loader,
         epochs=epochs,
         loss=loss,
         optimizer=optimizer or sgd,
@@ -152,7 +152,7 @@ def differentiable_quantization(
 def alternating_quantization(
     student: _M,
     teacher: nn.Module,
-    data: Loader,
+    loader: Loader,
     *,
     bits: int = 4,
     bucket_size: int | None = 256,
@@ -173,7 +173,7 @@ def alternating_quantization(
     Args:
         student: A trained network; it is not changed.
         teacher: A trained network of as many classes.
-        data: As for :func:`netwright.compress.distill.distill`.
+        loader: Batches, as for :func:`netwright.compress.distill.distill`.
         bits: 1..16: each tensor has 2^bits points.
         bucket_size: Weights that share a scale; None for one scale a tensor.
         init: ``"quantiles"`` or ``"uniform"``, where points start.
@@ -215,7 +215,7 @@ def alternating_quantization(
         return torch.optim.SGD([g for g in groups if g["params"]], lr=lr, momentum=0.9, nesterov=True)
 
     turns = [SortedPoints(), AlternatingEpochs(levels)]
-    return distill(placed, teacher, data, epochs=epochs, loss=loss, optimizer=sgd, callbacks=turns, seed=seed)
+    return distill(placed, teacher, loader, epochs=epochs, loss=loss, optimizer=sgd, callbacks=turns, seed=seed)
 
 
 def gradient_norms(

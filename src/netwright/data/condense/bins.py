@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from sklearn.base import BaseEstimator
 from torch.utils.data import Dataset, Subset
 
+from netwright.data.condense.rounding import controlled_rounding
 from netwright.seeding import numpy_stream
 
 Gain = Literal["graphcut", "euclidean"]
@@ -186,11 +187,12 @@ def dataset_bins(
     balanced: bool = True,
     gain: Gain = "graphcut",
     lam: float = 1.0,
+    seed: int | None = None,
 ) -> list[IntArray]:
     """Splits the examples into bins, the most representative first; every example is in exactly one.
 
     A bin takes round(m / (bins left)) of the m examples that are left, of each class by itself when ``balanced``; so
-    sizes differ by at most one a class, and a class smaller than ``n_bins`` is missing from some bins. Deterministic.
+    sizes differ by at most one a class, and a class smaller than ``n_bins`` is missing from some bins.
 
     Args:
         features: As for :func:`graphcut_order`.
@@ -199,6 +201,7 @@ def dataset_bins(
         balanced: Whether each class is split by itself; needs ``labels``.
         gain: As for :func:`graphcut_order`.
         lam: Likewise.
+        seed: Decides among equal gains; by default the lowest index does.
 
     Returns:
         The indices of each bin, ascending.
@@ -218,8 +221,9 @@ def dataset_bins(
     rows = _unit(rows) if gain == "graphcut" else rows
     groups = _classes(labels, len(rows)) if balanced else np.zeros(len(rows), np.int64)
     number = np.empty(len(rows), np.int64)
+    order = np.arange(len(rows)) if seed is None else numpy_stream(seed, "ties").permutation(len(rows))
     for label in np.unique(groups):
-        left = np.flatnonzero(groups == label)
+        left = order[groups[order] == label]
         for i in range(n_bins - 1):
             size = round(len(left) / (n_bins - i))
             picks = _greedy(rows.take(left), size, lam, gain, _block(len(left), None))
@@ -249,9 +253,11 @@ def sample_bins(
 ) -> IntArray:
     """Draws the same share of every bin at random, round(ratio N) examples in all.
 
-    Classes come first, each with its share up to rounding; within a class, each bin with its share up to rounding,
-    where chance decides which bin is rounded up, so that every example is as likely to be drawn. With one seed a
-    smaller subset is part of a larger one.
+    Every bin gives its share, rounded up or down, so does every class, and so does every class of every bin. Chance
+    decides which are rounded up, so that every example is as likely to be drawn
+    (:func:`~netwright.data.condense.rounding.controlled_rounding`). With one seed the examples of a class in a bin are
+    always drawn in the same order: a smaller subset is part of a larger one, as soon as the larger takes one more of
+    each of these.
 
     Args:
         bins: Those of :func:`dataset_bins`: together all numbers 0..N - 1.
@@ -285,17 +291,16 @@ def sample_bins(
     random = numpy_stream(seed, "condense")
     tie = random.permutation(len(members))
     cells = groups * len(bins) + cell
-    start = random.random(int(cells.max()) + 1)  # a random start of each cell makes its rounding fair
-    within = (_rank(cells, tie) + start[cells]) / np.bincount(cells)[cells]
-    place = (_rank(groups, within) + 0.5) / np.bincount(groups)[groups]
-    keep = np.lexsort((tie, place))[: round(ratio * len(members))]
+    counts = np.bincount(cells, minlength=(int(groups.max()) + 1) * len(bins)).reshape(-1, len(bins))
+    shares = controlled_rounding(counts, round(ratio * len(members)), random)
+    keep = np.flatnonzero(_rank(cells, tie) < shares.flatten()[cells])
     missing = np.setdiff1d(groups, groups[keep])
     if len(missing) and not allow_empty:
         raise ValueError(
             f"ratio must leave an example of every class, got {ratio} for {len(members)} examples, which leaves "
             f"none of {len(missing)}; allow_empty accepts it"
         )
-    return np.sort(keep)
+    return keep
 
 
 def _rank(groups: np.ndarray, key: np.ndarray) -> np.ndarray:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
-from torch.nn.utils import parametrize
 
 from netwright import console
 from netwright.console import UserError
@@ -22,7 +21,7 @@ from netwright.deploy.graph.axes import View
 from netwright.deploy.graph.builder import Builder
 from netwright.deploy.graph.ir import Graph
 from netwright.deploy.graph.table import HANDLERS, MIXED, RefusedError
-from netwright.nn.sparse import to_dense
+from netwright.nn.sparse import unparametrized
 
 
 @dataclass(frozen=True)
@@ -77,15 +76,11 @@ def plain_copy(module: nn.Module) -> nn.Module:
     """A float32 copy in evaluation mode with masks and other parametrizations baked in.
 
     Example:
-        >>> layer = parametrize.register_parametrization(nn.Linear(2, 2), "weight", nn.ReLU())
-        >>> float(plain_copy(layer).weight.min()) >= 0, parametrize.is_parametrized(layer)
+        >>> layer = nn.utils.parametrize.register_parametrization(nn.Linear(2, 2), "weight", nn.ReLU())
+        >>> float(plain_copy(layer).weight.min()) >= 0, nn.utils.parametrize.is_parametrized(layer)
         (True, True)
     """
-    network = to_dense(module).eval().cpu().float()
-    for part in network.modules():
-        if parametrize.is_parametrized(part):
-            for name in list(part.parametrizations):  # type: ignore[arg-type]
-                parametrize.remove_parametrizations(part, name, leave_parametrized=True)
+    network = unparametrized(module).eval().cpu().float()
     # channels-last weights would change the traced graph
     return network.to(memory_format=torch.contiguous_format).requires_grad_(False)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from netwright.console import UserError, nearest, note
 from netwright.results import Result
-from netwright.storage import new_folder, refuse_taken
+from netwright.storage import new_folder, read_json, refuse_taken
 
 if TYPE_CHECKING:
     from netwright.design.diagnosis.findings import Finding, Sample
@@ -101,7 +101,7 @@ def diagnose_model(
         raise UserError("DATA is missing", where=model, cure="name the data that the network was trained on")
     subject = open_subject(model, data, size, seed, Reading(skip_broken, drop_unknown, download))
     assert subject.data is not None  # a run brings its own
-    sample = _sample(subject, examples, seed)
+    sample = _sample(subject, examples, seed, _record(Path(model)))
     names = [name for name in DIAGNOSES if not parts or name in parts]
     findings: dict[str, Finding] = {}
     left_out: dict[str, str] = {}
@@ -130,7 +130,14 @@ def diagnose_model(
     return result
 
 
-def _sample(subject: Subject, examples: int, seed: int) -> Sample:
+def _record(model: Path) -> dict[str, Any]:
+    """What a run recorded of its training; nothing of other networks."""
+    file = model / "training.json"
+    found = read_json(file) if file.is_file() else {}
+    return found if isinstance(found, dict) else {}
+
+
+def _sample(subject: Subject, examples: int, seed: int, training: dict[str, Any]) -> Sample:
     import torch
 
     from netwright.data import Normalise, subset
@@ -147,7 +154,7 @@ def _sample(subject: Subject, examples: int, seed: int) -> Sample:
         images = torch.stack([train[i][0] for i in range(len(train))])
     normalise = Normalise(subject.mean, subject.std)
     picture = subject.picture and images.shape[1] in (1, 3) and min(images.shape[2:]) > 1
-    return Sample(subject.network.eval(), images, train.labels, subject.classes, normalise, picture)
+    return Sample(subject.network.eval(), images, train.labels, subject.classes, normalise, picture, training)
 
 
 def _find(name: str, sample: Sample, model: str, *, asked: bool) -> Finding | str:

@@ -1,10 +1,13 @@
 """The diagnosis of gradient coherence: do the examples of a class, and all of them, pull the weights the same way?
 
+And while the network learned: a run has that on record.
+
 Chatterjee and Zielinski, "On the Generalization Mystery in Deep Learning", 2022, arXiv:2203.10036.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +15,22 @@ import torch
 from torch import Tensor
 
 from netwright.console import task
+from netwright.design import charts
 from netwright.design.diagnosis.findings import Finding, Sample, cross_entropy
 from netwright.diagnose.coherence import CoherenceResult, Sums, alignment
 from netwright.diagnose.gradients import ExampleGradients
-from netwright.page import Block, Cell, Images, Picture, Table, Value, colour, png, svg
+from netwright.page import Block, Cell, Images, Paragraph, Picture, Table, Value, colour, png, svg
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 MOST_BARS = 30
 MOST_PICTURES = 12
+LEARNING = "While it learned"
+UNRECORDED = (
+    "How coherence changed while the network learned is not on record: netwright design records it, and "
+    "CoherenceCallback does in a training of your own."
+)
 
 
 def diagnose(sample: Sample) -> Finding:
@@ -51,11 +60,13 @@ def diagnose(sample: Sample) -> Finding:
     for row, own in zip(classes, rest.split([row["examples"] for row in classes]), strict=True):
         row |= {"with the rest": float(own.mean()), "against": int((own < 0).sum())}
     against = int((rest < 0).sum())
+    learning = charts.coherence(sample.training)
     figures = {
         **found.to_dict(),
         "pairwise": found.pairwise,
         "against": against,
         "classes": classes,
+        "over_training": None if learning is None else [list(point) for point in learning.data],
     }
     worst = order[rest.argsort(stable=True)]
     return Finding(
@@ -70,7 +81,11 @@ def diagnose(sample: Sample) -> Finding:
             "where its loss in the table is small, else memorised one by one; compare networks at the same loss only.",
         ),
         figures=figures,
-        blocks=[_table(classes), *_pictures(sample, worst, rest.sort(stable=True).values)],
+        blocks=[
+            _table(classes),
+            *_pictures(sample, worst, rest.sort(stable=True).values),
+            Paragraph(UNRECORDED) if learning is None else dataclasses.replace(learning, title=LEARNING),
+        ],
         details=[_layers(found)],
     )
 

@@ -35,6 +35,7 @@ class Sample:
         classes: Names of the labels.
         normalise: Standardises images.
         picture: Whether the images can be shown.
+        training: What the run recorded of its epochs, as ``training.json`` holds it; empty where there is no record.
     """
 
     network: nn.Module
@@ -43,6 +44,7 @@ class Sample:
     classes: tuple[str, ...]
     normalise: Callable[[Tensor], Tensor]
     picture: bool
+    training: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -6,7 +6,9 @@ algorithmic datasets", ICLR 2024, arXiv:2310.13061.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import lightning
 import torch
@@ -16,6 +18,9 @@ from netwright.diagnose.grokking.arithmetic import ModularArithmetic
 from netwright.diagnose.grokking.periodicity import neuron_ipr
 from netwright.diagnose.grokking.phases import PHASES, Phase, classify_phase
 from netwright.diagnose.grokking.training import ModularConfig, measure, one_hot_mse
+
+LOOK = 1000  # examples whose training takes about as long as the IPR of all neurons
+SPARED = 8  # times the examples that a look is worth are trained on before the next
 
 
 class ModularRegressor(lightning.LightningModule):
@@ -62,7 +67,8 @@ class IPRCallback(lightning.Callback):
 
     Args:
         data: The pairs for the accuracies, with ``split="all"`` and encoded as the module takes them.
-        every: Epochs between two looks, >= 1.
+        every: Epochs between two looks, >= 1; by default as many as keep looking below 10 % of the training: the first
+            epoch is looked at, then each in which training has seen 8 times the examples that a look is worth.
         quantiles: Shares, in [0, 1].
         r: Exponent of the IPR, >= 2.
 
@@ -81,11 +87,11 @@ class IPRCallback(lightning.Callback):
     def __init__(
         self,
         data: ModularArithmetic | None = None,
-        every: int = 1,
+        every: int | None = None,
         quantiles: Sequence[float] = (0.1, 0.5, 0.9),
         r: int = 2,
     ):
-        if every < 1:
+        if every is not None and every < 1:
             raise ValueError(f"every must be >= 1, got {every}")
         if not all(0 <= share <= 1 for share in quantiles):
             raise ValueError(f"quantiles must lie in [0, 1], got {tuple(quantiles)}")
@@ -93,14 +99,34 @@ class IPRCallback(lightning.Callback):
             raise ValueError(f"r must be >= 2, got {r}")
         self.data, self.every, self.quantiles, self.r = data, every, tuple(quantiles), r
         self.phase: Phase | None = None
+        self._cadence, self._examples = every, 0
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Refuses a module whose neurons have no IPR before anything is trained."""
         self._ipr(pl_module)
+        self._cadence = self.every
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Begins to count the epoch's examples."""
+        self._examples = 0
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Counts the batch's examples."""
+        self._examples += len(batch[0])
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Looks at the neurons."""
-        if (trainer.current_epoch + 1) % self.every:
+        if self._cadence is None:
+            worth = LOOK + (0 if self.data is None else len(self.data))
+            self._cadence = max(1, math.ceil(SPARED * worth / max(1, self._examples)))
+        elif (trainer.current_epoch + 1) % self._cadence:
             return
         ipr = self._ipr(pl_module)
         pl_module.log("ipr/mean", ipr.mean())

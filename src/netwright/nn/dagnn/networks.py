@@ -103,10 +103,13 @@ def check_features(x: Tensor, in_dim: int) -> None:
     """Refuses features of another shape or layout.
 
     Raises:
-        ValueError: If they are not (nodes, ``in_dim``), dense or sparse CSR, or sparse ones require a gradient.
+        ValueError: If they are not (nodes, ``in_dim``), not floating, neither dense nor sparse CSR, or sparse ones
+            require a gradient.
     """
     if x.ndim != 2 or x.shape[1] != in_dim or not len(x):
         raise ValueError(f"x must have shape (nodes, {in_dim}) with at least 1 node, got {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise ValueError(f"x must hold floating-point numbers, got {x.dtype}: call x.float()")
     if x.layout not in {torch.strided, torch.sparse_csr}:
         raise ValueError(f"x must be dense or sparse CSR, got {x.layout}")
     if x.layout is torch.sparse_csr and x.requires_grad:

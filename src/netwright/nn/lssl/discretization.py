@@ -6,6 +6,8 @@ x_k = A_bar x_{k-1} + B_bar u_k
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -29,7 +31,7 @@ def discretize_gbt(
         alpha: 0 is forward Euler, 1 backward Euler, 1/2 the trapezoidal rule (Tustin); in [0, 1].
 
     Raises:
-        ValueError: If ``alpha`` is outside [0, 1], or the shapes do not fit.
+        ValueError: If ``alpha`` is outside [0, 1], ``dt`` is a number that is not positive, or the shapes do not fit.
 
     Example:
         >>> A, B = torch.tensor([[-1.0]]), torch.tensor([1.0])
@@ -39,6 +41,8 @@ def discretize_gbt(
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
+    if not isinstance(dt, Tensor) and not 0 < dt < math.inf:
+        raise ValueError(f"dt must be > 0 and finite, got {dt}")
     N = A.shape[-1]
     if A.ndim < 2 or A.shape[-2] != N or B.ndim < 1 or B.shape[-1] != N:
         raise ValueError(

@@ -343,6 +343,8 @@ def _check_arguments(
 ) -> None:
     """Counts >= 1, names of a list, and numbers in [0, 1], the end being allowed or not."""
     for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError(f"{name} must be a whole number, got {value!r}")
         if value < 1:
             raise ValueError(f"{name} must be >= 1, got {value}")
     for name, (value, known) in names.items():

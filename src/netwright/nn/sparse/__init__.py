@@ -15,6 +15,7 @@ mechanism is :class:`TopKMask`, a parametrization for any tensor; :class:`Sparse
 :class:`SparseLinear` are the same thing as layers, and :class:`FixedMask` is its sibling without scores.
 """
 
+from netwright.nn.shared import bake
 from netwright.nn.sparse.layers import SparseConv2d, SparseLinear
 from netwright.nn.sparse.masks import (
     FixedMask,
@@ -27,19 +28,20 @@ from netwright.nn.sparse.masks import (
 from netwright.nn.sparse.modules import (
     LAYERS,
     LayerSparsity,
-    bake,
     clone,
     effective_weight,
     export_csr,
     init_scores,
     layers,
     mask_of,
+    masked_tensors,
     set_density,
     sparsify,
     sparsity,
     sparsity_report,
     to_dense,
     train_mode,
+    unparametrized,
 )
 
 __all__ = [
@@ -58,6 +60,7 @@ __all__ = [
     "kept_count",
     "layers",
     "mask_of",
+    "masked_tensors",
     "masked_weight",
     "set_density",
     "sparsify",
@@ -66,4 +69,5 @@ __all__ = [
     "to_dense",
     "top_k_mask",
     "train_mode",
+    "unparametrized",
 ]

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from netwright.nn.modes import in_mode
+from netwright.nn.shared import bake_together, parametrized, steps_of
 from netwright.nn.sparse.layers import SparseConv2d, SparseLinear, What, set_trainable
 from netwright.nn.sparse.masks import FixedMask, Rounding, Scored, TopKMask, check_density
 from netwright.results import Result
@@ -52,10 +54,6 @@ def layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, layer
 
 
-def _steps(layer: nn.Module) -> parametrize.ParametrizationList:
-    return cast(nn.ModuleDict, layer.parametrizations)["weight"]  # type: ignore[return-value]
-
-
 def mask_of(layer: nn.Module) -> SparseConv2d | SparseLinear | TopKMask | FixedMask | None:
     """What masks the layer's weight: a sparse layer is its own mask, a parametrized one has it among its
     parametrizations (the last, if there are several), any other has none.
@@ -63,7 +61,7 @@ def mask_of(layer: nn.Module) -> SparseConv2d | SparseLinear | TopKMask | FixedM
     if isinstance(layer, (SparseConv2d, SparseLinear)):
         return layer
     if parametrize.is_parametrized(layer, "weight"):
-        for step in reversed(_steps(layer)):
+        for step in reversed(steps_of(layer, "weight")):
             if isinstance(step, (TopKMask, FixedMask)):
                 return step
     return None
@@ -144,7 +142,7 @@ def _weights(layer: nn.Module) -> list[nn.Parameter]:
     """The parameters behind the layer's weight."""
     if not parametrize.is_parametrized(layer, "weight"):
         return [layer.weight]  # type: ignore[list-item]
-    return [p for name, p in _steps(layer).named_parameters() if name.startswith("original")]
+    return [p for name, p in steps_of(layer, "weight").named_parameters() if name.startswith("original")]
 
 
 def _unmasked(layer: nn.Module) -> Tensor:
@@ -152,7 +150,7 @@ def _unmasked(layer: nn.Module) -> Tensor:
     value, *more = _weights(layer)
     if parametrize.is_parametrized(layer, "weight"):
         mask = mask_of(layer)
-        for step in _steps(layer):
+        for step in steps_of(layer, "weight"):
             if step is mask:
                 break
             value, more = step(value, *more), []
@@ -270,27 +268,11 @@ def init_scores(
             raise ValueError(f"layer {name or type(module).__name__!r}: {error}") from error
 
 
-def bake(layer: nn.Module, name: str = "weight") -> None:
-    """Puts the effective weight (or another tensor) of a parametrized layer in the place of its parametrizations.
-
-    Example:
-        >>> layer = parametrize.register_parametrization(nn.Linear(2, 2), "weight", TopKMask(0.5))
-        >>> bake(layer)
-        >>> list(layer.state_dict()), int((layer.weight != 0).sum())
-        (['weight', 'bias'], 2)
-    """
-    parametrize.remove_parametrizations(layer, name, leave_parametrized=True)
-    # torch puts the weight back behind the bias; optimisers and files know parameters by their order
-    for other, parameter in list(layer.named_parameters(recurse=False)) if name.endswith("weight") else ():
-        if other != name:
-            delattr(layer, other)
-            layer.register_parameter(other, parameter)
-
-
 def to_dense(module: nn.Module) -> nn.Module:
     """A plain copy with every mask baked into its weight: no scores, no parametrization, zeros exactly zero.
 
-    Other parametrizations of a masked weight are baked in too; layers without a mask are only copied.
+    Other parametrizations of a masked weight are baked in too; layers without a mask are only copied. Layers that share
+    a weight go on sharing it.
 
     Example:
         >>> net = nn.Sequential(SparseLinear(4, 2, density=0.25))
@@ -307,11 +289,31 @@ def to_dense(module: nn.Module) -> nn.Module:
             new = _adopt(_same_layer(nn.Conv2d if isinstance(mask, nn.Conv2d) else nn.Linear, layer), layer)
             new.weight = nn.Parameter(weight, requires_grad=mask.weight.requires_grad)
             return new
-        if mask is not None:
-            bake(layer)
         return layer
 
-    return _replace(module, change)
+    dense = _replace(module, change)
+    bake_together(masked_tensors(dense))
+    return dense
+
+
+def masked_tensors(module: nn.Module) -> list[tuple[nn.Module, str]]:
+    """The layers, of any kind, that have a mask among the parametrizations of a tensor, with its name."""
+    found = list(parametrized(module))
+    return [o for o in found if any(isinstance(step, (TopKMask, FixedMask)) for step in steps_of(*o))]
+
+
+def unparametrized(module: _M) -> _M:
+    """A plain copy with every mask and every other parametrization baked in.
+
+    Example:
+        >>> layer = parametrize.register_parametrization(nn.Linear(2, 2), "weight", nn.Tanh())
+        >>> list(unparametrized(layer).state_dict())
+        ['weight', 'bias']
+    """
+    plain = cast(_M, to_dense(module))
+    with in_mode(plain, training=False):  # in training some draw at random
+        bake_together(reversed(list(parametrized(plain))))  # reversed, so that parameters get their order back
+    return plain
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from netwright.console import UserError
+from netwright.console import UserError, warn
 from netwright.data.tensors import Batches, TensorImages
 from netwright.nn.activations import last_linear
 from netwright.seeding import derive, seeded, stream
 from netwright.train.callbacks.examples import indexed_around
-from netwright.train.callbacks.terms import TermCallback
+from netwright.train.callbacks.terms import JoiningCallback
 from netwright.train.debias.debiasing import check_contrast, contrast, projection_head
 from netwright.train.debias.networks import check_classes
+from netwright.train.debias.quality import translation_quality
 from netwright.train.debias.translator import BiasTranslator
 from netwright.train.debias.views import TwoViews, ViewCache, ViewKind, signed_range
 from netwright.train.fitting import fit
@@ -28,17 +29,16 @@ if TYPE_CHECKING:
 GENERATOR, CHECKPOINT = "generator.safetensors", "translator.ckpt"
 LEAST_SIDE = 4
 STEPS_AN_EPOCH = 250  # of the translator, from one checkpoint to the next
-IGNORED = -100  # the label that torch's cross-entropy leaves out
 
 
-class CDvGCallback(TermCallback):
+class CDvGCallback(JoiningCallback):
     """Trains on views of each image that a translator gave other classes' bias, and draws the two of an image together.
 
     Before the training, :meth:`prepare` trains the translator on the same images and translates each of them into every
-    class. ``training_step`` is then given (views, labels): both views of every image with the image's own label, and
-    below them, where the module has batch norms, the images themselves with the label -100, which
-    ``torch.nn.functional.cross_entropy`` leaves out. Its loss gets the contrast of the features that enter the last
-    linear layer. Not together with methods that remember something of each example.
+    class. ``training_step`` is then given (views, labels): both views of every image with the image's own label. Where
+    the module has batch norms, its ``self(x)`` is given the images themselves as well, for their statistics; the step
+    sees the logits of the views alone, so that any loss does. The loss gets the contrast of the features that enter the
+    last linear layer. Not together with methods that remember something of each example.
 
     Args:
         lambda_con: Weight of the contrast, >= 0; to be tuned, 0.1 to 1.
@@ -51,6 +51,8 @@ class CDvGCallback(TermCallback):
         translator_lr: Of its Adam, > 0.
         translator_batch: Images in its batches, >= 2.
         view_noise: Standard deviation of Gaussian noise on views, on a scale from -1 to 1; >= 0.
+        view_blur: Standard deviation in pixels of a Gaussian blur of views, >= 0.
+        round_views: Whether views are kept as bytes; else they take four times the room.
         ce_on_original: Whether the images themselves enter the cross-entropy.
         real_images: Whether they pass through the module for the statistics of its batch norms.
         projection: Width in which views are compared, >= 1.
@@ -90,6 +92,8 @@ class CDvGCallback(TermCallback):
         translator_lr: float = 4e-4,
         translator_batch: int = 16,
         view_noise: float = 0.0,
+        view_blur: float = 0.0,
+        round_views: bool = True,
         ce_on_original: bool = False,
         real_images: bool = True,
         projection: int = 128,
@@ -106,9 +110,10 @@ class CDvGCallback(TermCallback):
                 raise ValueError(f"{name} must be a whole number >= {bound}, got {value}")
         self._sizes: dict[str, Any] = {"lambda_rec": lambda_rec, "n_critic": n_critic, "lr": translator_lr}
         BiasTranslator(2, 4, width=1, n_down=0, n_res=0, n_layers=1, **self._sizes)  # refuses what is out of range
-        TwoViews(_Nothing(), views, noise=view_noise)
+        TwoViews(_Nothing(), views, noise=view_noise, blur=view_blur)
         self.lambda_con, self.temperature, self.supervised, self.seed = lambda_con, temperature, supervised, seed
-        self.kind, self.view_noise, self.projection, self.generator = views, view_noise, projection, generator
+        self.kind, self.view_noise, self.view_blur, self.round_views = views, view_noise, view_blur, round_views
+        self.projection, self.generator = projection, generator
         self.steps, self.translator_batch, self.features = steps, translator_batch, features
         self.ce_on_original, self.real_images = ce_on_original, real_images
         self.translator: BiasTranslator | None = None
@@ -141,7 +146,8 @@ class CDvGCallback(TermCallback):
         """Trains the translator, or reads it, and translates the training part; a stopped training goes on.
 
         Args:
-            data: Whose training part is trained on.
+            data: Whose training part is trained on. On its validation part a translator that was trained is tried, and
+                a warning given where it is not ready.
             folder: Where ``generator.safetensors`` is kept; if it is there already, it is read.
             augment: Whether views are augmented as the data are by default.
 
@@ -158,12 +164,16 @@ class CDvGCallback(TermCallback):
         else:
             checkpoint = None if own is None else own.with_name(CHECKPOINT)
             self.translator = self._trained(data, checkpoint)
+            for fault in translation_quality(self.translator, data).faults():
+                warn(f"cdvg: the translator is not ready: {fault}")
             if own is not None and checkpoint is not None:
                 self.translator.save(own)
                 checkpoint.unlink(missing_ok=True)
-        self.cache = ViewCache(data.train, self.translator)
+        self.cache = ViewCache(data.train, self.translator, rounded=self.round_views)
         changes = data.augmentation() if augment else None
-        self._views = TwoViews(None, self.kind, cache=self.cache, augment=changes, noise=self.view_noise)
+        self._views = TwoViews(
+            None, self.kind, cache=self.cache, augment=changes, noise=self.view_noise, blur=self.view_blur
+        )
         self._normalise = data.normalise()
 
     def _read(self, data: Data) -> BiasTranslator:
@@ -247,17 +257,28 @@ class CDvGCallback(TermCallback):
         draws = stream(self.seed, "views", *self._place)
         views = self._views.kept(self._ids, draws)
         rows = [x if view is None else self._normalise(view.to(x.device)) for view in views]
-        given = [labels, labels]
-        if self.ce_on_original or (self.real_images and _keeps_statistics(pl_module)):
+        extra: Tensor | None = None
+        if self.ce_on_original:
             rows.append(x)
-            given.append(labels if self.ce_on_original else torch.full_like(labels, IGNORED))
+        elif self.real_images and _keeps_statistics(pl_module):
+            extra = x
+        self._join(extra, len(rows) * len(x))
         self._caught, self._labels = [], labels
-        x, labels = super()._before(pl_module, torch.cat(rows), torch.cat(given))
+        x, labels = super()._before(pl_module, torch.cat(rows), labels.repeat(len(rows)))
         self._pending = bool(self.lambda_con)
         return x, labels
 
     def _after(self, pl_module: lightning.LightningModule, outputs: Any) -> Any:
-        return super()._after(pl_module, outputs) if self.lambda_con else outputs
+        if self._extra is not None and not self._joined:
+            raise RuntimeError(
+                "CDvG found no place where the images themselves pass through the module: training_step must call "
+                "self(x), or the argument logits must name the submodule that gives the logits, or give "
+                "real_images=False"
+            )
+        if self.lambda_con:
+            outputs = super()._after(pl_module, outputs)
+        self._join(None, 0)  # lets go of the graph
+        return outputs
 
     def _pull(self, pl_module: lightning.LightningModule, ids: Tensor, logits: Tensor) -> Tensor:
         assert self._labels is not None

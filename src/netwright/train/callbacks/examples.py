@@ -7,8 +7,19 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+
+from netwright.console import nearest
+
+
+def check_device(device: str) -> None:
+    """Refuses what is no device."""
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device must be cpu, cuda or the like, got {device!r}") from error
 
 
 class Around:
@@ -95,6 +106,10 @@ class ExampleCallback(lightning.Callback):
     def __init__(self, logits: str | None = None, num_examples: int | None = None, device: str | None = None):
         if num_examples is not None and num_examples < 1:
             raise ValueError(f"num_examples must be >= 1, got {num_examples}")
+        if device is not None:
+            check_device(device)
+        if logits is not None and not isinstance(logits, str):
+            raise ValueError(f"logits must be the name of a submodule, got {logits!r}")
         self.logits, self.num_examples, self.device = logits, num_examples, device
         self.indexed = True
         self._ids: Tensor | None = None
@@ -110,13 +125,28 @@ class ExampleCallback(lightning.Callback):
             Around(pl_module, "training_step", lambda step: self._stepping(step, pl_module), indexed=self.indexed)
         ]
 
+    def check_network(self, network: nn.Module, example: Tensor | None = None) -> None:
+        """Makes sure that a network has what ``logits`` names.
+
+        Args:
+            network: That is to be trained, in the LightningModule in which it will be.
+            example: Not looked at.
+
+        Raises:
+            ValueError: If it has not.
+        """
+        names = dict(network.named_modules())
+        if self.logits is not None and self.logits not in names:
+            raise ValueError(f"logits must name a submodule, got {self.logits!r}: {nearest(self.logits, names)}")
+
     def _source(self, module: nn.Module) -> nn.Module:
         return module if self.logits is None else module.get_submodule(self.logits)
 
-    def _see(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _see(self, module: nn.Module, args: Any, output: Any) -> Any:
         # With several processes the module's own call passes through here too, with the loss as its output.
         if self._watching and self._seen is None and isinstance(output, Tensor) and output.ndim == 2:
             self._seen = output
+        return None
 
     def _stepping(self, step: Callable[..., Any], pl_module: lightning.LightningModule) -> Callable[..., Any]:
         hands_on = indexed_within(pl_module)

@@ -10,19 +10,21 @@ from typing import TYPE_CHECKING, Any, get_args
 import lightning
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
-from torch.utils.hooks import RemovableHandle
 
+from netwright.console import UserError
 from netwright.data.augment import Augmentation
 from netwright.data.unlabelled import unlabelled_images
 from netwright.nn.modes import in_mode
 from netwright.seeding import derive, stream
-from netwright.train.callbacks.terms import TermCallback
+from netwright.train.callbacks.terms import JoiningCallback
 from netwright.train.classifier import channels_last
-from netwright.train.natra.directions import Method
-from netwright.train.natra.generator import check_image_shape
-from netwright.train.natra.preparing import Prepared, Recipe, prepare_natural_transform
+from netwright.train.natra.directions import Method, NoDirectionError
+from netwright.train.natra.generator import LARGEST_SIDE, check_image_shape
+from netwright.train.natra.groundwork import Groundwork
+from netwright.train.natra.preparing import Prepared, prepare_natural_transform
+from netwright.train.natra.recipe import Recipe
 from netwright.train.natra.search import (
     PGD_STEPS,
     Search,
@@ -38,10 +40,10 @@ if TYPE_CHECKING:
     from netwright.data import Data
 
 GRID_BYTES = 1_500_000_000
-FILE = "natra.safetensors"
+FILE, GENERATOR = "natra.safetensors", "natra-generator.safetensors"
 
 
-class NaTraTraining(TermCallback):
+class NaTraTraining(JoiningCallback):
     """Trains with natural transformations of the images: the worst of a few directions and steps, in the same batch.
 
     The module's ``self(x)`` is given the images of a batch and their transformations together, so that batch norm takes
@@ -65,7 +67,10 @@ class NaTraTraining(TermCallback):
         eps_max: Largest step along a direction, in standard deviations of the codes, > 0; 3 for weak attributes.
         unlabelled: Folder, ``.npz`` or data set by name whose images the generator learns from beside the training
             part; for :meth:`prepare`.
+        generator: A file ``natra-generator.safetensors`` of another run, in place of training a generator; codes and
+            reference classifier in it serve too where they are of the same images.
         generator_steps: For :meth:`prepare`, as in :class:`netwright.train.natra.Recipe`, like all that follow.
+        gan_steps: Likewise.
         inversion_steps: Likewise.
         num_codes: Likewise.
         directions: Likewise.
@@ -105,7 +110,9 @@ class NaTraTraining(TermCallback):
         gamma: float = 0.0,
         eps_max: float = 2.0,
         unlabelled: str | None = None,
+        generator: str | None = None,
         generator_steps: int = 2000,
+        gan_steps: int = 0,
         inversion_steps: int | None = None,
         num_codes: int = 1,
         directions: Method = "weights",
@@ -132,22 +139,21 @@ class NaTraTraining(TermCallback):
                 raise ValueError(f"{name} must be >= 0 and finite, got {value}")
         if unlabelled is not None and not isinstance(unlabelled, str):
             raise TypeError(f"unlabelled must be a path or a name, got {unlabelled!r}")
+        if generator is not None and unlabelled is not None:
+            raise ValueError("give generator, which is trained already, or unlabelled to train one on, not both")
         derive(seed)
         self.recipe = Recipe(
-            generator_steps=generator_steps, inversion_steps=inversion_steps, num_codes=num_codes,
-            directions=directions, max_directions=max_directions, max_flip=max_flip, min_change=min_change,
-            reference_epochs=reference_epochs,
+            generator_steps=generator_steps, gan_steps=gan_steps, inversion_steps=inversion_steps,
+            num_codes=num_codes, directions=directions, max_directions=max_directions, max_flip=max_flip,
+            min_change=min_change, reference_epochs=reference_epochs,
         )  # fmt: skip
         self.source, self.search, self.k, self.eps_max, self.seed = source, search, k, float(eps_max), seed
-        self.beta, self.gamma, self.unlabelled = float(beta), float(gamma), unlabelled
+        self.beta, self.gamma, self.unlabelled, self.generator = float(beta), float(gamma), unlabelled, generator
         self.normalise, self.augment = normalise, augment
         self.prepared: Prepared | None = None
-        self._extra: Tensor | None = None
         self._moved: Tensor | None = None
-        self._joined = 0
         self._draws = torch.empty(0)
         self._labels: Tensor | None = None
-        self._extending: RemovableHandle | None = None
 
     @property
     def active(self) -> bool:
@@ -158,14 +164,22 @@ class NaTraTraining(TermCallback):
         """Refuses data that the small generator of netwright cannot make.
 
         Raises:
-            ValueError: If images are no pictures of 8 bits in memory, or not of 4 to 64 pixels a side.
+            ValueError: If images are no pictures of 8 bits in memory.
+            UserError: If they are not of 4 to 64 pixels a side, or the generator's file does not suit.
         """
         images = getattr(data.train, "images", None)
         if images is None:
             raise ValueError("natra needs the training images in memory; these stay on disk: choose a smaller size")
         if images.dtype != torch.uint8:
             raise ValueError("natra needs pictures, got data of another kind")
-        check_image_shape(data.shape)
+        try:
+            check_image_shape(data.shape)
+        except ValueError as error:
+            sizable = data.train.files is not None and max(data.shape[1:]) > LARGEST_SIDE
+            cure = f"add --size {LARGEST_SIDE}" if sizable else f"bring them to 4 to {LARGEST_SIDE} pixels a side"
+            raise UserError(str(error), where=data.source, cure=cure) from error
+        if self.generator is not None:
+            Groundwork.load(self.generator).check_shape(data.shape, self.generator)
         if self.unlabelled is not None:
             unlabelled_images(self.unlabelled, data.shape, limit=1)
 
@@ -174,11 +188,13 @@ class NaTraTraining(TermCallback):
 
         Args:
             data: Whose training part is trained on.
-            folder: Where ``natra.safetensors`` is kept; if it is there already, it is read.
+            folder: Where ``natra.safetensors`` is kept; if it is there already, it is read. Before it, generator, codes
+                and reference classifier are kept as ``natra-generator.safetensors``.
             augment: Whether transformed images are augmented as the data are by default.
 
         Raises:
-            ValueError: If the data do not suit, or no direction leaves the class alone.
+            ValueError: If the data do not suit.
+            UserError: Likewise, or if no direction leaves the class alone.
         """
         self.check_data(data)
         images: Tensor = data.train.images  # type: ignore[attr-defined]
@@ -187,9 +203,14 @@ class NaTraTraining(TermCallback):
             self.prepared = Prepared.load(kept, images)
         else:
             more = None if self.unlabelled is None else unlabelled_images(self.unlabelled, data.shape)
-            self.prepared = prepare_natural_transform(
-                images, data.train.labels, unlabelled=more, recipe=self.recipe, seed=self.seed
-            )
+            keep = None if kept is None else kept.with_name(GENERATOR)
+            try:
+                self.prepared = prepare_natural_transform(
+                    images, data.train.labels, unlabelled=more, recipe=self.recipe, seed=self.seed, keep=keep,
+                    generator=self.generator,
+                )  # fmt: skip
+            except NoDirectionError as error:
+                raise UserError(error.what, where=keep, cure=_cure(error, keep)) from error
             if kept is not None:
                 self.prepared.save(kept)
         transform = self.prepared.transform
@@ -203,11 +224,8 @@ class NaTraTraining(TermCallback):
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Stands around the training step, and between the module and its callers."""
-        if self.active:
-            if self.source is None:
-                raise RuntimeError("NaTra has no transformations: give source, or call prepare(data) before training")
-            # Before others look at the module's inputs and outputs, so that they see those of the images alone.
-            self._extending = self._source(pl_module).register_forward_pre_hook(self._extend)
+        if self.active and self.source is None:
+            raise RuntimeError("NaTra has no transformations: give source, or call prepare(data) before training")
         super().on_fit_start(trainer, pl_module)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -239,7 +257,7 @@ class NaTraTraining(TermCallback):
         found = self._find(trainer, pl_module, index, labels)
         if self.augment is not None:
             found = self.augment(found.cpu(), stream(self.seed, "natra augment", *place))
-        self._extra = self._given(found, x)
+        self._moved = self._given(found, x)
 
     def _given(self, images: Tensor, like: Tensor) -> Tensor:
         images = images if self.normalise is None else self.normalise(images)
@@ -267,51 +285,39 @@ class NaTraTraining(TermCallback):
             return worst_of_k(source, logits_of, index, labels.to(parameter.device), draws, eps_max=self.eps_max)[0]
 
     def _before(self, pl_module: lightning.LightningModule, x: Any, labels: Tensor) -> tuple[Any, Tensor]:
-        self._labels, self._moved, self._joined = labels, None, 0
+        self._labels = labels
+        self._join(self._moved if self.active else None, len(labels))
         return super()._before(pl_module, x, labels) if self.active else (x, labels)
 
     def _after(self, pl_module: lightning.LightningModule, outputs: Any) -> Any:
         return super()._after(pl_module, outputs) if self.active else outputs
 
-    def _extend(self, module: nn.Module, args: Any) -> Any:
-        if not self._watching or self._joined or self._extra is None or not args or not isinstance(args[0], Tensor):
-            return None
-        x = args[0]
-        if x.shape != self._extra.shape:
-            raise ValueError(f"{self.method} needs self(x) with {tuple(self._extra.shape)}, got {tuple(x.shape)}")
-        self._joined = len(x)
-        both = torch.cat([x, self._extra.to(x)])
-        return (channels_last(both) if x.ndim == 4 and x.stride(1) == 1 else both, *args[1:])
-
-    def _see(self, module: nn.Module, args: Any, output: Any) -> Any:
-        if not self._watching or not self._joined or self._moved is not None:
-            return None
-        if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != 2 * self._joined:
-            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise ValueError(f"{self.method} needs logits of {2 * self._joined} images, got {shape}")
-        self._seen, self._moved = output[: self._joined], output[self._joined :]
-        return self._seen
-
     def _pull(
         self, pl_module: lightning.LightningModule, ids: Tensor, logits: Float[Tensor, "batch classes"]
     ) -> Float[Tensor, ""]:
-        assert self._moved is not None
         assert self._labels is not None
+        moved = self._logits_of_joined()
         term = logits.new_zeros((), dtype=torch.float32)
         if self.beta:
             own = getattr(pl_module, "loss", None)
             loss = own if callable(own) else functional.cross_entropy
-            term = term + self.beta * loss(self._moved, self._labels)
+            term = term + self.beta * loss(moved, self._labels)
         if self.gamma:
-            here, there = logits.float().log_softmax(1), self._moved.float().log_softmax(1)
+            here, there = logits.float().log_softmax(1), moved.float().log_softmax(1)
             term = term + self.gamma * functional.kl_div(there, here, reduction="batchmean", log_target=True)
-        self._extra = self._moved = self._labels = None
-        self._joined = 0
+        self._moved = self._labels = None
+        self._join(None, 0)
         return term
 
     def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Leaves the module as it was."""
         super().teardown(trainer, pl_module, stage)
-        if self._extending is not None:
-            self._extending.remove()
-        self._extending = self._extra = self._moved = None
+        self._moved = None
+
+
+def _cure(error: NoDirectionError, keep: Path | None) -> str:
+    """What else to give; where the generator is kept, together with it, so that only directions are chosen again."""
+    *bounds, more = error.ways
+    again = "" if keep is None else f",generator={keep}"
+    told = [f"--method natra:{bound}{again}" for bound in bounds]
+    return ", or ".join([*told, f"give {more}"])

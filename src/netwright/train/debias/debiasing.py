@@ -84,6 +84,9 @@ class CDvG(lightning.LightningModule):
         augment: As for :class:`TwoViews`.
         view_noise: Standard deviation of Gaussian noise on the views, on their scale from -1 to 1, >= 0: covers traces
             of the label that a translator hides in them.
+        view_blur: Standard deviation in pixels of a Gaussian blur of the views, >= 0, to the same end.
+        round_views: Whether views made afresh are rounded to bytes, in whose last bits traces can hide; a cache has its
+            own.
         ce_on_original: Whether x itself enters the cross-entropy, as a third view.
         real_images: Whether x passes through the encoder beside its views, so that running statistics of batch norms
             know real images; for an encoder without such norms nothing is added.
@@ -119,6 +122,8 @@ class CDvG(lightning.LightningModule):
         cache: ViewCache | None = None,
         augment: Callable[[Tensor, Generator], Tensor] | None = None,
         view_noise: float = 0.0,
+        view_blur: float = 0.0,
+        round_views: bool = True,
         ce_on_original: bool = False,
         real_images: bool = True,
         projection: int = 128,
@@ -135,7 +140,9 @@ class CDvG(lightning.LightningModule):
         if not 0 < lr < math.inf:
             raise ValueError(f"lr must be > 0 and finite, got {lr}")
         # Neither a submodule nor trained: it is applied as it is.
-        self._views = TwoViews(translator, views, cache=cache, augment=augment, noise=view_noise)
+        self._views = TwoViews(
+            translator, views, cache=cache, augment=augment, noise=view_noise, blur=view_blur, rounded=round_views
+        )
         if self._views.num_classes != num_classes:
             raise ValueError(f"translator must know {num_classes} classes, got {self._views.num_classes}")
         self.num_classes, self.lambda_con, self.temperature, self.supervised = (

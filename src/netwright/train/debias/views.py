@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Generator, Tensor
 from torch.utils.data import Dataset
+from torchvision.transforms.functional import gaussian_blur
 
 from netwright.console import UserError, task
 from netwright.data.tensors import Examples, Normalise, TensorImages, scaled
@@ -56,7 +58,8 @@ def as_bytes(images: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
 class ViewCache(Dataset[tuple[Tensor, int]]):
     """All translations of every image of a data set, made once: item i is ((K, C, H, W) uint8, label).
 
-    It takes n K C H W bytes. Above ``memory_limit`` they lie in a file that is mapped into memory.
+    It takes n K C H W bytes, four times as many where views are not rounded. Above ``memory_limit`` they lie in a file
+    that is mapped into memory.
 
     Args:
         dataset: :class:`netwright.data.TensorImages` of bytes, or any map-style data set of (image, label) whose images
@@ -65,9 +68,10 @@ class ViewCache(Dataset[tuple[Tensor, int]]):
         path: File for the views when they are many, which stays; by default one that goes with the object.
         memory_limit: Bytes up to which they are kept in memory, >= 0.
         batch_size: Translations made at once, >= 1; by default as many as suit the size of the images.
+        rounded: Whether views are bytes; else float32 in [0, 1], as the translator made them.
 
     Attributes:
-        views: (N, K, C, H, W) uint8.
+        views: (N, K, C, H, W) uint8, or float32.
         labels: (N,) int64.
 
     Raises:
@@ -93,6 +97,7 @@ class ViewCache(Dataset[tuple[Tensor, int]]):
         path: str | Path | None = None,
         memory_limit: int = MEMORY_LIMIT,
         batch_size: int | None = None,
+        rounded: bool = True,
     ):
         if len(dataset) == 0:
             raise ValueError("dataset must hold at least 1 image, got 0")
@@ -103,7 +108,7 @@ class ViewCache(Dataset[tuple[Tensor, int]]):
         first, _ = _images(dataset, torch.tensor([0]))
         self.classes = translator.num_classes
         shape = (len(dataset), self.classes, *first.shape[1:])
-        self.views = self._room(shape, path, memory_limit)
+        self.views = self._room(shape, path, memory_limit, torch.uint8 if rounded else torch.float32)
         self.labels = torch.empty(len(dataset), dtype=torch.int64)
         flat = self.views.view(-1, *first.shape[1:])
         at_once = at_once_for(first) if batch_size is None else batch_size
@@ -112,13 +117,14 @@ class ViewCache(Dataset[tuple[Tensor, int]]):
                 rows, targets = pairs // self.classes, pairs % self.classes
                 images, labels = _images(dataset, rows.unique())
                 self.labels[rows[0] : rows[-1] + 1] = labels
-                flat[pairs[0] : pairs[-1] + 1] = translated(translator, images[rows - rows[0]], targets)
+                made = translated(translator, images[rows - rows[0]], targets, rounded=rounded)
+                flat[pairs[0] : pairs[-1] + 1] = made
                 bar.update(int(pairs[-1]) + 1)
 
-    def _room(self, shape: tuple[int, ...], path: str | Path | None, memory_limit: int) -> Tensor:
-        size = int(np.prod(shape, dtype=np.int64))
+    def _room(self, shape: tuple[int, ...], path: str | Path | None, memory_limit: int, dtype: torch.dtype) -> Tensor:
+        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         if size <= memory_limit:
-            return torch.empty(shape, dtype=torch.uint8)
+            return torch.empty(shape, dtype=dtype)
         place = Path(tempfile.gettempdir()) if path is None else Path(path).parent
         if free_bytes(place) < size:
             raise UserError(
@@ -128,7 +134,9 @@ class ViewCache(Dataset[tuple[Tensor, int]]):
             )
         # An unnamed file vanishes with the map.
         file: Any = tempfile.TemporaryFile() if path is None else Path(path)  # noqa: SIM115
-        return torch.from_numpy(np.memmap(file, np.uint8, "w+", shape=shape))
+        return torch.from_numpy(
+            np.memmap(file, f"{'u' if dtype == torch.uint8 else 'f'}{dtype.itemsize}", "w+", shape=shape)
+        )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -136,10 +144,8 @@ class ViewCache(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.views[index], int(self.labels[index])
 
-    def pick(
-        self, index: Int[Tensor, "batch"], targets: Int[Tensor, "batch"]
-    ) -> UInt8[Tensor, "batch channels height width"]:
-        """The translation of image ``index[i]`` into class ``targets[i]``."""
+    def pick(self, index: Int[Tensor, "batch"], targets: Int[Tensor, "batch"]) -> Tensor:
+        """(batch, channels, height, width): the translation of image ``index[i]`` into class ``targets[i]``."""
         return self.views[index, targets]
 
 
@@ -149,18 +155,20 @@ def at_once_for(images: Tensor) -> int:
 
 
 def translated(
-    translator: Translates, images: Tensor, targets: Int[Tensor, "batch"]
-) -> UInt8[Tensor, "batch channels height width"]:
-    """Pictures as pictures of other classes, a few at a time where they are large.
+    translator: Translates, images: Tensor, targets: Int[Tensor, "batch"], *, rounded: bool = True
+) -> Tensor:
+    """Pictures (batch, channels, height, width) as pictures of other classes, a few at a time where they are large.
 
     Args:
         translator: Turns images into other classes.
         images: Bytes, or floats in [0, 1].
         targets: The class of each.
+        rounded: Whether they come as bytes; else as floats in [0, 1].
     """
     signed, number = signed_range(images.shape[1]), at_once_for(images)
     pairs = zip(images.split(number), targets.split(number), strict=True)
-    return torch.cat([as_bytes(translator.translate(signed(x), to)) for x, to in pairs])
+    made = (translator.translate(signed(x), to) for x, to in pairs)
+    return torch.cat([as_bytes(x) if rounded else (x + 1) / 2 for x in made])
 
 
 def _images(dataset: Examples, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,7 +189,7 @@ class TwoViews:
     """Draws the two views of each image of a batch: same label, bias of two classes drawn by lot.
 
     Views are rounded to bytes whether they are kept or made afresh, so that both are the same, and so that nothing
-    hides in what an eye cannot see. Then each is augmented by itself, and noise is added.
+    hides in what an eye cannot see. Then each is augmented by itself, blurred, and noise is added.
 
     Args:
         translator: Turns images into other classes; not needed with a cache.
@@ -189,6 +197,8 @@ class TwoViews:
         cache: All translations of the training set, for batches that tell indices.
         augment: Function of a batch of floats in [0, 1] and a generator, for each view by itself.
         noise: Standard deviation of Gaussian noise on views, on a scale from -1 to 1; >= 0.
+        blur: Standard deviation in pixels of a Gaussian blur of views, >= 0: takes away fine traces of the label.
+        rounded: Whether views that are made afresh are rounded; a cache has its own.
 
     Raises:
         ValueError: If a value is out of its range, or neither translator nor cache is given.
@@ -202,18 +212,22 @@ class TwoViews:
         cache: ViewCache | None = None,
         augment: Callable[[Tensor, Generator], Tensor] | None = None,
         noise: float = 0.0,
+        blur: float = 0.0,
+        rounded: bool = True,
     ):
         if kind not in ("transformed", "original+transformed"):
             raise ValueError(f"views must be 'transformed' or 'original+transformed', got {kind!r}")
-        if not 0 <= noise < float("inf"):
-            raise ValueError(f"view_noise must be >= 0 and finite, got {noise}")
+        for name, value in (("view_noise", noise), ("view_blur", blur)):
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name} must be >= 0 and finite, got {value}")
         if cache is not None:
             self.num_classes = cache.classes
         elif translator is not None:
             self.num_classes = translator.num_classes
         else:
             raise ValueError("translator must be given where there is no cache, got None")
-        self.translator, self.kind, self.cache, self.augment, self.noise = translator, kind, cache, augment, noise
+        self.translator, self.kind, self.cache, self.augment = translator, kind, cache, augment
+        self.noise, self.blur, self.rounded = noise, blur, rounded
 
     def draw_targets(self, count: int, generator: Generator) -> tuple[Tensor, Tensor]:
         """The classes that the two views are turned into, each drawn from all, the image's own among them."""
@@ -254,6 +268,11 @@ class TwoViews:
     def _finished(self, view: Tensor, generator: Generator) -> Tensor:
         if self.augment is not None:
             view = self.augment(view, generator)
+        if self.blur:
+            width = 2 * math.ceil(3 * self.blur) + 1
+            # Reflection needs a picture that is larger than the reach of the kernel.
+            width = min(width, 2 * min(view.shape[2:]) - 1)
+            view = gaussian_blur(view, [width, width], [self.blur, self.blur])
         return view + self.noise / 2 * torch.randn(view.shape, generator=generator).to(view) if self.noise else view
 
     def _translated(self, x: Tensor, index: Tensor | None, targets: Tensor) -> Tensor:
@@ -267,7 +286,8 @@ class TwoViews:
         assert self.translator is not None
         signed = 2 * x - 1
         check_signed(signed)
-        return scaled(as_bytes(self.translator.translate(signed, targets.to(x.device))))
+        made = self.translator.translate(signed, targets.to(x.device))
+        return scaled(as_bytes(made)) if self.rounded else (made + 1) / 2
 
 
 def panel(

@@ -9,7 +9,7 @@ reading. Under Lightning: :class:`netwright.train.callbacks.NaTraTraining`.
 """
 
 from netwright.train.natra.codes import LatentCodes
-from netwright.train.natra.directions import Directions, filter_directions, latent_directions
+from netwright.train.natra.directions import Directions, NoDirectionError, filter_directions, latent_directions
 from netwright.train.natra.distortions import common_corruptions, distortion_report
 from netwright.train.natra.fitting import fit_encoder, fit_style_autoencoder
 from netwright.train.natra.generator import (
@@ -19,15 +19,13 @@ from netwright.train.natra.generator import (
     StyleAutoEncoder,
     StyleGenerator,
 )
+from netwright.train.natra.groundwork import Groundwork, lay_groundwork
 from netwright.train.natra.inversion import BatchInverter, ClassifierFeatures
-from netwright.train.natra.preparing import (
-    Prepared,
-    Recipe,
-    prepare_natural_transform,
-    prepared_from,
-    reference_classifier,
-)
+from netwright.train.natra.preparing import Prepared, prepare_natural_transform, prepared_from
+from netwright.train.natra.recipe import Recipe
+from netwright.train.natra.reference import reference_classifier
 from netwright.train.natra.search import pgd_transform, random_transform, worst_of_k
+from netwright.train.natra.sharpening import sharpen_style_autoencoder
 from netwright.train.natra.transform import NaturalTransform, TransformGrid
 
 __all__ = [
@@ -36,9 +34,11 @@ __all__ = [
     "DecoderGenerator",
     "Directions",
     "Generator",
+    "Groundwork",
     "ImageEncoder",
     "LatentCodes",
     "NaturalTransform",
+    "NoDirectionError",
     "Prepared",
     "Recipe",
     "StyleAutoEncoder",
@@ -50,10 +50,12 @@ __all__ = [
     "fit_encoder",
     "fit_style_autoencoder",
     "latent_directions",
+    "lay_groundwork",
     "pgd_transform",
     "prepare_natural_transform",
     "prepared_from",
     "random_transform",
     "reference_classifier",
+    "sharpen_style_autoencoder",
     "worst_of_k",
 ]

@@ -32,6 +32,22 @@ FILTER_CODES = 256
 ENOUGH_ACCURACY = 0.8
 
 
+class NoDirectionError(ValueError):
+    """No direction changes images visibly and leaves their class alone.
+
+    Args:
+        what: What was found.
+        ways: What could be given instead, each enough by itself.
+    """
+
+    def __init__(self, what: str, ways: tuple[str, ...]):
+        super().__init__(f"{what}; give {', or '.join(ways)}")
+        self.what, self.ways = what, ways
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.what, self.ways)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Directions(Result):
     """Unit vectors in the space of w, with how far codes spread along each.
@@ -206,7 +222,7 @@ def filter_directions(
         The directions that are kept, with ``flip`` and ``change``.
 
     Raises:
-        ValueError: If an argument is out of its range, or no direction survives.
+        ValueError: If an argument is out of its range; :class:`NoDirectionError`, if no direction survives.
     """
     from netwright.train.natra.transform import NaturalTransform
 
@@ -245,9 +261,21 @@ def filter_directions(
     measured = dataclasses.replace(directions, flip=tuple(flips.tolist()), change=tuple(changes.tolist()))
     kept = [j for j in changes.argsort(descending=True).tolist() if flips[j] <= max_flip and changes[j] >= min_change]
     if not kept:
-        raise ValueError(
+        what = (
             f"no direction survives: of {len(directions)} the least share of changed predictions is "
             f"{float(flips.min()):.3g} (max_flip {max_flip:g}), the largest change {float(changes.max()):.3g} "
             f"(min_change {min_change:g})"
         )
+        raise NoDirectionError(what, _ways(flips, changes, max_flip, min_change))
     return measured.select(kept[:max_directions])
+
+
+def _ways(flips: Tensor, changes: Tensor, max_flip: float, min_change: float) -> tuple[str, ...]:
+    """Bounds with which a direction would have been kept, and the way out where none would be of use."""
+    ways = []
+    visible, harmless = flips[changes >= min_change], changes[flips <= max_flip]
+    if len(visible):
+        ways.append(f"max_flip={math.ceil(1000 * float(visible.min())) / 1000:g}")
+    if len(harmless) and float(harmless.max()) >= 0.001:
+        ways.append(f"min_change={math.floor(1000 * float(harmless.max())) / 1000:g}")
+    return (*ways, "more generator_steps")

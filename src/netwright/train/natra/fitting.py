@@ -105,7 +105,8 @@ class _Encoding(_Fitting):
         return terms
 
 
-def _loader(images: Pictures, batch_size: int, seed: int, name: str) -> Batches:
+def picture_batches(images: Pictures, batch_size: int, seed: int, name: str) -> Batches:
+    """Batches of images whose labels mean nothing."""
     data = TensorImages(images, torch.zeros(len(images), dtype=torch.long))
     return Batches(data, batch_size, seed=seed, name=name)
 
@@ -158,7 +159,7 @@ def fit_style_autoencoder(
         network = StyleAutoEncoder(StyleGenerator(shape, w_dim, channels=channels), channels[::-1])
     history = fit(
         _AutoEncoding(network, lr, kl_weight, latent_weight),
-        _loader(images, batch_size, seed, "generator"),
+        picture_batches(images, batch_size, seed, "generator"),
         epochs=epochs,
         callbacks=[CosineProgress(warmup=0.05)],
         seed=seed,
@@ -209,7 +210,7 @@ def fit_encoder(
         generator.requires_grad_(False)
         return fit(
             _Encoding(encoder, generator, lr, (lambda_perceptual, lambda_latent), perceptual),
-            _loader(images, batch_size, seed, "encoder"),
+            picture_batches(images, batch_size, seed, "encoder"),
             epochs=epochs,
             callbacks=[CosineProgress(warmup=0.05)],
             seed=seed,

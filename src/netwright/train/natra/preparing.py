@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,85 +13,19 @@ from torch import Tensor, nn
 
 from netwright import storage
 from netwright.console import UserError
-from netwright.data import Batches, Normalise, TensorImages
-from netwright.data.splits import subset
 from netwright.data.tensors import scaled
-from netwright.nn.convnet import SmallConvNet
 from netwright.nn.modes import in_mode
 from netwright.results import Result
-from netwright.seeding import seeded
-from netwright.train.classifier import Classifier
-from netwright.train.fitting import fit
 from netwright.train.natra.codes import LatentCodes
-from netwright.train.natra.directions import FILTER_CODES, Directions, Method, filter_directions, latent_directions
-from netwright.train.natra.fitting import Pictures, check_pictures, fit_style_autoencoder
+from netwright.train.natra.directions import FILTER_CODES, Directions, filter_directions, latent_directions
+from netwright.train.natra.fitting import Pictures, check_pictures
 from netwright.train.natra.generator import StyleAutoEncoder, StyleGenerator
+from netwright.train.natra.groundwork import lay_groundwork
 from netwright.train.natra.inversion import BatchInverter
+from netwright.train.natra.recipe import Recipe
 from netwright.train.natra.transform import NaturalTransform
-from netwright.train.schedules import CosineProgress
 
-GENERATOR_IMAGES = 10_000  # images an epoch of the generator sees at most, and one of the reference classifier
-GENERATOR_BATCH = 64
-INVERSIONS = 5_000 * 30  # gradient steps of inversion over all images, at most
 VERSION = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe(Result):
-    """How natural transformations are made of a data set.
-
-    Attributes:
-        generator_steps: Gradient steps of the generator, 64 images each, >= 1; whole epochs are made of them.
-        w_dim: Numbers in a code, >= 1.
-        inversion_steps: Gradient steps from the encoder's guess, >= 0; None is 30, fewer for more than 5,000 images.
-        num_codes: Codes for each image, >= 1.
-        directions: ``"weights"`` or ``"pca"``.
-        candidates: Directions that are looked at, >= 1.
-        max_directions: Directions that are kept, >= 1.
-        max_flip: Largest share of predictions that a kept direction changes, in [0, 1].
-        min_change: Least root mean square change of a pixel, >= 0.
-        reference_epochs: Of the classifier by which directions are chosen, >= 1.
-
-    Raises:
-        ValueError: If a number is out of its range.
-    """
-
-    generator_steps: int = 2000
-    w_dim: int = 32
-    inversion_steps: int | None = None
-    num_codes: int = 1
-    directions: Method = "weights"
-    candidates: int = 20
-    max_directions: int = 10
-    max_flip: float = 0.1
-    min_change: float = 0.02
-    reference_epochs: int = 10
-
-    def __post_init__(self) -> None:
-        least = {
-            "generator_steps": 1, "w_dim": 1, "inversion_steps": 0, "num_codes": 1, "candidates": 1,
-            "max_directions": 1, "reference_epochs": 1,
-        }  # fmt: skip
-        for name, bound in least.items():
-            value = getattr(self, name)
-            if value is None and name == "inversion_steps":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < bound:
-                raise ValueError(f"{name} must be a whole number >= {bound}, got {value!r}")
-        if self.directions not in ("weights", "pca"):
-            raise ValueError(f"directions must be 'weights' or 'pca', got {self.directions!r}")
-        if not isinstance(self.max_flip, (int, float)) or not 0 <= self.max_flip <= 1:
-            raise ValueError(f"max_flip must lie in [0, 1], got {self.max_flip!r}")
-        if not isinstance(self.min_change, (int, float)) or not 0 <= self.min_change < float("inf"):
-            raise ValueError(f"min_change must be >= 0 and finite, got {self.min_change!r}")
-
-    def epochs_for(self, count: int) -> int:
-        """Epochs of the generator on so many images."""
-        return max(1, round(self.generator_steps / max(1, count // GENERATOR_BATCH)))
-
-    def steps_for(self, count: int) -> int:
-        """Gradient steps of the inversion of so many images."""
-        return min(30, INVERSIONS // max(1, count)) if self.inversion_steps is None else self.inversion_steps
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -175,6 +108,8 @@ def prepare_natural_transform(
     unlabelled: Pictures | None = None,
     recipe: Recipe | None = None,
     seed: int = 0,
+    keep: str | Path | None = None,
+    generator: str | Path | None = None,
 ) -> Prepared:
     """Trains a generator, finds the codes of all images, and the directions that leave their class alone.
 
@@ -185,9 +120,15 @@ def prepare_natural_transform(
             as images of real use do.
         recipe: How; its defaults by default.
         seed: Of everything random.
+        keep: A file that generator, codes and reference classifier are written to as they are made, before directions
+            are looked at, and read from where it exists.
+        generator: Such a file of another run: its generator is taken in place of training one, and what else in it was
+            made of the same images in the same way.
 
     Raises:
-        ValueError: If images are not of a size that the generator makes, or no direction leaves the class alone.
+        ValueError: If images are not of a size that the generator makes; :class:`NoDirectionError`, if no direction
+            leaves the class alone.
+        UserError: If a file cannot be read, or its generator makes images of another shape.
     """
     recipe = Recipe() if recipe is None else recipe
     check_pictures(images)
@@ -197,13 +138,12 @@ def prepare_natural_transform(
         check_pictures(unlabelled)
         if unlabelled.shape[1:] != images.shape[1:]:
             raise ValueError(f"unlabelled must be of {tuple(images.shape[1:])}, got {tuple(unlabelled.shape[1:])}")
-    seen = images if unlabelled is None else torch.cat([_bytes(images), _bytes(unlabelled)])
-    seen = seen[_some(len(seen), seed)]
-    network, _ = fit_style_autoencoder(
-        seen, epochs=recipe.epochs_for(len(seen)), w_dim=recipe.w_dim, batch_size=GENERATOR_BATCH, seed=seed
-    )
-    reference = reference_classifier(images, labels, epochs=recipe.reference_epochs, seed=seed)
-    return prepared_from(network, reference, images, labels, recipe=recipe, seed=seed)
+    ground = lay_groundwork(
+        images, labels, unlabelled=unlabelled, recipe=recipe, seed=seed, keep=None if keep is None else Path(keep),
+        generator=None if generator is None else Path(generator),
+    )  # fmt: skip
+    assert ground.reference is not None
+    return prepared_from(ground.network, ground.reference, images, labels, recipe=recipe, seed=seed, codes=ground.codes)
 
 
 def prepared_from(
@@ -214,6 +154,7 @@ def prepared_from(
     *,
     recipe: Recipe,
     seed: int = 0,
+    codes: LatentCodes | None = None,
 ) -> Prepared:
     """:func:`prepare_natural_transform` with a trained generator and reference classifier.
 
@@ -224,15 +165,17 @@ def prepared_from(
         labels: Their classes.
         recipe: How the rest is made.
         seed: Of everything random.
+        codes: Of the images, where they are there already.
 
     Raises:
-        ValueError: If no direction leaves the class alone.
+        NoDirectionError: If no direction leaves the class alone.
     """
     x = scaled(images)
-    inverter = BatchInverter(
-        network.generator, network.encode, steps=recipe.steps_for(len(x)), num_codes=recipe.num_codes, seed=seed
-    )
-    codes = inverter.invert(x, description="natra: codes")
+    if codes is None:
+        inverter = BatchInverter(
+            network.generator, network.encode, steps=recipe.steps_for(len(x)), num_codes=recipe.num_codes, seed=seed
+        )
+        codes = inverter.invert(x, description="natra: codes")
     found = latent_directions(network.generator, recipe.directions, k=recipe.candidates, generator_seed=seed)
     some = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:FILTER_CODES]
     kept = filter_directions(
@@ -247,47 +190,3 @@ def prepared_from(
             right += int((reference(made).argmax(1) == labels[rows]).sum())
     transform = NaturalTransform(network.generator, codes, kept, x)
     return Prepared(transform, error / len(x), right / len(x), len(found))
-
-
-def reference_classifier(
-    images: Pictures,
-    labels: Int[Tensor, "images"],
-    *,
-    epochs: int = 10,
-    channels: Sequence[int] = (16, 32),
-    seed: int = 0,
-) -> nn.Sequential:
-    """A small network trained on images as they are, behind the layer that standardises them: [0, 1] to logits.
-
-    Example:
-        >>> pictures = torch.randint(0, 256, (32, 1, 8, 8), dtype=torch.uint8)
-        >>> reference_classifier(pictures, torch.arange(32) % 3, epochs=1)(pictures[:2] / 255).shape
-        torch.Size([2, 3])
-    """
-    data = TensorImages(images, labels)
-    if len(data) > GENERATOR_IMAGES:
-        data = data.subset(subset(data, GENERATOR_IMAGES, seed=seed))
-    mean, square = data.moments()
-    std = (square - mean**2).clip(1e-8) ** 0.5
-    normalise = Normalise(mean.tolist(), std.tolist())
-    side = min(images.shape[2:]) // 2 ** len(channels)
-    with seeded(seed, "init", "reference"):
-        network = SmallConvNet(
-            channels, in_channels=images.shape[1], num_classes=int(labels.max()) + 1, grid=max(1, min(4, side))
-        )
-    batches = Batches(data, 64, seed=seed, normalise=normalise, name="reference")
-    fit(
-        Classifier(network, lr=0.05), batches, epochs=epochs, callbacks=[CosineProgress()], seed=seed,
-        description="natra: reference",
-    )  # fmt: skip
-    return nn.Sequential(normalise, network).eval().requires_grad_(False)
-
-
-def _bytes(images: Tensor) -> Tensor:
-    return images if images.dtype == torch.uint8 else images.mul(255).round().byte()
-
-
-def _some(count: int, seed: int) -> Tensor:
-    """Which images the generator learns from."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    return order[:GENERATOR_IMAGES].sort().values

@@ -14,12 +14,13 @@ lambda tends to plain training at 1 / lambda of the learning rate. The rule is a
 gradient accumulation results depend on its size.
 """
 
-from netwright.train.tract.gradient import tract_gradient
+from netwright.train.tract.gradient import check_lambda, tract_gradient
 from netwright.train.tract.layers import (
     TrActConv1d,
     TrActConv2d,
     TrActLinear,
     apply_tract,
+    first_layer,
     remove_tract,
     traced,
     tract,
@@ -30,6 +31,8 @@ __all__ = [
     "TrActConv2d",
     "TrActLinear",
     "apply_tract",
+    "check_lambda",
+    "first_layer",
     "remove_tract",
     "traced",
     "tract",

@@ -170,13 +170,7 @@ def tract(layer: nn.Module, lambda_: float = 0.1, *, sync_gram: bool = False) ->
         'TrActLinear'
     """
     check_lambda(lambda_)
-    if isinstance(layer, _TRANSPOSED):
-        raise NotImplementedError(f"TrAct of a transposed convolution is not implemented, got {type(layer).__name__}")
-    if parametrize.is_parametrized(layer):
-        raise ValueError("layer must not be parametrized yet: apply TrAct first, then masks and Weight Compander")
-    if type(layer) not in _KINDS:
-        known = ", ".join(kind.__name__ for kind in _KINDS)
-        raise TypeError(f"layer must be one of {known}, got {type(layer).__name__}")
+    _suitable(layer)
     layer.__class__ = _KINDS[type(layer)]
     layer._set_up(lambda_, sync_gram)  # type: ignore[operator]  # the class that it has now
     return layer
@@ -212,20 +206,48 @@ def apply_tract(
         ['1']
     """
     check_lambda(lambda_)
+    tract(first_layer(model, layer, example_input), lambda_, sync_gram=sync_gram)
+    return model
+
+
+def first_layer(model: nn.Module, layer: str | None = None, example_input: Tensor | None = None) -> nn.Module:
+    """The layer that :func:`apply_tract` changes.
+
+    Subclasses of linear layers and convolutions are no candidates, that of an attention's projection say, which is read
+    and never called.
+
+    Raises:
+        ValueError, TypeError, NotImplementedError: As for :func:`apply_tract`.
+    """
     layers = dict(model.named_modules())
     if layer is not None:
         if layer not in layers:
             raise ValueError(f"no layer is called {layer!r}: {nearest(layer, layers)}")
-        tract(layers[layer], lambda_, sync_gram=sync_gram)
-        return model
-    kinds: tuple[type[nn.Module], ...] = (*_KINDS, *_TRANSPOSED)
-    candidates: list[nn.Module] = [module for module in layers.values() if isinstance(module, kinds)]
+        return _suitable(layers[layer])
+    candidates = [module for module in layers.values() if _plain(module) in (*_KINDS, *_TRANSPOSED)]
     if example_input is not None:
         candidates = _executed(model, candidates, example_input)
     if not candidates:
         raise ValueError(f"model must have a layer of {', '.join(kind.__name__ for kind in _KINDS)}, got none")
-    tract(candidates[0], lambda_, sync_gram=sync_gram)
-    return model
+    return _suitable(candidates[0])
+
+
+def _plain(layer: nn.Module) -> type[nn.Module]:
+    """The type of a layer without its parametrizations, which make a subclass of it."""
+    kind = type(layer)
+    return kind.__bases__[0] if parametrize.is_parametrized(layer) else kind
+
+
+def _suitable(layer: nn.Module) -> nn.Module:
+    """The layer, which must be one that has a TrAct form."""
+    if isinstance(layer, _TRANSPOSED):
+        raise NotImplementedError(f"TrAct of a transposed convolution is not implemented, got {type(layer).__name__}")
+    if parametrize.is_parametrized(layer):
+        raise ValueError("layer must not be parametrized yet: apply TrAct first, then masks and Weight Compander")
+    if type(layer) not in _KINDS:
+        known = ", ".join(kind.__name__ for kind in _KINDS)
+        raise TypeError(f"layer must be one of {known}, got {type(layer).__name__}")
+    return layer
 
 
 def _executed(model: nn.Module, candidates: list[nn.Module], example: Tensor) -> list[nn.Module]:
