@@ -12,7 +12,9 @@ from verified import NETS, captured, drawn, net, network, perceptron, points_of
 
 from netwright.deploy.graph.ir import Activation
 from netwright.deploy.graph.reference import activation
-from netwright.verify import Network, interval_bounds
+from netwright.explain.prototypes import PrototypeClassifier
+from netwright.seeding import stream
+from netwright.verify import Network, Region, interval_bounds, verify_point
 from netwright.verify.bounds import analyse
 from netwright.verify.forms import pieces
 
@@ -226,6 +228,32 @@ def test_bad_bounds():
         interval_bounds(model, torch.zeros(3), torch.ones(3))
 
 
+class Named(nn.Module):
+    """Gives a dictionary."""
+
+    def forward(self, x):
+        return {"logits": x}
+
+
+def test_of_a_network_that_gives_more_the_logits_are_verified():
+    """A prototype classifier, which also gives distances, encodings and reconstructions."""
+    encoder, decoder = nn.Sequential(nn.Linear(3, 2), nn.ReLU()), nn.Linear(2, 3)
+    cases = PrototypeClassifier(encoder, decoder, 4, 3, input_shape=(3,))
+    for part in cases.parameters():
+        part.data.copy_(torch.randn(part.shape, generator=stream(0, "prototypes", str(part.shape))))
+    seen = Network(cases, (3,))
+    x = torch.rand(20, 3, generator=stream(0, "x"))
+    expected = cases(x).logits
+    assert torch.allclose(seen.logits(x).float(), expected, atol=1e-5)
+    # The distances are squares, which only the grid takes.
+    own = int(expected[0].argmax())
+    region = Region((0, 1, 2), 0.5, 2)
+    points = region.points(region.grid(), x[0].double())
+    plain = bool((cases(points.float()).logits.argmax(1) != own).any())
+    assert (verify_point(cases, x[0], region, "grid").status == "unsafe") == plain
+    assert plain
+
+
 def test_bad_models():
     wide = nn.Linear(2, 2).double()
     wide.weight.data += 1e-12
@@ -237,6 +265,8 @@ def test_bad_models():
         Network(broken, (2,))
     with pytest.raises(ValueError, match=r"classes >= 2\), got \(1, 1\)"):
         Network(nn.Linear(2, 1), (2,))
+    with pytest.raises(TypeError, match="model must give logits, or an output .* got a dict"):
+        Network(Named(), (2,))
     with pytest.raises(TypeError, match="softplus"):
         Network(nn.Sequential(nn.Linear(2, 2), nn.Softplus()), (2,)).known()
 

@@ -144,6 +144,52 @@ def logits_of(output: Any) -> Any:
     return output if isinstance(output, Tensor) else getattr(output, "logits", output)
 
 
+class LogitsOnly(nn.Module):
+    """A network of whose answer only the logits are given on: see :func:`logits_only`.
+
+    Args:
+        model: Gives an output with an attribute ``logits``.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        logits: Tensor = logits_of(self.model(x))
+        return logits
+
+
+def logits_only(model: nn.Module, example: Tensor) -> nn.Module:
+    """The network itself where it gives a tensor; around one that gives more, a module that gives its logits alone.
+
+    Args:
+        model: A network; in evaluation mode meanwhile, left as it was.
+        example: Inputs as it takes them; one is enough.
+
+    Raises:
+        TypeError: If its answer is neither a tensor nor has a tensor ``logits``.
+
+    Example:
+        >>> from netwright.explain.prototypes import PrototypeClassifier
+        >>> cases = PrototypeClassifier(nn.Identity(), None, 3, 2, input_shape=(4,))
+        >>> logits_only(cases, torch.zeros(1, 4))(torch.zeros(5, 4)).shape
+        torch.Size([5, 2])
+        >>> plain = nn.Linear(4, 2)
+        >>> logits_only(plain, torch.zeros(1, 4)) is plain
+        True
+    """
+    with in_mode(model, training=False), torch.no_grad():
+        answer = model(example)
+    if isinstance(answer, Tensor):
+        return model
+    if not isinstance(logits_of(answer), Tensor):
+        kind = type(answer).__name__
+        raise TypeError(f"model must give logits, or an output that has them as its attribute logits, got a {kind}")
+    return LogitsOnly(model)
+
+
 def class_maps(
     model: nn.Module,
     images: Float[Tensor, "batch channels height width"],
