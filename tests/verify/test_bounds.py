@@ -246,12 +246,13 @@ def test_of_a_network_that_gives_more_the_logits_are_verified():
     expected = cases(x).logits
     assert torch.allclose(seen.logits(x).float(), expected, atol=1e-5)
     # The distances are squares, which only the grid takes.
-    own = int(expected[0].argmax())
     region = Region((0, 1, 2), 0.5, 2)
-    points = region.points(region.grid(), x[0].double())
-    plain = bool((cases(points.float()).logits.argmax(1) != own).any())
-    assert (verify_point(cases, x[0], region, "grid").status == "unsafe") == plain
-    assert plain
+    unsafe = []
+    for each, logits in zip(x, expected, strict=True):
+        points = region.points(region.grid(), each.double())
+        unsafe.append(bool((cases(points.float()).logits.argmax(1) != logits.argmax()).any()))
+        assert (verify_point(seen, each, region, "grid").status == "unsafe") == unsafe[-1]
+    assert 0 < sum(unsafe) < len(unsafe)
 
 
 def test_bad_models():
@@ -265,7 +266,7 @@ def test_bad_models():
         Network(broken, (2,))
     with pytest.raises(ValueError, match=r"classes >= 2\), got \(1, 1\)"):
         Network(nn.Linear(2, 1), (2,))
-    with pytest.raises(TypeError, match="model must give logits, or an output .* got a dict"):
+    with pytest.raises(TypeError, match=r"model must give logits, or .* its attribute logits, got a dict"):
         Network(Named(), (2,))
     with pytest.raises(TypeError, match="softplus"):
         Network(nn.Sequential(nn.Linear(2, 2), nn.Softplus()), (2,)).known()

@@ -66,6 +66,7 @@ class SurrogateExplainer(BaseEstimator):
         columns_: (k,) the features, the most important first.
         ranks_: (d,) mean ranks.
         importances_: Score of each feature, by name.
+        ranked_on_: Numbers of the rows that these were measured on.
         surrogate_: The fitted scikit-learn model, on ``columns_``; its classes are numbers of the black box's.
         settings_: The depth and leaf size that were chosen.
         k_agreements_: What ``"auto"`` found, k to agreement on the held-out rows.
@@ -150,8 +151,9 @@ class SurrogateExplainer(BaseEstimator):
         def enough(ranks: np.ndarray) -> tuple[int, dict[int, float]]:
             return fewest(self.kind, ranks, self._grid(), train, test, seed, self.balanced_)
 
+        self.ranked_on_ = np.empty(0, np.intp) if self.ranks is not None else rows[: self.importance_rows]
         if self.ranks is None:
-            used = table.rows(rows[: self.importance_rows])
+            used = table.rows(self.ranked_on_)
 
             def wanted(ranks: np.ndarray) -> int:
                 return PRESCREENED * (enough(ranks)[0] if self.k == "auto" else int(self.k))
