@@ -45,7 +45,8 @@ def cases():
     from netwright.explain.prototypes import PrototypeClassifier
     torch.manual_seed(0)
     encoder = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
-    return PrototypeClassifier(encoder, nn.Sequential(nn.Linear(3, 16), nn.Unflatten(1, (1, 4, 4))), 4, 2, input_shape=(1, 4, 4))
+    decoder = nn.Sequential(nn.Linear(3, 16), nn.Unflatten(1, (1, 4, 4)))
+    return PrototypeClassifier(encoder, decoder, 4, 2, input_shape=(1, 4, 4))
 
 class Named(nn.Module):
     def forward(self, x):
