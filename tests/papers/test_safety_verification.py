@@ -149,7 +149,7 @@ def test_ways_of_looking_for_counterexamples(kind, strength):
         assert found["success"] or found["forward passes"] == 5**4
     if kind == "layerwise":
         assert found["success"]
-        assert found["forward passes"] % 32 == 0 or found["success"] < 1
+        assert found["forward passes"] <= 12 * 2**5
 
 
 def test_the_solver_sees_images_that_all_networks_get_right(monkeypatch):

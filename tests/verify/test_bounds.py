@@ -237,16 +237,16 @@ class Named(nn.Module):
 
 def test_of_a_network_that_gives_more_the_logits_are_verified():
     """A prototype classifier, which also gives distances, encodings and reconstructions."""
-    encoder, decoder = nn.Sequential(nn.Linear(3, 2), nn.ReLU()), nn.Linear(2, 3)
-    cases = PrototypeClassifier(encoder, decoder, 4, 3, input_shape=(3,))
-    for part in cases.parameters():
-        part.data.copy_(torch.randn(part.shape, generator=stream(0, "prototypes", str(part.shape))))
+    cases = PrototypeClassifier(nn.Identity(), nn.Linear(3, 3), 2, 2, input_shape=(3,))
+    with torch.no_grad():
+        cases.prototypes.copy_(torch.tensor([[0.0] * 3, [1.0] * 3]))
+        cases.linear.weight.copy_(-torch.eye(2))  # the class of the nearer one
     seen = Network(cases, (3,))
     x = torch.rand(20, 3, generator=stream(0, "x"))
     expected = cases(x).logits
     assert torch.allclose(seen.logits(x).float(), expected, atol=1e-5)
     # The distances are squares, which only the grid takes.
-    region = Region((0, 1, 2), 0.5, 2)
+    region = Region((0, 1, 2), 0.1, 2)
     unsafe = []
     for each, logits in zip(x, expected, strict=True):
         points = region.points(region.grid(), each.double())
