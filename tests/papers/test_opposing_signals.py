@@ -217,7 +217,7 @@ def test_a_rate_at_the_end_of_its_grid_is_looked_beyond(tmp_path, monkeypatch):
     optimise.__qualname__ = "optimise"
     found = paper._optimised(Run("opposing-signals", seeds=3, out=tmp_path), 200, 5)
     assert found["tuned, Adam"] == {"value": [0.003], "inside the grid": [1.0]}
-    assert found["tuned, SGD"] == {"value": [10.0], "inside the grid": [1.0]}
+    assert found["tuned, SGD"] == {"value": [9.0], "inside the grid": [1.0]}
     assert found["tuned, SplitSGD, large step"]["value"] == [0.09]
-    assert found["tuned, SplitSGD"] == {"value": [3.0], "inside the grid": [1.0]}
-    assert found["SplitSGD"]["learning rate"] == [3.0] * 3
+    assert found["tuned, SplitSGD"] == {"value": [2.7], "inside the grid": [1.0]}
+    assert found["SplitSGD"]["learning rate"] == [2.7] * 3

@@ -120,8 +120,7 @@ class DLV:
             order = order[: self.n_dims * self.features]
         elif isinstance(self.selector, str):
             order = order[: self.n_dims]
-        bounds = self.bounds if self.start_layer == 0 else None
-        region = Region(tuple(order), self._span(alpha), self.steps, layer=self.start_layer, bounds=bounds)
+        region = self._region(order, alpha)
         point = Point(network, x.detach().double(), label, region, alpha, self.bounds, begin + self.timeout, begin)
         if bool(other_class(logits, label)[0]):
             return point.unsafe(x.double().flatten(), "grid", "the input itself has another class", 0.0)
@@ -133,12 +132,10 @@ class DLV:
 
     def _in_blocks(self, point: Point, blocks: list[list[int]]) -> VerificationResult:
         """Block after block, each around the input itself."""
-        whole, points = point.region, 0
         lines: list[dict[str, Any]] = []
-        unknown = ""
+        points, unknown = 0, ""
         for number, block in enumerate(blocks):
-            region = dataclasses.replace(whole, dims=tuple(block))
-            found = self._exhaustive(dataclasses.replace(point, region=region))
+            found = self._exhaustive(dataclasses.replace(point, region=self._region(block, point.alpha)))
             points += found.n_points
             lines += [{"block": number, **line} for line in found.stats["layers"]]
             if found.status == "unsafe":
@@ -155,6 +152,10 @@ class DLV:
         if isinstance(self.selector, str):
             return ranking(network, alpha, self.start_layer, self.selector, label, self.seed)
         return [int(i) for i in self.selector]
+
+    def _region(self, dims: Sequence[int], alpha: Tensor) -> Region:
+        bounds = self.bounds if self.start_layer == 0 else None
+        return Region(tuple(dims), self._span(alpha), self.steps, layer=self.start_layer, bounds=bounds)
 
     def _span(self, alpha: Tensor) -> float:
         if self.span is not None:
