@@ -9,8 +9,7 @@ import torch
 from sklearn.decomposition import PCA, TruncatedSVD
 from torch import nn
 
-from netwright.explain import EigenCAM, eigen_cam, grid_of_tokens, last_conv
-from netwright.explain import eigen
+from netwright.explain import EigenCAM, eigen, eigen_cam, grid_of_tokens, last_conv
 from netwright.explain.eigen import _iterated
 from netwright.seeding import seeded, stream
 
@@ -207,6 +206,7 @@ class TestMap:
             (lambda: eigen_cam(torch.zeros(3, 4)), ValueError, r"must be \(C, h, w\) or \(batch, C, h, w\)"),
             (lambda: eigen_cam(torch.zeros(3, 1, 1)), ValueError, "at least 2 places, got 1 x 1"),
             (lambda: eigen_cam(torch.full((3, 2, 2), torch.nan)), ValueError, "must be finite"),
+            (lambda: eigen_cam(torch.ones(3, 2, 2).int()), ValueError, r"floating-point numbers, got torch\.int32"),
             (lambda: eigen_cam(torch.zeros(3, 2, 2), component=3), IndexError, r"must lie in \[0, 3\), got 3"),
             (lambda: eigen_cam(torch.zeros(3, 2, 2), sign="up"), ValueError, "sign must be one of"),
             (lambda: grid_of_tokens(torch.zeros(2, 3, 4)), ValueError, "tokens must be"),

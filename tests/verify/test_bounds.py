@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -64,7 +66,7 @@ def test_intervals_are_those_of_positive_and_negative_weights():
 def _by_parts(model, low, high):
     """Interval propagation with nothing of the project's: matrices of affine parts by autograd, split by sign.
 
-    It stands in for the package auto-lirpa, which no extra can name, since it asks for torch before 1.13.
+    It goes through every layer; what the package auto-lirpa gave for the logits stands beside it.
     """
     found = []
     for part in model.double():
@@ -90,6 +92,18 @@ def test_intervals_of_convolutions_batch_norms_and_poolings(radius):
     for (a, b), (c, d) in zip(found, expected, strict=True):
         assert float((a.flatten() - c.flatten()).abs().max()) < 1e-6
         assert float((b.flatten() - d.flatten()).abs().max()) < 1e-6
+
+
+KEPT = json.loads((Path(__file__).parents[1] / "oracles" / "auto_lirpa.json").read_text())
+
+
+@pytest.mark.parametrize("kept", KEPT["bounds"], ids=lambda kept: f"{kept['network']} {kept['radius']}")
+def test_intervals_are_those_of_auto_lirpa(kept):
+    """Figures that are kept, since the package asks for torch before 1.13."""
+    model, shape = net(kept["network"])
+    low, high = interval_bounds(model, *box(shape, kept["radius"]))[-1]
+    assert np.abs(low.numpy().ravel() - kept["low"]).max() < 1e-5
+    assert np.abs(high.numpy().ravel() - kept["high"]).max() < 1e-5
 
 
 def test_intervals_by_hand():

@@ -85,7 +85,7 @@ def eigen_cam(
     """The map of a layer's activations; images of a batch have nothing to do with each other.
 
     Args:
-        activations: (C, h, w) or (batch, C, h, w), finite, with h w > 1.
+        activations: (C, h, w) or (batch, C, h, w), floating-point and finite, with h w > 1.
         center: Whether each channel's spatial mean is taken away first, as true principal components (and most other
             implementations) have it; the paper does not.
         component: Number of the principal direction, from 0, below min(h w, C).
@@ -102,7 +102,7 @@ def eigen_cam(
         constant over the places) give zeros.
 
     Raises:
-        ValueError: If the shape is another, there is a single place, ``sign`` is unknown, or a value is not finite.
+        ValueError: If shape or type is another, there is a single place, ``sign`` is unknown, or a value is not finite.
         IndexError: If there is no such component.
 
     Example:
@@ -112,6 +112,8 @@ def eigen_cam(
     """
     if activations.ndim not in (3, 4):
         raise ValueError(f"activations must be (C, h, w) or (batch, C, h, w), got shape {tuple(activations.shape)}")
+    if not activations.is_floating_point():
+        raise ValueError(f"activations must be floating-point numbers, got {activations.dtype}")
     if sign not in get_args(Sign):
         raise ValueError(f"sign must be one of {', '.join(get_args(Sign))}, got {sign!r}")
     batch = activations.detach() if activations.ndim == 4 else activations.detach()[None]
@@ -283,9 +285,9 @@ class EigenCAM(LayerMaps):
 
     Args:
         model: Any network.
-        target_layers: Layers, or their names in ``named_modules``; several maps are averaged and brought to [0, 1]
-            again. With None the one of :func:`last_places`, found in the first call: what pooling is given, in most
-            networks.
+        target_layers: A layer or its name in ``named_modules``, or several of these, whose maps are averaged and
+            brought to [0, 1] again. With None the one of :func:`last_places`, found in the first call: what pooling is
+            given, in most networks.
         reshape_transform: Turns a layer's output into (batch, C, h, w). Without, channels last and tokens are
             understood by their proportions: see :func:`with_places`.
         center: As for :func:`eigen_cam`.
@@ -308,7 +310,7 @@ class EigenCAM(LayerMaps):
     def __init__(
         self,
         model: nn.Module,
-        target_layers: Sequence[nn.Module | str] | None = None,
+        target_layers: Sequence[nn.Module | str] | nn.Module | str | None = None,
         reshape_transform: Transform | None = None,
         center: bool = False,
         upsample: bool = True,

@@ -109,7 +109,7 @@ def last_convolution(model: nn.Module) -> nn.Conv2d:
 def class_map(
     model: nn.Module,
     images: Float[Tensor, "batch channels height width"],
-    target: Int[Tensor, "batch"] | None = None,
+    target: Int[Tensor, "batch"] | int | None = None,
     *,
     layer: nn.Module | None = None,
     method: CamMethod = "gradcam++",
@@ -190,10 +190,24 @@ def logits_only(model: nn.Module, example: Tensor) -> nn.Module:
     return LogitsOnly(model)
 
 
+def _classes(target: Tensor | int, logits: Tensor) -> Tensor:
+    """A class for each row; one for all where there is a single one."""
+    found = torch.as_tensor(target, device=logits.device)
+    if found.ndim == 0:
+        found = found.expand(len(logits))
+    if found.shape != (len(logits),) or found.is_floating_point() or found.dtype == torch.bool:
+        shape = tuple(found.shape)
+        raise ValueError(f"target must be {len(logits)} classes, one an image, got shape {shape} of {found.dtype}")
+    wrong = found[(found < 0) | (found >= logits.shape[1])]
+    if len(wrong):
+        raise ValueError(f"target must lie in 0..{logits.shape[1] - 1}, got {int(wrong[0])}")
+    return found.long()
+
+
 def class_maps(
     model: nn.Module,
     images: Float[Tensor, "batch channels height width"],
-    target: Int[Tensor, "batch"] | None = None,
+    target: Int[Tensor, "batch"] | int | None = None,
     *,
     layers: Sequence[nn.Module],
     method: CamMethod = "gradcam++",
@@ -222,7 +236,7 @@ def class_maps(
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(f"model must give logits (batch, classes), got {shape}")
-        chosen = logits.argmax(1) if target is None else target.to(logits.device)
+        chosen = logits.argmax(1) if target is None else _classes(target, logits)
         features = []
         for layer, outputs in zip(layers, seen, strict=True):
             name = type(layer).__name__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import math
 
 import numpy as np
 import pandas as pd
@@ -188,6 +189,34 @@ def test_tree_shap_adds_up_and_is_that_of_shap(X, explainer):
     np.testing.assert_allclose(base + parts.sum(1), explainer.surrogate_.predict_proba(values), atol=1e-6)
     theirs = shap.TreeExplainer(explainer.surrogate_).shap_values(values)
     np.testing.assert_allclose(parts, np.asarray(theirs), atol=1e-9)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("shap") is None, reason="shap is not installed")
+def test_tree_shap_is_shapleys_value_over_all_coalitions(X, explainer):
+    """Of the expectation of a tree where a coalition's features are known and the others follow the training rows."""
+    model, values = explainer.surrogate_, X[:4, explainer.columns_].astype(np.float32)
+    tree, size = model.tree_, values.shape[1]
+
+    def expected(x, known, node=0):
+        left, right = tree.children_left[node], tree.children_right[node]
+        if left < 0:
+            return tree.value[node, 0] / tree.value[node, 0].sum()
+        if tree.feature[node] in known:
+            return expected(x, known, left if x[tree.feature[node]] <= tree.threshold[node] else right)
+        share = tree.weighted_n_node_samples[[left, right]] / tree.weighted_n_node_samples[node]
+        return share[0] * expected(x, known, left) + share[1] * expected(x, known, right)
+
+    base, parts = tree_shap(model, values)
+    for x, found in zip(values, parts, strict=True):
+        np.testing.assert_allclose(base, expected(x, ()), atol=1e-6)
+        for i in range(size):
+            others = [j for j in range(size) if j != i]
+            value = 0.0
+            for count in range(size):
+                weight = math.factorial(count) * math.factorial(size - count - 1) / math.factorial(size)
+                for known in itertools.combinations(others, count):
+                    value += weight * (expected(x, (*known, i)) - expected(x, known))
+            np.testing.assert_allclose(found[i], value, atol=1e-6)
 
 
 def test_counterfactual_of_one_threshold():
