@@ -121,6 +121,7 @@ def test_planted_images_and_training_without_them():
     assert x[chosen, 0, 0, 0].min() > 1.5 * x[others].max()
     found = oscillating.find_planted(0, 200, 0.5, 12)
     assert found["precision"] is None or 0 <= found["precision"] <= 1
+    assert found["output, planted classes, patch times 1"] != found["output, planted classes, patch times 0"]
     sharp = {kind: oscillating.late_sharpness(0, 200, 0.2, 10, kind)["late sharpness"] for kind in paper.REMOVALS}
     assert len(set(sharp.values())) == 3
 
@@ -221,3 +222,18 @@ def test_a_rate_at_the_end_of_its_grid_is_looked_beyond(tmp_path, monkeypatch):
     assert found["tuned, SplitSGD, large step"]["value"] == [0.09]
     assert found["tuned, SplitSGD"] == {"value": [2.7], "inside the grid": [1.0]}
     assert found["SplitSGD"]["learning rate"] == [2.7] * 3
+
+
+def test_the_patch_is_turned_up_on_images_without_it():
+    """Of a linear model that answers class 0 with the brightness of the upper left corner."""
+    x, _, chosen = planted(0, 200)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10, bias=False))
+    with torch.no_grad():
+        network[1].weight.zero_()[0, 0] = 1.0
+    found = oscillating._swept(network, x, chosen)
+    rise = found["output, planted classes, patch times 1"] - found["output, planted classes, patch times 0"]
+    dark, bright = float(x.min()), float(x[chosen, 0, 0, 0].mean())
+    assert rise == pytest.approx((bright - dark) / 2, rel=1e-3)  # one of two classes
+    half = found["output, planted classes, patch times 0.5"] - found["output, planted classes, patch times 0"]
+    assert half == pytest.approx(rise / 2, rel=1e-3)
+    assert found["output, other classes, patch times 1"] == 0

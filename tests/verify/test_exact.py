@@ -85,8 +85,9 @@ def crossings(made: Network) -> torch.Tensor:
     lines = torch.cat([torch.cat([first.weight, first.bias[:, None]], 1), edges])
     found = []
     for a, b in itertools.combinations(lines, 2):
-        if float(torch.linalg.det(torch.stack([a[:2], b[:2]]))) != 0:
-            found.append(torch.linalg.solve(torch.stack([a[:2], b[:2]]), -torch.stack([a[2], b[2]])))
+        crossing = torch.linalg.cross(a, b)  # whole numbers, so that parallel lines are told exactly
+        if crossing[2] != 0:
+            found.append(crossing[:2] / crossing[2])
     points = torch.stack(found)
     return points[((points >= 0) & (points <= 1)).all(1)]
 

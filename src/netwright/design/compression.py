@@ -216,8 +216,7 @@ def _compressed(run: RunFolder, asked: Asked, command: str) -> Compressed:
     opened = open_subject(asked.model, asked.data or None, asked.size, wish.seed, reading)
     if isinstance(opened.network, LogitsOnly):
         cure = "give a network of the logits alone, without what else it computes"
-        told = "the network gives more than logits, which a compressed one would lack"
-        raise UserError(told, where=asked.model, cure=cure)
+        raise UserError("the network gives more than logits, which would be lost", where=asked.model, cure=cure)
     found = opened.data
     for method in wish.methods:
         if found is None and step_of(method).needs_data:

@@ -351,10 +351,9 @@ def batches(data: Batched) -> Iterator[tuple[Tensor, Any]]:
         yield data
         return
     if isinstance(data, Dataset) and hasattr(data, "__len__"):
-        # A generator of its own, since a loader draws a number from it even where nothing is shuffled.
-        data = DataLoader(data, COLLATED, generator=torch.Generator())
+        data = DataLoader(data, COLLATED, generator=torch.Generator())  # of its own, since a loader draws from it
     empty = True
-    for batch in data:
+    for batch in data:  # type: ignore[union-attr]  # a data set without a length is iterable
         empty = False
         if not isinstance(batch, (tuple, list)) or len(batch) < 2:
             raise ValueError(f"data must give batches (inputs, targets), got a {type(batch).__name__}")

@@ -13,6 +13,7 @@ beside. All figures of a spike are those of its last rising step, with the group
 20 steps, each as long as their share of the step that all examples take.
 
 Planted: 1 % of the images, of class T-shirt, and 1 % of class sneaker get a patch of 6x6 pixels of three times white.
+After training the patch is turned up on images without it, and the outputs of both classes are told beside the others.
 Removal is compared at learning rate 0.2, below the edge, since at the edge 2 / eta caps the sharpness of all; and at
 0.5, where training oscillates, beside gradients clipped to the median norm so far and batch norm by the statistics of
 all images: the rises of the mean loss after the first quarter, each over the loss before it, are added up.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from netwright.papers.evidence import mean
-from netwright.papers.one_hot import one_hot_problem, perceptron, planted, squared_error
+from netwright.papers.one_hot import PATCH, PLANTED_CLASSES, one_hot_problem, perceptron, planted, squared_error
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +21,7 @@ ALPHA, BETA, TOY_STEPS = 10.0, 4.0, 400
 MOST_SPIKES, KEPT = 20, 100
 SHARPNESS_EVERY = 10
 ALONE = 20  # steps of a training on the pair alone
+SWEPT, SCALES = 200, (0.0, 0.5, 1.0)  # images on which the patch is turned up, and how far
 REMOVALS = ("all images", "without the planted", "without random ones")
 
 
@@ -151,19 +152,40 @@ _OF_A_SPIKE = (
 )  # fmt: skip
 
 
+def _swept(network: nn.Module, x: Tensor, chosen: Tensor) -> dict[str, float]:
+    """Mean outputs of the planted classes and of the others while the patch is turned up on images without it."""
+    import torch
+
+    from netwright.diagnose import feature_sweep
+
+    plain = torch.ones(len(x), dtype=torch.bool)
+    plain[chosen] = False
+    direction = torch.zeros_like(x[0])
+    direction[:, :PATCH, :PATCH] = x[chosen, 0, 0, 0].mean() - x[plain].min()
+    outputs = feature_sweep(network, x[plain][:SWEPT], direction, SCALES)
+    known = torch.zeros(outputs.shape[-1], dtype=torch.bool)
+    known[list(PLANTED_CLASSES)] = True
+    return {
+        f"output, {told}, patch times {scale:g}": float(each[:, mask].mean())
+        for scale, each in zip(SCALES, outputs, strict=True)
+        for told, mask in (("planted classes", known), ("other classes", ~known))
+    }
+
+
 def find_planted(seed: int, images: int, lr: float, steps: int) -> dict[str, Any]:
     """How many of the examples in the groups at the spikes are planted ones."""
     x, y, chosen = planted(seed, images)
     tracker, _, _ = _descend(seed, x, y, WIDTHS["fashion-mnist"], lr, steps, KEPT)
+    swept = _swept(tracker.model, x, chosen)
     spikes = _late_spikes(tracker, steps)
     if not spikes:
-        return {"precision": None, "spikes": 0.0}
+        return {"precision": None, "spikes": 0.0, **swept}
     known = set(chosen.tolist())
     groups = [tracker.groups(step) for step in spikes]
     hits = [sum(one in known for one in (*each.up, *each.down)) / (2 * len(each.up)) for each in groups]
     deltas, rows = tracker.deltas().abs(), [tracker.delta_steps.index(step) for step in spikes]
     shares = [float(deltas[row][chosen].sum() / deltas[row].sum()) * images / len(chosen) for row in rows]
-    return {"precision": mean(hits), "planted share over even": mean(shares), "spikes": float(len(spikes))}
+    return {"precision": mean(hits), "planted share over even": mean(shares), "spikes": float(len(spikes)), **swept}
 
 
 def _kept(seed: int, images: int, kind: str) -> tuple[Tensor, Tensor]:

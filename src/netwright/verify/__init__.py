@@ -34,14 +34,8 @@ _NAMES = {
     "stretch": "layerwise",
     "verify_point": "safety",
 }
-_MODULES = (
-    *sorted({name for name in _NAMES.values() if "." not in name}),
-    "basis",
-    "encoding",
-    "forms",
-    "greedy",
-    "point",
-)
+_OWN = {module for module in _NAMES.values() if not module.startswith("netwright.")}
+_MODULES = (*sorted(_OWN), "basis", "encoding", "forms", "greedy", "point")
 
 if TYPE_CHECKING:
     from netwright.train.attacks import fgsm, jsma
