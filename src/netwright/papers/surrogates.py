@@ -90,10 +90,12 @@ def trial(seed: int, name: str, kind: str, sizes: Sequence[int], epochs: int, fa
     found |= {"black box: k": k} | {f"black box: agreement with k = {i}": v for i, v in chosen.k_agreements_.items()}
     if name == "planted":
         found["top: recall"] = float((np.argsort(chosen.ranks_, kind="stable")[:15] < 15).mean())
-    selections = {"top": [chosen.ranks_], "random": random_ranks(X.shape[1], seed, 1 if fast else DRAWS)}
+    draws = DRAWS if kind == "dense" and not fast else 1
+    selections = {"top": [chosen.ranks_], "random": random_ranks(X.shape[1], seed, draws)}
     selections |= alone(chosen.importances_)
     if not fast:
-        selections |= rules(X[chosen.ranked_on_], y[chosen.ranked_on_], seed)
+        looked_into = X[chosen.ranked_on_], y[chosen.ranked_on_]
+        selections |= rules(*looked_into, seed) | (by_forest(*looked_into, seed) if kind == "dense" else {})
     looked_at = X_test[:FAITHFUL_ROWS]
     for label, orders in selections.items():
         figures: dict[str, list[float]] = {}
@@ -162,7 +164,6 @@ def black_box(kind: str, X: Any, y: np.ndarray, epochs: int, seed: int) -> nn.Mo
 
 def rules(X: Any, y: np.ndarray, seed: int) -> dict[str, list[np.ndarray]]:
     """Ranks of the features by rules that do not look at the black box, from the rows that its own are made from."""
-    import numpy as np
     from sklearn.feature_selection import mutual_info_classif
 
     from netwright.explain.tabular import combine_ranks
@@ -170,16 +171,23 @@ def rules(X: Any, y: np.ndarray, seed: int) -> dict[str, list[np.ndarray]]:
 
     table = as_table(X)
     information = mutual_info_classif(X, y, discrete_features=table.sparse, random_state=seed)
-    found = {"variance": [combine_ranks(moments(table)[1])], "information": [combine_ranks(information)]}
-    if importlib.util.find_spec("shap") is not None:
-        from sklearn.ensemble import RandomForestClassifier
+    return {"variance": [combine_ranks(moments(table)[1])], "information": [combine_ranks(information)]}
 
-        from netwright.explain.tabular.contributions import tree_shap
 
-        forest = RandomForestClassifier(50, random_state=seed, max_depth=12).fit(X, y)
-        _, parts = tree_shap(forest, table.dense())
-        found["forest, TreeSHAP"] = [combine_ranks(np.abs(parts).mean((0, 2)))]
-    return found
+def by_forest(X: Any, y: np.ndarray, seed: int) -> dict[str, list[np.ndarray]]:
+    """Ranks of the features by TreeSHAP of a forest on the labels, where the package is installed."""
+    if importlib.util.find_spec("shap") is None:
+        return {}
+    import numpy as np
+    from sklearn.ensemble import RandomForestClassifier
+
+    from netwright.explain.tabular import combine_ranks
+    from netwright.explain.tabular.contributions import tree_shap
+    from netwright.explain.tabular.inputs import as_table
+
+    forest = RandomForestClassifier(50, random_state=seed, max_depth=12).fit(X, y)
+    _, parts = tree_shap(forest, as_table(X).dense())
+    return {"forest, TreeSHAP": [combine_ranks(np.abs(parts).mean((0, 2)))]}
 
 
 def rivals(
