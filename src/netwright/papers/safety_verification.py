@@ -208,7 +208,7 @@ def reproduce(run: Run) -> Evidence:
     deep = run.size("images searched from layer 1", full=25, fast=1)
     searched = {f"layer, from {start}": [start, deep, timeout, epochs, sizes["mnist-5000"]] for start in (0, 1)}
     arms |= _with_shared(run.arms(searched, verified.layer_search))
-    solved = run.size("images of the solver", full=15, fast=1)
+    solved = run.size("images of the solver", full=60, fast=1)
     names = ("dense", "95 %") if run.fast else SPARSITIES
     zeros = [SPARSITIES[name] for name in names]
     asked = {f"solver, {name}": [SPARSITIES[name], zeros, solved, timeout, epochs, sizes["digits"]] for name in names}
