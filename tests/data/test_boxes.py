@@ -10,7 +10,7 @@ from PIL import Image
 
 from netwright.console import UserError
 from netwright.data.boxes import BoxedImages, read_annotation
-from netwright.explain.localization import iou
+from netwright.explain.localization import overlap
 
 
 def xml(*things: tuple[str, tuple[object, ...]], size: tuple[object, object] = (200, 100)) -> str:
@@ -52,7 +52,7 @@ def test_images_and_boxes_are_paired_by_name_and_scaled(folder: Path):
 def test_overlaps_do_not_depend_on_the_size():
     first, second = (20, 10, 120, 60), (60, 20, 160, 90)
     scaled = [tuple(v * f for v, f in zip(box, (0.3, 1.7, 0.3, 1.7), strict=True)) for box in (first, second)]
-    assert iou(*scaled) == pytest.approx(iou(first, second))
+    assert overlap(*scaled) == pytest.approx(overlap(first, second))
 
 
 def test_pixels_counted_from_one(tmp_path: Path):

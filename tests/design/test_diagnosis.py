@@ -12,6 +12,7 @@ import torch
 from netwright import storage
 from netwright.console import UserError
 from netwright.data import Batches, load
+from netwright.design.compression import Wish, compress_model
 from netwright.design.diagnosis import DIAGNOSES, diagnose_model
 from netwright.design.diagnosis.coherence import diagnose
 from netwright.design.diagnosis.findings import Sample, cross_entropy
@@ -161,6 +162,32 @@ def test_a_function_in_a_file_and_data_of_floats(tmp_path):
     assert "coherence" in DIAGNOSES
     with pytest.raises(UserError, match="DATA is missing"):
         diagnose_model(f"{tmp_path}/nets.py:make", None, tmp_path / "none")
+
+
+def test_of_a_network_that_gives_more_the_logits_are_diagnosed(tmp_path):
+    """A prototype classifier, whose answer holds reconstructions too, like the network of its logits alone."""
+    (tmp_path / "nets.py").write_text(
+        "import torch\nfrom torch import nn\nfrom netwright.explain.prototypes import PrototypeClassifier\n"
+        "def cases():\n    torch.manual_seed(0)\n"
+        "    encoder = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Sigmoid())\n"
+        "    decoder = nn.Sequential(nn.Linear(8, 64), nn.Unflatten(1, (1, 8, 8)))\n"
+        "    return PrototypeClassifier(encoder, decoder, 12, 10, input_shape=(1, 8, 8))\n"
+        "class Alone(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.cases = cases()\n"
+        "        self.cases.decoder = None\n"
+        "    def forward(self, x):\n        return self.cases.logits(x)\n"
+        "class Named(nn.Module):\n    def forward(self, x):\n        return {'logits': x}\n"
+    )
+    parts = ["coherence", "opposing-signals"]
+    found, alone = (
+        diagnose_model(f"{tmp_path}/nets.py:{name}", "digits", tmp_path / name, parts=parts, examples=40)
+        for name in ("cases", "Alone")
+    )
+    for part, figure in (("coherence", "m_coherence"), ("opposing-signals", "sharpness")):
+        assert found.findings[part][figure] == pytest.approx(alone.findings[part][figure], rel=1e-3)
+    with pytest.raises(UserError, match=r"model must give logits, or .* its attribute logits, got a dict"):
+        diagnose_model(f"{tmp_path}/nets.py:Named", "digits", tmp_path / "named")
+    with pytest.raises(UserError, match="gives more than logits"):
+        compress_model(f"{tmp_path}/nets.py:cases", "digits", tmp_path / "small", Wish(("prune",)))
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,18 @@ def bent():
     net[3].bias.data.copy_(torch.tensor([0.5, 0.0]))
     return net
 
+def cases():
+    """A prototype classifier, whose answer holds distances and a reconstruction too."""
+    from netwright.explain.prototypes import PrototypeClassifier
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    decoder = nn.Sequential(nn.Linear(3, 16), nn.Unflatten(1, (1, 4, 4)))
+    return PrototypeClassifier(encoder, decoder, 4, 2, input_shape=(1, 4, 4))
+
+class Named(nn.Module):
+    def forward(self, x):
+        return {"logits": x.flatten(1)}
+
 def smooth():
     torch.manual_seed(0)
     return nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.Sigmoid(), nn.Linear(4, 2))
@@ -164,6 +176,13 @@ def test_what_the_exact_engine_does_not_know(here: Path):
     refused = verify("nets.py:smooth", "light.png", "--radius", "0.1", "--engine", "smt")
     assert refused.exit_code == 2
     assert "sigmoid" in refused.stderr
+
+
+def test_a_network_that_gives_more_than_logits(here: Path):
+    words = ["light.png", "--radius", "0.02", "--manipulation", "pixels:2", "--engine", "grid", "--json"]
+    found = verify("nets.py:cases", *words)
+    assert found.exit_code in (0, 1), found.output
+    assert json.loads(found.stdout)["status"] in ("safe", "unsafe")
 
 
 def test_without_z3(here: Path, monkeypatch: pytest.MonkeyPatch):
@@ -319,6 +338,7 @@ def test_arrays(sparse_run: Path, tmp_path: Path):
         (["nets.py:brightness", "digits:999", "--radius", "0.1"], "the test part has images 0..358, got 999"),
         (["nets.py:brightness", "digist:1", "--radius", "0.1"], "did you mean digits?"),
         (["nets.py:nothing", "light.png", "--radius", "0.1"], "no function 'nothing'"),
+        (["nets.py:Named", "light.png", "--radius", "0.1"], "model must give logits"),
         (["absent", "light.png", "--radius", "0.1"], "no run, no function and no network by name: 'absent'"),
         (["nets.py:brightness", "light.png", "--radius", "0.1", "--out", "nets.py"], "there is something already"),
         (["nets.py:brightness", "light.png"], "--radius"),

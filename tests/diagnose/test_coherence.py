@@ -194,6 +194,17 @@ def test_zero_gradients_have_no_coherence(capsys):
     assert shares(opposed, "coherence").tolist() == [0, 0]
 
 
+def test_a_data_set_is_put_together(monkeypatch):
+    monkeypatch.setattr("netwright.diagnose.gradients.COLLATED", 4)
+    net = nn.Linear(3, 2)
+    x, y = torch.randn(10, 3, generator=stream(0, "x")), torch.arange(10) % 2
+    loss = nn.CrossEntropyLoss(reduction="none")
+    expected = m_coherence(net, loss, (x, y))
+    assert m_coherence(net, loss, torch.utils.data.TensorDataset(x, y)).alpha == pytest.approx(expected.alpha, rel=1e-5)
+    with pytest.raises(ValueError, match="at least 1 batch, got 0"):
+        m_coherence(net, loss, torch.utils.data.TensorDataset(x[:0], y[:0]))
+
+
 @pytest.mark.parametrize(
     ("call", "told"),
     [

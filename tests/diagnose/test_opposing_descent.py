@@ -251,6 +251,11 @@ class TestToy:
         found = opposing_toy(1, 0.5, 1e-4, 5000, c0=0.5, u0=0.1)
         kept = [c * c - w * w - u * u for c, w, u in zip(found.c, found.w, found.u, strict=True)]
         assert max(abs(value - kept[0]) for value in kept) < 1e-4
+        # And at the paper's figures, alpha 10 and beta 4, until the signal is learned.
+        found = opposing_toy(10, 4, 1e-4, 30_000)
+        kept = [c * c - w * w - u * u for c, w, u in zip(found.c, found.w, found.u, strict=True)]
+        assert max(abs(value - kept[0]) for value in kept) < 1e-4
+        assert found.curvature[-1] == pytest.approx(40, rel=1e-2)
 
     @pytest.mark.parametrize(
         ("options", "told"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -75,6 +78,16 @@ def test_sharpness_is_that_of_pyhessian():
         value, _ = sharpness(net, LOSS, (x, y))
         theirs = peer.hessian(net, nn.CrossEntropyLoss(), data=(x, y), cuda=False).eigenvalues(maxIter=500, tol=1e-6)
     assert value == pytest.approx(theirs[0][0], rel=1e-3)
+
+
+def test_sharpness_is_what_pyhessian_gave():
+    """A figure that is kept, since the package is not always there."""
+    kept = json.loads((Path(__file__).parents[1] / "oracles" / "pyhessian.json").read_text())
+    with seeded(0, "init"):
+        net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    x = torch.randn(60, 6, generator=torch.Generator().manual_seed(0)).double()
+    value, _ = sharpness(net, LOSS, (x, torch.arange(60) % 3), iters=200, tolerance=1e-6)
+    assert value == pytest.approx(kept["top"], rel=1e-4)
 
 
 def test_an_indefinite_hessian_has_the_algebraically_largest_one():
@@ -172,6 +185,8 @@ def test_refusals(options, told):
     frozen = nn.Linear(1, 1).requires_grad_(False)
     with pytest.raises(ValueError, match="at least 1 parameter that is trained"):
         sharpness(frozen, same, NOTHING)
+    with pytest.raises(ValueError, match="at least 1 example, got 0"):
+        sharpness(nn.Linear(2, 3), LOSS, (torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64)))
 
 
 def by_steps(make, curvature: float, steps: int = 400) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -170,12 +172,34 @@ def test_the_running_median_calls_the_closure():
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
 
 
+def with_nan(make):
+    """A step on a batch with a number that is none; the weights stay."""
+    model = net()
+    before = [param.clone() for param in model.parameters()]
+    x = X[:9].clone()
+    x[4, 0] = math.nan
+    try:
+        make(model).step((x, Y[:9]))
+    finally:
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
+
+
+def running_with_nan():
+    model = nn.Linear(2, 1, bias=False)
+    model.weight.grad = torch.tensor([[1.0, math.nan]])
+    RunningMedian(sgd(model)).step()
+
+
 @pytest.mark.parametrize(
     ("call", "told"),
     [
         (lambda: winsorized_mean(torch.ones(4), 50), r"c must lie in \[0, 50\), in percent, got 50"),
         (lambda: winsorized_mean(torch.ones(4), -1), r"c must lie in \[0, 50\)"),
         (lambda: winsorized_mean(torch.ones(0, 4), 5), r"at least 1 value along axis 0, got shape \(0, 4\)"),
+        (lambda: winsorized_mean(torch.tensor([1.0, math.nan, 2.0]), 34), "G must be finite, got NaN .* in 1 places"),
+        (lambda: with_nan(lambda model: WinsorizedGradients(sgd(model), model, LOSS)), "G must be finite"),
+        (lambda: with_nan(lambda model: MedianOfMeans(sgd(model), model, LOSS)), "gradients must be finite"),
+        (lambda: running_with_nan(), "gradients must be finite, got NaN or infinity in 1 places"),
         (lambda: WinsorizedGradients(sgd(net()), net(), LOSS), "no more and no fewer"),
         (lambda: MedianOfMeans(sgd(net()), net(), LOSS, seed=-1), "seed must be an integer >= 0, got -1"),
         (lambda: MedianOfMeans(sgd(net()), net(), LOSS).step((X[:2], Y[:2])), "at least 3 examples, got 2"),

@@ -9,7 +9,7 @@ import torch
 from sklearn.decomposition import PCA, TruncatedSVD
 from torch import nn
 
-from netwright.explain import EigenCAM, eigen_cam, grid_of_tokens, last_conv
+from netwright.explain import EigenCAM, eigen, eigen_cam, grid_of_tokens, last_conv
 from netwright.explain.eigen import _iterated
 from netwright.seeding import seeded, stream
 
@@ -96,6 +96,37 @@ class TestMap:
         assert torch.allclose(found, (theirs * found).sum(1, keepdim=True).sign() * theirs, atol=1e-4)
         assert not eigen_cam(torch.zeros(1, 160, 13, 13)).any()
 
+    def test_the_iteration_ends_early_where_it_would_not_converge(self, monkeypatch):
+        """Of a batch of noise, a bright region, and both in turn; each image's map is its own, whoever is beside it."""
+        rounds: list[tuple[int, int]] = []
+        turned = eigen._turned
+        monkeypatch.setattr(eigen, "_turned", lambda a, b, n: rounds.append((len(a), n)) or turned(a, b, n))
+        noise = torch.randn(3, 160, 13, 13, generator=stream(0, "noise"))
+        axis = torch.linspace(-1, 1, 13)
+        bright = features(160, seed=3)[:, None, None] * torch.exp(-3 * (axis[:, None] ** 2 + axis**2)) + 0.3 * noise
+        rest = eigen.ROUNDS - eigen.FIRST_ROUNDS
+        alone = []
+        for part, expected in ((noise, [(3, eigen.FIRST_ROUNDS)]), (bright, [(3, eigen.FIRST_ROUNDS), (3, rest)])):
+            rounds.clear()
+            alone.append(eigen_cam(part, center=True, normalize=False))
+            assert rounds == expected
+        rounds.clear()
+        mixed = eigen_cam(torch.stack([noise, bright], 1).flatten(0, 1), center=True, normalize=False)
+        assert rounds == [(6, eigen.FIRST_ROUNDS), (3, rest)]
+        for found, expected in zip(mixed.unflatten(0, (3, 2)).unbind(1), alone, strict=True):
+            assert torch.allclose(found, expected, atol=1e-5)
+
+    @pytest.mark.parametrize("size", [1, 2, 5, 140])
+    def test_eigenvectors_one_by_one_are_those_of_all(self, size):
+        square = torch.randn(2, size, size, dtype=torch.float64, generator=stream(0, "gram"))
+        gram = square @ square.mT
+        values, vectors = torch.linalg.eigh(gram)
+        for component in {0, size // 2, size - 1}:
+            found, leading = eigen._eigenpairs(gram.clone(), component)
+            both = [values[:, -1 - c] if c < size else torch.zeros(2) for c in (component, component + 1)]
+            assert torch.allclose(found, torch.stack(both, 1).double(), atol=1e-9 * float(values.max()))
+            assert torch.allclose((leading * vectors[:, :, -1 - component]).sum(1).abs(), torch.ones(2).double())
+
     @pytest.mark.parametrize("shape", [(32, 7, 7), (160, 13, 13)])
     def test_it_agrees_with_the_package_grad_cam(self, shape):
         projection = pytest.importorskip("pytorch_grad_cam.utils.svd_on_activations").get_2d_projection
@@ -175,6 +206,7 @@ class TestMap:
             (lambda: eigen_cam(torch.zeros(3, 4)), ValueError, r"must be \(C, h, w\) or \(batch, C, h, w\)"),
             (lambda: eigen_cam(torch.zeros(3, 1, 1)), ValueError, "at least 2 places, got 1 x 1"),
             (lambda: eigen_cam(torch.full((3, 2, 2), torch.nan)), ValueError, "must be finite"),
+            (lambda: eigen_cam(torch.ones(3, 2, 2).int()), ValueError, r"floating-point numbers, got torch\.int32"),
             (lambda: eigen_cam(torch.zeros(3, 2, 2), component=3), IndexError, r"must lie in \[0, 3\), got 3"),
             (lambda: eigen_cam(torch.zeros(3, 2, 2), sign="up"), ValueError, "sign must be one of"),
             (lambda: grid_of_tokens(torch.zeros(2, 3, 4)), ValueError, "tokens must be"),

@@ -85,12 +85,29 @@ def test_nothing_is_left_behind():
     assert not any(part._forward_hooks for part in net.modules())
 
 
+def test_one_class_for_all_and_one_layer_by_itself():
+    net = network()
+    several = GradCAM(net, ["4"])(X, torch.tensor([2, 2, 2]))
+    assert torch.equal(GradCAM(net, "4")(X, 2), several)
+    assert torch.equal(GradCAM(net, net[4])(X, 2), several)
+    assert torch.equal(EigenCAM(net, "4")(X), EigenCAM(net, ["4"])(X))
+    # A name of two letters is one name, not two.
+    deep = nn.Sequential(*[nn.Identity() for _ in range(11)], *net)
+    assert len(EigenCAM(deep, "15").layers) == 1
+    assert EigenCAM(deep, "15").layers[0] is net[4]
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
         (lambda: GradCAM(network(), []), ValueError, "target_layers must be at least 1, got 0"),
         (lambda: GradCAM(network(), ["nine"]), TypeError, "must name parts of the model, got 'nine'"),
         (lambda: GradCAM(network(), method="cam")(X), ValueError, "method must be one of"),
+        (lambda: GradCAM(network())(X, torch.tensor([0, 1, 5])), ValueError, r"target must lie in 0\.\.4, got 5"),
+        (lambda: GradCAM(network())(X, -1), ValueError, r"target must lie in 0\.\.4, got -1"),
+        (lambda: GradCAM(network())(X, torch.tensor([0, 1])), ValueError, r"3 classes, one an image, got shape \(2,\)"),
+        (lambda: GradCAM(network())(X, torch.ones(3)), ValueError, r"3 classes, .* of torch\.float32"),
+        (lambda: GradCAM(network(), "nine"), TypeError, "must name parts of the model, got 'nine'"),
         (lambda: GradCAM(network(), [nn.ReLU()])(X), ValueError, "got ReLU, which was never called"),
         (lambda: GradCAM(network(), ["7"])(X), ValueError, "give a reshape_transform"),
         (lambda: GradCAM(network()[:3])(X), ValueError, r"must give logits \(batch, classes\), got \(3, 8, 8, 8\)"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from netwright.explain import largest_component_box, localization_error, pointing_game
-from netwright.explain.localization import iou
+from netwright.explain.localization import overlap
 from netwright.seeding import stream
 
 
@@ -46,7 +46,7 @@ def test_the_overlap_is_that_of_counted_pixels():
         for mask, (x0, y0, x1, y1) in zip(masks, boxes, strict=True):
             mask[y0:y1, x0:x1] = True
         expected = (masks[0] & masks[1]).sum().item() / (masks[0] | masks[1]).sum().item()
-        assert iou(*boxes) == pytest.approx(expected)
+        assert overlap(*boxes) == pytest.approx(expected)
 
 
 def test_any_of_several_boxes_will_do():
@@ -54,7 +54,7 @@ def test_any_of_several_boxes_will_do():
     cam[:, 1:4, 1:4] = 1.0
     boxes = [[(5, 5, 8, 8), (1, 1, 4, 4)], [(5, 5, 8, 8)]]
     assert localization_error(cam, boxes).tolist() == [False, True]
-    assert localization_error(cam, [[(1, 1, 4, 6)]] * 2, iou_at_least=0.7).tolist() == [True, True]
+    assert localization_error(cam, [[(1, 1, 4, 6)]] * 2, iou=0.7).tolist() == [True, True]
     assert pointing_game(cam, boxes, tolerance=0).tolist() == [True, False]
     # The peak lies at (1, 1): four pixels from the box in both directions.
     assert pointing_game(cam[1:], boxes[1:], tolerance=5.6).tolist() == [False]
@@ -71,7 +71,7 @@ def test_any_of_several_boxes_will_do():
         (lambda: localization_error(torch.zeros(1, 2, 2), []), "one list for each of 1 maps, got 0"),
         (lambda: localization_error(torch.zeros(1, 2, 2), [[]]), "at least 1 box, got 0"),
         (lambda: localization_error(torch.zeros(1, 2, 2), [[(1, 0, 1, 2)]]), "x0 < x1 and y0 < y1"),
-        (lambda: localization_error(torch.zeros(1, 2, 2), [[(0, 0, 1, 1)]], iou_at_least=0), "iou_at_least must lie"),
+        (lambda: localization_error(torch.zeros(1, 2, 2), [[(0, 0, 1, 1)]], iou=0), "iou must lie"),
         (lambda: pointing_game(torch.zeros(1, 2, 2), [[(0, 0, 1, 1)]], -1), "tolerance must be >= 0, got -1"),
     ],
 )

@@ -8,7 +8,10 @@ from netwright.papers import safety_verification as paper
 from netwright.papers import verified
 
 
-def arms(more=0.1, chosen=0.3, far=0.0, layer=0.8, gaps=2, faults=0, faster=0.1, validated=1.0):
+def arms(
+    more=0.1, chosen=0.3, far=0.0, layer=0.8, gaps=2, faults=0, faster=0.1, where_asked=None, validated=1.0, greedy=1.0,
+    points=0.1,
+):  # fmt: skip
     """Success of more numbers over fewer, of the tool's over random ones, and so on."""
     jitter = (0.0, 0.01, -0.01)
     found = {
@@ -21,15 +24,20 @@ def arms(more=0.1, chosen=0.3, far=0.0, layer=0.8, gaps=2, faults=0, faster=0.1,
             ours = [0.4 + more * i + j for j in jitter]
             found[f"{model}, tool's {n}"] = {"success": ours, "validated": [validated] * 3}
             found[f"{model}, random {n}"] = {"success": [v - chosen for v in ours], "validated": [1.0, None, 1.0]}
+            found[f"{model}, random points {n}"] = {"success": [points] * 3, "validated": [1.0, None, 1.0]}
             found[f"{model}, gradient's {n}"] = {"success": [v + 0.1 for v in ours], "validated": [1.0] * 3}
         found[f"{model}, FGSM 0.4"] = {"success": [0.9] * 3, "common L1": [0.1, 0.1, 0.1], "validated": [1.0] * 3}
         found[f"{model}, tool's 5"]["common L1"] = [0.05 + far, 0.06 + far, 0.05 + far]
+        found[f"{model}, layerwise 15"] = {"success": [0.5] * 3, "validated": [greedy] * 3}
     found["layer, from 0"] = {"success": [0.8] * 3, "validated": [1.0] * 3}
     found["layer, from 1"] = {
         "success": [0.8] * 3, "share of layer 0's": [layer, 1.02 * layer, layer], "validated": [1.0] * 3,
     }  # fmt: skip
     found["solver, dense"] = {"solver seconds": [2.0, 2.2, 2.1]}
-    found["solver, 95 %"] = {"solver seconds": [2.0 * faster] * 3}
+    both = 4.0 * (faster if where_asked is None else where_asked)
+    found["solver, 95 %"] = {
+        "solver seconds": [2.0 * faster] * 3, "seconds, both asked": [both] * 3, "dense, both asked": [4.0, 4.4, 4.2],
+    }  # fmt: skip
     return found
 
 
@@ -53,6 +61,11 @@ def arms(more=0.1, chosen=0.3, far=0.0, layer=0.8, gaps=2, faults=0, faster=0.1,
         ({"gaps": 0}, "gap", "not supported"),
         ({}, "sparsity", "supported"),
         ({"faster": 0.9}, "sparsity", "not supported"),
+        # Fewer images for which the solver is asked do not make it faster where it is.
+        ({"where_asked": 0.9}, "sparsity", "not supported"),
+        ({"greedy": 0.9}, "validated", "not supported"),
+        ({}, "random search", "supported"),
+        ({"points": 0.9}, "random search", "not supported"),
     ],
 )
 def test_verdicts(change, key, verdict):
@@ -65,9 +78,13 @@ def test_every_claim_has_a_verdict():
     for model in ("MLP", "CNN"):
         none[f"{model}, FGSM 0.4"]["common L1"][0] = None
     none["layer, from 1"]["share of layer 0's"][1] = None
-    del none["solver, 95 %"]
+    none["solver, 95 %"]["seconds, both asked"][2] = None
+    for model in ("MLP", "CNN"):
+        del none[f"{model}, layerwise 15"]
     found = paper.judge(none)
-    assert {found[key].verdict for key in ("distance", "layer", "sparsity")} == {"inconclusive"}
+    assert {found[key].verdict for key in ("distance", "layer", "sparsity", "validated")} == {"inconclusive"}
+    del none["solver, 95 %"]
+    assert paper.judge(none)["sparsity"].verdict == "inconclusive"
 
 
 def test_distances_are_compared_where_both_succeed():
@@ -91,6 +108,18 @@ def test_the_layers_are_compared_on_the_images_that_the_input_breaks():
     }
 
 
+def test_seconds_of_the_solver_are_compared_where_it_was_asked_twice():
+    made = {
+        "solver, dense": {"each": [[1.0, None, 3.0, 4.0], [None, 2.0]]},
+        "solver, 95 %": {"each": [[None, 1.0, 2.0, 1.0], [1.0, None]]},
+    }
+    found = paper._with_asked(made)
+    assert found["solver, 95 %"] == {
+        "both asked": [2.0, 0.0], "seconds, both asked": [1.5, None], "dense, both asked": [3.5, None],
+    }  # fmt: skip
+    assert found["solver, dense"]["seconds, both asked"] == [pytest.approx(8 / 3), 2.0]
+
+
 IMAGES = (300, 0, 200)
 
 
@@ -102,7 +131,8 @@ def test_the_guarantee_counts_every_region():
 
 
 @pytest.mark.parametrize(
-    ("kind", "strength"), [("tool's", 3), ("random", 3), ("gradient's", 3), ("FGSM", 0.3), ("JSMA", 0.4)]
+    ("kind", "strength"),
+    [("tool's", 3), ("random", 3), ("gradient's", 3), ("FGSM", 0.3), ("JSMA", 0.4), ("points", 4), ("layerwise", 12)],
 )
 def test_ways_of_looking_for_counterexamples(kind, strength):
     found = verified.falsify(0, "guarantee", kind, strength, 5, 25, IMAGES)
@@ -111,8 +141,32 @@ def test_ways_of_looking_for_counterexamples(kind, strength):
     assert found["success"] == sum(each is not None for each in found["each L1"]) / 5
     if found["success"]:
         assert found["validated"] == 1.0
-        if isinstance(strength, int):
+        if kind in ("tool's", "random", "gradient's"):
             assert found["numbers changed"] <= strength
+    if kind == "points":
+        # As many passes as the grid has points, unless one of them is a counterexample.
+        assert found["forward passes"] <= 5**4
+        assert found["success"] or found["forward passes"] == 5**4
+    if kind == "layerwise":
+        assert found["success"]
+        assert found["forward passes"] <= 12 * 2**5
+
+
+def test_the_solver_sees_images_that_all_networks_get_right(monkeypatch):
+    import torch
+
+    seen = []
+    right = verified._right
+    monkeypatch.setattr(verified, "_right", lambda *a: seen.append(right(*a)) or seen[-1])
+    found = [verified.solve(0, sparsity, [0.0, 0.95], 3, 0.2, 6, IMAGES) for sparsity in (0.0, 0.95)]
+    assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
+    for sparsity in (0.0, 0.95):
+        network, _ = verified._trained("solver", 0, 6, IMAGES, sparsity)
+        assert (network.logits(seen[0][0]).argmax(1) == seen[0][1]).all()
+    for figures in found:
+        asked = [seconds for seconds in figures["each"] if seconds is not None]
+        assert figures["asked"] == len(asked)
+        assert figures["solver seconds"] == pytest.approx(sum(asked) / 3)
 
 
 def test_networks_with_zeros_are_trained_as_long(monkeypatch):

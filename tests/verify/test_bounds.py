@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,9 @@ from verified import NETS, captured, drawn, net, network, perceptron, points_of
 
 from netwright.deploy.graph.ir import Activation
 from netwright.deploy.graph.reference import activation
-from netwright.verify import Network, interval_bounds
+from netwright.explain.prototypes import PrototypeClassifier
+from netwright.seeding import stream
+from netwright.verify import Network, Region, interval_bounds, verify_point
 from netwright.verify.bounds import analyse
 from netwright.verify.forms import pieces
 
@@ -62,7 +66,7 @@ def test_intervals_are_those_of_positive_and_negative_weights():
 def _by_parts(model, low, high):
     """Interval propagation with nothing of the project's: matrices of affine parts by autograd, split by sign.
 
-    It stands in for the package auto-lirpa, which no extra can name, since it asks for torch before 1.13.
+    It goes through every layer; what the package auto-lirpa gave for the logits stands beside it.
     """
     found = []
     for part in model.double():
@@ -88,6 +92,18 @@ def test_intervals_of_convolutions_batch_norms_and_poolings(radius):
     for (a, b), (c, d) in zip(found, expected, strict=True):
         assert float((a.flatten() - c.flatten()).abs().max()) < 1e-6
         assert float((b.flatten() - d.flatten()).abs().max()) < 1e-6
+
+
+KEPT = json.loads((Path(__file__).parents[1] / "oracles" / "auto_lirpa.json").read_text())
+
+
+@pytest.mark.parametrize("kept", KEPT["bounds"], ids=lambda kept: f"{kept['network']} {kept['radius']}")
+def test_intervals_are_those_of_auto_lirpa(kept):
+    """Figures that are kept, since the package asks for torch before 1.13."""
+    model, shape = net(kept["network"])
+    low, high = interval_bounds(model, *box(shape, kept["radius"]))[-1]
+    assert np.abs(low.numpy().ravel() - kept["low"]).max() < 1e-5
+    assert np.abs(high.numpy().ravel() - kept["high"]).max() < 1e-5
 
 
 def test_intervals_by_hand():
@@ -226,6 +242,33 @@ def test_bad_bounds():
         interval_bounds(model, torch.zeros(3), torch.ones(3))
 
 
+class Named(nn.Module):
+    """Gives a dictionary."""
+
+    def forward(self, x):
+        return {"logits": x}
+
+
+def test_of_a_network_that_gives_more_the_logits_are_verified():
+    """A prototype classifier, which also gives distances, encodings and reconstructions."""
+    cases = PrototypeClassifier(nn.Identity(), nn.Linear(3, 3), 2, 2, input_shape=(3,))
+    with torch.no_grad():
+        cases.prototypes.copy_(torch.tensor([[0.0] * 3, [1.0] * 3]))
+        cases.linear.weight.copy_(-torch.eye(2))  # the class of the nearer one
+    seen = Network(cases, (3,))
+    x = torch.rand(20, 3, generator=stream(0, "x"))
+    expected = cases(x).logits
+    assert torch.allclose(seen.logits(x).float(), expected, atol=1e-5)
+    # The distances are squares, which only the grid takes.
+    region = Region((0, 1, 2), 0.1, 2)
+    unsafe = []
+    for each, logits in zip(x, expected, strict=True):
+        points = region.points(region.grid(), each.double())
+        unsafe.append(bool((cases(points.float()).logits.argmax(1) != logits.argmax()).any()))
+        assert (verify_point(seen, each, region, "grid").status == "unsafe") == unsafe[-1]
+    assert 0 < sum(unsafe) < len(unsafe)
+
+
 def test_bad_models():
     wide = nn.Linear(2, 2).double()
     wide.weight.data += 1e-12
@@ -237,6 +280,8 @@ def test_bad_models():
         Network(broken, (2,))
     with pytest.raises(ValueError, match=r"classes >= 2\), got \(1, 1\)"):
         Network(nn.Linear(2, 1), (2,))
+    with pytest.raises(TypeError, match=r"model must give logits, or .* its attribute logits, got a dict"):
+        Network(Named(), (2,))
     with pytest.raises(TypeError, match="softplus"):
         Network(nn.Sequential(nn.Linear(2, 2), nn.Softplus()), (2,)).known()
 

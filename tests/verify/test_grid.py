@@ -205,6 +205,7 @@ def test_unknown_layers_have_a_grid_at_the_input():
         ({"span": math.nan}, "span must be > 0 and finite, got nan"),
         ({"span": (0.1, 0.2)}, "span must be 1 number or 1, as dims are, got 2"),
         ({"steps": 0}, "steps must be >= 1 and finite, got 0"),
+        ({"steps": 1.5}, "steps must be whole numbers, got 1.5"),
         ({"layer": -1}, "layer must be >= 0"),
         ({"norm": 3, "radius": 1.0}, "norm must be None, 1, 2"),
         ({"norm": 1}, "norm and radius must be given together"),

@@ -66,6 +66,10 @@ def test_a_span_is_the_smallest_change_of_a_move():
     assert (found.region.span, found.region.steps, found.covers) == ((1.0,), (3,), True)
     coarse = map_region(made, torch.zeros(2), Region((0, 1), 1.0), 1, "activation", 0, max_steps=2)
     assert (coarse.region.span, coarse.region.steps) == ((1.5,), (2,))
+    # m = ceil(reach / span) without a limit, also where the moves of one number are much smaller than the reach.
+    model[0].weight.data.copy_(torch.tensor([[2.0, -0.1]]))
+    fine = map_region(Network(model, (2,)), torch.zeros(2), Region((0, 1), 1.0), 1, "activation", 0, max_steps=None)
+    assert (fine.region.span, fine.region.steps) == ((pytest.approx(0.1),), (21,))
 
 
 def test_which_numbers_come_first():
@@ -232,6 +236,32 @@ def test_the_greedy_search_keeps_to_the_region(more):
     assert free.distance == pytest.approx(0.2 * 3**0.5)
 
 
+def test_blocks_are_searched_one_by_one():
+    """Unsafe where a block by itself is; safe says that of blocks alone, for the sum of their grids."""
+    found = []
+    for seed in range(8):
+        model, x, span = captured(seed, 6, 12, 8, 3), torch.full((6,), 0.5), (0.3, 0.02)[seed % 2]
+        options = {"n_dims": 2, "selector": list(range(6)), "span": span, "steps": 1, "mode": "blocks", "features": 3}
+        blocks = DLV(model, **options).verify(x)
+        alone = [verify_point(model, x, Region((i, i + 1), span, bounds=(0.0, 1.0)), "grid") for i in (0, 2, 4)]
+        assert (blocks.status == "unsafe") == any(each.status == "unsafe" for each in alone)
+        assert not blocks.covers_input or blocks.status == "unsafe"
+        assert blocks.n_points == sum(line["points"] for line in blocks.stats["layers"]) <= 27
+        found.append(blocks.status)
+    assert {"safe", "unsafe"} == set(found)
+    # Two numbers of different blocks decide together what neither does alone.
+    model = nn.Linear(4, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[0.0] * 4, [1.0, 0.0, 1.0, 0.0]]))
+        model.bias.copy_(torch.tensor([0.0, -0.3]))
+    options = {"n_dims": 2, "selector": range(4), "span": 0.2}
+    blocks = DLV(model, mode="blocks", features=2, **options).verify(torch.zeros(4))
+    assert (blocks.status, blocks.covers_input) == ("safe", False)
+    assert blocks.reason == "each of 2 blocks has this class by itself; nothing is proved of two of them together"
+    assert str(blocks).endswith("of 2 blocks of numbers each was changed by itself")
+    assert DLV(model, **options).verify(torch.zeros(4)).status == "unsafe"
+
+
 def test_the_greedy_search_never_says_safe():
     model = captured(1, 6, 12, 8, 3)
     x = torch.full((6,), 0.5)
@@ -280,7 +310,7 @@ def test_hidden_regions_say_that_they_are_hidden():
         ({"start_layer": -1}, "start_layer must be >= 0, got -1"),
         ({"start_layer": 2, "end_layer": 1}, "end_layer must be >= 2, got 1"),
         ({"refine": -1}, "refine must be >= 0"),
-        ({"mode": "greedy"}, 'mode must be "exhaustive" or "features"'),
+        ({"mode": "greedy"}, 'mode must be "exhaustive", "blocks" or "features"'),
         ({"span": 0.0}, "span must be > 0"),
         ({"timeout": -1.0}, "timeout must be > 0 seconds, got -1"),
         ({"end_layer": 9}, r"layer must lie in 0\.\.1, got 9"),

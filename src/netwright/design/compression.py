@@ -31,6 +31,7 @@ from netwright.design.options import MOVABLE
 from netwright.design.run import RunFolder
 from netwright.design.students import student_for
 from netwright.design.subject import Reading, Subject, open_subject
+from netwright.nn.activations import LogitsOnly
 from netwright.results import Result, plain
 from netwright.seeding import stream
 
@@ -213,6 +214,9 @@ def _compressed(run: RunFolder, asked: Asked, command: str) -> Compressed:
     wish = asked.wish
     reading = Reading(asked.skip_broken, asked.drop_unknown, asked.download)
     opened = open_subject(asked.model, asked.data or None, asked.size, wish.seed, reading)
+    if isinstance(opened.network, LogitsOnly):
+        cure = "give a network of the logits alone, without what else it computes"
+        raise UserError("the network gives more than logits, which would be lost", where=asked.model, cure=cure)
     found = opened.data
     for method in wish.methods:
         if found is None and step_of(method).needs_data:

@@ -65,6 +65,9 @@ def open_image(model: str, image: str, size: int | None, download: bool) -> Imag
         bounds = (0.0, 1.0) if float(pixels.min()) >= 0 and float(pixels.max()) <= 1 else None
     try:
         seen = Network(network, pixels.shape)
+    except TypeError as error:
+        cure = "give a network that takes images and gives logits"
+        raise UserError(str(error).splitlines()[0], where=model, cure=cure) from error
     except (ValueError, RuntimeError) as error:
         raise UserError(f"the network does not take this image: {str(error).splitlines()[0]}", where=model) from error
     known = classes if len(classes) == seen.classes else map(str, range(seen.classes))

@@ -13,6 +13,7 @@ from netwright.data import Data, names
 from netwright.data import load as load_data
 from netwright.design.benchmark import SIZE
 from netwright.design.model import input_channels, is_named, load, load_run
+from netwright.nn.activations import logits_only
 from netwright.seeding import seeded
 
 
@@ -36,7 +37,8 @@ class Subject:
     """A network with how it is fed.
 
     Attributes:
-        network: Takes standardised inputs and gives logits.
+        network: Takes standardised inputs and gives logits; around a network that gives more than these, a
+            :class:`~netwright.nn.activations.LogitsOnly`.
         shape: Channels, height and width of an input.
         classes: Names of the outputs.
         mean: What inputs are standardised by, a value a channel.
@@ -80,6 +82,7 @@ def open_subject(model: str, data: str | None, size: int | None, seed: int, read
     channels = input_channels(network)
     found = None if data is None else _load(data, seed, None if size is None else (size, size), reading)
     shape = (channels, size or SIZE, size or SIZE) if found is None else found.shape
+    network = _logits_only(network, shape, model)
     found_outputs = outputs(network, shape, model)
     if found is None:
         classes, mean, std = tuple(map(str, range(found_outputs))), (0.0,) * shape[0], (1.0,) * shape[0]
@@ -118,10 +121,17 @@ def outputs(network: nn.Module, shape: tuple[int, int, int], model: str) -> int:
     """How many outputs a network has.
 
     Raises:
-        UserError: If it does not take inputs of this shape; the message names ``model``.
+        UserError: If it does not take inputs of this shape, or gives no logits; the message names ``model``.
     """
+    return int(_logits_only(network, shape, model)(torch.zeros(1, *shape)).shape[-1])
+
+
+def _logits_only(network: nn.Module, shape: tuple[int, int, int], model: str) -> nn.Module:
     try:
-        return int(network(torch.zeros(1, *shape)).shape[-1])
+        return logits_only(network, torch.zeros(1, *shape))
+    except TypeError as error:
+        cure = "give a network that takes images and gives logits"
+        raise UserError(str(error).splitlines()[0], where=model, cure=cure) from error
     except (RuntimeError, ValueError, AssertionError, AttributeError) as error:
         told = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader, Dataset
 
 from netwright.console import nearest
 from netwright.diagnose import layer_rules
@@ -33,8 +34,9 @@ from netwright.nn.modes import in_mode
 WANTED, BUDGET = 2**22, 2**25
 FEW_EXAMPLES, MOST_EXAMPLES = 16, 1024
 PROBES, TOLERANCE = 3, 1e-3
+COLLATED = 256  # examples of a data set that are put together
 
-Batched = tuple[Tensor, Tensor] | Iterable[Any]
+Batched = tuple[Tensor, Tensor] | Dataset[Any] | Iterable[Any]
 
 
 class Norms(NamedTuple):
@@ -336,7 +338,7 @@ class ExampleGradients:
 
 
 def batches(data: Batched) -> Iterator[tuple[Tensor, Any]]:
-    """The batches of (inputs, targets): a pair of tensors is one, other data are iterated over.
+    """The batches of (inputs, targets): a pair of tensors is one, a data set is put together, others are iterated over.
 
     Raises:
         ValueError: If there is none, or one is no pair.
@@ -348,8 +350,10 @@ def batches(data: Batched) -> Iterator[tuple[Tensor, Any]]:
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
         yield data
         return
+    if isinstance(data, Dataset) and hasattr(data, "__len__"):
+        data = DataLoader(data, COLLATED, generator=torch.Generator())  # of its own, since a loader draws from it
     empty = True
-    for batch in data:
+    for batch in data:  # type: ignore[union-attr]  # a data set without a length is iterable
         empty = False
         if not isinstance(batch, (tuple, list)) or len(batch) < 2:
             raise ValueError(f"data must give batches (inputs, targets), got a {type(batch).__name__}")

@@ -31,6 +31,13 @@ def check_share(c: float) -> float:
     return float(c)
 
 
+def _finite(name: str, values: Sequence[Tensor | None]) -> None:
+    """Refuses NaN, which no median and no clamp would pull in."""
+    bad = sum(int((~value.isfinite()).sum()) for value in values if value is not None)
+    if bad:
+        raise ValueError(f"{name} must be finite, got NaN or infinity in {bad} places")
+
+
 def winsorized_mean(G: Tensor, c: float, dim: int = 0) -> Tensor:
     """The mean over an axis after its k lowest and k highest values are pulled to the next one, k = floor(c b / 100).
 
@@ -43,7 +50,7 @@ def winsorized_mean(G: Tensor, c: float, dim: int = 0) -> Tensor:
         G without the axis.
 
     Raises:
-        ValueError: If ``c`` is out of its range, or there is no value.
+        ValueError: If ``c`` is out of its range, there is no value, or one is not finite.
 
     Example:
         >>> winsorized_mean(torch.tensor([1.0, 2.0, 3.0, 4.0, 100.0]), 20)    # (2 + 2 + 3 + 4 + 4) / 5
@@ -52,6 +59,7 @@ def winsorized_mean(G: Tensor, c: float, dim: int = 0) -> Tensor:
     check_share(c)
     if not G.ndim or not G.shape[dim]:
         raise ValueError(f"G must hold at least 1 value along axis {dim}, got shape {tuple(G.shape)}")
+    _finite("G", [G])
     count = math.floor(c * G.shape[dim] / 100 + 1e-9)  # 8 % of 50 are 4, though 8 * 50 / 100 may be a little less
     if not count:
         return G.mean(dim)
@@ -193,7 +201,7 @@ class MedianOfMeans(_OfBatches):
         """Puts the median of the three groups' gradients into every ``.grad``; the mean loss of the batch.
 
         Raises:
-            ValueError: If the batch holds fewer than 3 examples.
+            ValueError: If the batch holds fewer than 3 examples, or a gradient is not finite.
         """
         x, y = batch[:2]
         if len(x) < 3:
@@ -205,6 +213,7 @@ class MedianOfMeans(_OfBatches):
             loss = self.loss_fn(self.model(x[chosen]), y[chosen])
             groups.append(torch.autograd.grad(loss.mean(), self.params, allow_unused=True))
             losses.append(loss.detach().flatten())
+        _finite("gradients", [part for group in groups for part in group])
         for param, *parts in zip(self.params, *groups, strict=True):
             param.grad = None if any(part is None for part in parts) else median_of_three(*parts)
         return torch.cat(losses).mean()
@@ -239,7 +248,12 @@ class RunningMedian(_Wrapper):
         self._older: list[list[Tensor | None]] = []
 
     def write(self) -> None:
-        """Puts the median of the last three into every ``.grad``."""
+        """Puts the median of the last three into every ``.grad``.
+
+        Raises:
+            ValueError: If a gradient is not finite.
+        """
+        _finite("gradients", [param.grad for param in self.params])
         now = [None if param.grad is None else param.grad.detach().clone() for param in self.params]
         for number, param in enumerate(self.params):
             seen = [grads[number] for grads in (*self._older, now)]

@@ -12,6 +12,7 @@ from netwright.lazy import exports
 _NAMES = {
     "EigenCAM": "eigen",
     "EigenMap": "eigen",
+    "EmbeddingClassifier": "tabular",
     "GradCAM": "gradient",
     "LitPrototypeClassifier": "prototypes",
     "NearestCases": "prototypes",
@@ -19,6 +20,12 @@ _NAMES = {
     "PrototypeLayer": "prototypes",
     "PrototypeLoss": "prototypes",
     "PrototypeOutput": "prototypes",
+    "RuleList": "tabular",
+    "SelfAttentionNetwork": "tabular",
+    "SurrogateExplainer": "tabular",
+    "TabularCAE": "tabular",
+    "combine_ranks": "tabular",
+    "comprehensiveness": "tabular",
     "eigen_cam": "eigen",
     "elastic_deform": "prototypes",
     "explain_by_prototypes": "prototypes",
@@ -30,7 +37,10 @@ _NAMES = {
     "localization_error": "localization",
     "mnist_conv_decoder": "prototypes",
     "mnist_conv_encoder": "prototypes",
+    "permutation_importance": "tabular",
     "pointing_game": "localization",
+    "sensitivity_importance": "tabular",
+    "sufficiency": "tabular",
     "with_places": "layers",
 }
 _MODULES = tuple(sorted({*_NAMES.values(), "maps"}))
@@ -53,10 +63,23 @@ if TYPE_CHECKING:
         mnist_conv_decoder,
         mnist_conv_encoder,
     )
+    from netwright.explain.tabular import (
+        EmbeddingClassifier,
+        RuleList,
+        SelfAttentionNetwork,
+        SurrogateExplainer,
+        TabularCAE,
+        combine_ranks,
+        comprehensiveness,
+        permutation_importance,
+        sensitivity_importance,
+        sufficiency,
+    )
 
 __all__ = [
     "EigenCAM",
     "EigenMap",
+    "EmbeddingClassifier",
     "GradCAM",
     "LitPrototypeClassifier",
     "NearestCases",
@@ -64,6 +87,12 @@ __all__ = [
     "PrototypeLayer",
     "PrototypeLoss",
     "PrototypeOutput",
+    "RuleList",
+    "SelfAttentionNetwork",
+    "SurrogateExplainer",
+    "TabularCAE",
+    "combine_ranks",
+    "comprehensiveness",
     "eigen_cam",
     "elastic_deform",
     "explain_by_prototypes",
@@ -75,7 +104,10 @@ __all__ = [
     "localization_error",
     "mnist_conv_decoder",
     "mnist_conv_encoder",
+    "permutation_importance",
     "pointing_game",
+    "sensitivity_importance",
+    "sufficiency",
     "with_places",
 ]
 

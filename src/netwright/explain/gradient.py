@@ -49,7 +49,7 @@ class GradCAM(LayerMaps):
     def __init__(
         self,
         model: nn.Module,
-        target_layers: Sequence[nn.Module | str] | None = None,
+        target_layers: Sequence[nn.Module | str] | nn.Module | str | None = None,
         reshape_transform: Transform | None = None,
         method: CamMethod = "gradcam",
         upsample: bool = True,
@@ -58,7 +58,7 @@ class GradCAM(LayerMaps):
         self.method = method
 
     def __call__(
-        self, x: Float[Tensor, "batch channels height width"], target: Int[Tensor, " batch"] | None = None
+        self, x: Float[Tensor, "batch channels height width"], target: Int[Tensor, " batch"] | int | None = None
     ) -> Float[Tensor, "batch height width"]:
         """The maps for the class of each image (the predicted one by default), in [0, 1]."""
         found, self.output = class_maps(

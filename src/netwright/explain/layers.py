@@ -243,8 +243,8 @@ def grid_of_tokens(tokens: Float[Tensor, "batch count channels"]) -> Float[Tenso
     return tokens[:, -side * side :].mT.unflatten(2, (side, side))
 
 
-def chosen(model: nn.Module, layers: Sequence[nn.Module | str] | None) -> list[nn.Module] | None:
-    """The layers that are named, or None for those that are to be found.
+def chosen(model: nn.Module, layers: Sequence[nn.Module | str] | nn.Module | str | None) -> list[nn.Module] | None:
+    """The layers that are named, one or several, or None for those that are to be found.
 
     Raises:
         ValueError: If there is none among them.
@@ -252,7 +252,9 @@ def chosen(model: nn.Module, layers: Sequence[nn.Module | str] | None) -> list[n
     """
     if layers is None:
         return None
-    if not len(layers):
+    if isinstance(layers, str) or (isinstance(layers, nn.Module) and not isinstance(layers, nn.ModuleList)):
+        layers = [layers]
+    if not layers:
         raise ValueError("target_layers must be at least 1, got 0")
     known = dict(model.named_modules())
     for layer in layers:

@@ -57,11 +57,11 @@ def largest_component_box(cam: Float[Tensor, "height width"], threshold: float =
     return int(xs.start), int(ys.start), int(xs.stop), int(ys.stop)
 
 
-def iou(first: Sequence[float], second: Sequence[float]) -> float:
+def overlap(first: Sequence[float], second: Sequence[float]) -> float:
     """Intersection over union of two boxes.
 
     Example:
-        >>> iou((0, 0, 2, 2), (1, 0, 3, 2))
+        >>> overlap((0, 0, 2, 2), (1, 0, 3, 2))
         0.3333333333333333
     """
     width = max(0.0, min(first[2], second[2]) - max(first[0], second[0]))
@@ -74,7 +74,7 @@ def localization_error(
     cams: Float[Tensor, "batch height width"],
     boxes: Sequence[Sequence[Box]],
     threshold: float = 0.15,
-    iou_at_least: float = 0.5,
+    iou: float = 0.5,
 ) -> Bool[Tensor, " batch"]:
     """Of each map, whether its box misses every true box.
 
@@ -82,7 +82,7 @@ def localization_error(
         cams: Maps at the size of the pictures.
         boxes: The true boxes of each picture, at least one.
         threshold: As for :func:`largest_component_box`.
-        iou_at_least: Intersection over union that counts as found, in (0, 1].
+        iou: Intersection over union that counts as found, in (0, 1].
 
     Raises:
         ValueError: If there is not one list of boxes a map, a list is empty, a box has no area, or a number is out of
@@ -95,10 +95,10 @@ def localization_error(
         (tensor([False]), tensor([True]))
     """
     _check(cams, boxes)
-    if not 0 < iou_at_least <= 1:
-        raise ValueError(f"iou_at_least must lie in (0, 1], got {iou_at_least}")
+    if not 0 < iou <= 1:
+        raise ValueError(f"iou must lie in (0, 1], got {iou}")
     found = [largest_component_box(cam, threshold) for cam in cams]
-    missed = [max(iou(box, true) for true in known) < iou_at_least for box, known in zip(found, boxes, strict=True)]
+    missed = [max(overlap(box, true) for true in known) < iou for box, known in zip(found, boxes, strict=True)]
     return torch.tensor(missed)
 
 

@@ -48,7 +48,7 @@ class LayerMaps:
     def __init__(
         self,
         model: nn.Module,
-        target_layers: Sequence[nn.Module | str] | None = None,
+        target_layers: Sequence[nn.Module | str] | nn.Module | str | None = None,
         reshape_transform: Transform | None = None,
         upsample: bool = True,
     ):

@@ -109,7 +109,7 @@ def last_convolution(model: nn.Module) -> nn.Conv2d:
 def class_map(
     model: nn.Module,
     images: Float[Tensor, "batch channels height width"],
-    target: Int[Tensor, "batch"] | None = None,
+    target: Int[Tensor, "batch"] | int | None = None,
     *,
     layer: nn.Module | None = None,
     method: CamMethod = "gradcam++",
@@ -144,10 +144,70 @@ def logits_of(output: Any) -> Any:
     return output if isinstance(output, Tensor) else getattr(output, "logits", output)
 
 
+class LogitsOnly(nn.Module):
+    """A network of whose answer only the logits are given on: see :func:`logits_only`.
+
+    Args:
+        model: Gives an output with an attribute ``logits``.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        logits: Tensor = logits_of(self.model(x))
+        return logits
+
+
+def logits_only(model: nn.Module, example: Tensor) -> nn.Module:
+    """The network itself where it gives a tensor; around one that gives more, a module that gives its logits alone.
+
+    Args:
+        model: A network; in evaluation mode meanwhile, left as it was.
+        example: Inputs as it takes them; one is enough.
+
+    Raises:
+        TypeError: If its answer is neither a tensor nor has a tensor ``logits``.
+
+    Example:
+        >>> from netwright.explain.prototypes import PrototypeClassifier
+        >>> cases = PrototypeClassifier(nn.Identity(), None, 3, 2, input_shape=(4,))
+        >>> logits_only(cases, torch.zeros(1, 4))(torch.zeros(5, 4)).shape
+        torch.Size([5, 2])
+        >>> plain = nn.Linear(4, 2)
+        >>> logits_only(plain, torch.zeros(1, 4)) is plain
+        True
+    """
+    with in_mode(model, training=False), torch.no_grad():
+        answer = model(example)
+    if isinstance(answer, Tensor):
+        return model
+    if not isinstance(logits_of(answer), Tensor):
+        kind = type(answer).__name__
+        raise TypeError(f"model must give logits, or an output that has them as its attribute logits, got a {kind}")
+    return LogitsOnly(model)
+
+
+def _classes(target: Tensor | int, logits: Tensor) -> Tensor:
+    """A class for each row; one for all where there is a single one."""
+    found = torch.as_tensor(target, device=logits.device)
+    if found.ndim == 0:
+        found = found.expand(len(logits))
+    if found.shape != (len(logits),) or found.is_floating_point() or found.dtype == torch.bool:
+        shape = tuple(found.shape)
+        raise ValueError(f"target must be {len(logits)} classes, one an image, got shape {shape} of {found.dtype}")
+    wrong = found[(found < 0) | (found >= logits.shape[1])]
+    if len(wrong):
+        raise ValueError(f"target must lie in 0..{logits.shape[1] - 1}, got {int(wrong[0])}")
+    return found.long()
+
+
 def class_maps(
     model: nn.Module,
     images: Float[Tensor, "batch channels height width"],
-    target: Int[Tensor, "batch"] | None = None,
+    target: Int[Tensor, "batch"] | int | None = None,
     *,
     layers: Sequence[nn.Module],
     method: CamMethod = "gradcam++",
@@ -176,7 +236,7 @@ def class_maps(
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(f"model must give logits (batch, classes), got {shape}")
-        chosen = logits.argmax(1) if target is None else target.to(logits.device)
+        chosen = logits.argmax(1) if target is None else _classes(target, logits)
         features = []
         for layer, outputs in zip(layers, seen, strict=True):
             name = type(layer).__name__

@@ -47,12 +47,22 @@ def planted(seed: int, images: int) -> tuple[Tensor, Tensor, Tensor]:
     return normalise(pixels), functional.one_hot(train.labels, 10).float(), chosen
 
 
-def perceptron(widths: Sequence[int], seed: int) -> nn.Module:
-    """A tanh perceptron in torch's initialisation."""
+def perceptron(widths: Sequence[int], seed: int, *, norm: bool = False) -> nn.Module:
+    """A tanh perceptron in torch's initialisation.
+
+    Args:
+        widths: Numbers of an input, of each hidden layer, and outputs.
+        seed: Of the initialisation, the same with and without normalisation.
+        norm: Whether each hidden layer is normalised by the statistics of the batch, in evaluation mode too.
+    """
+    from functools import partial
+
     from torch import nn
 
     from netwright.nn.convnet import MLP
     from netwright.seeding import seeded
 
     with seeded(seed, "init"):
-        return nn.Sequential(nn.Flatten(), MLP(widths[0], list(widths[1:]), activation_layer=nn.Tanh))
+        layer = partial(nn.BatchNorm1d, track_running_stats=False) if norm else None
+        hidden = MLP(widths[0], list(widths[1:]), norm_layer=layer, activation_layer=nn.Tanh)
+        return nn.Sequential(nn.Flatten(), hidden)

@@ -42,3 +42,41 @@ def best(
     worth = {label: -math.inf if value is None else -value if lowest else value for label, value in found.items()}
     # Of equal ones the last, the largest by custom.
     return labels[max(reversed(list(labels)), key=worth.__getitem__)], tried
+
+
+def best_inside(
+    run: Run,
+    name: str,
+    rates: Sequence[float],
+    trial: Callable[[float], Sequence[Any]],
+    function: Callable[..., Any],
+    *,
+    figure: str = "validation accuracy",
+    lowest: bool = False,
+    more: int = 4,
+) -> tuple[float, bool, Arms]:
+    """:func:`best` of rates that grow by about the same factor, with more of them while the best is at an end.
+
+    Args:
+        run: As for :func:`best`.
+        name: Likewise.
+        rates: What is tried first, at least 3, in ascending order.
+        trial: A rate to the arguments of its trial.
+        function: As for :func:`best`.
+        figure: Likewise.
+        lowest: Likewise.
+        more: Rates at most that are added.
+
+    Returns:
+        The best rate, whether it lies inside what was tried, and the arms of all.
+    """
+    grid = list(rates)
+    for added in range(more + 1):
+        found, arms = best(run, name, {rate: trial(rate) for rate in grid}, function, figure=figure, lowest=lowest)
+        inside = grid[0] < found < grid[-1]
+        if run.fast or inside or added == more:
+            break
+        # Two digits are enough, and keep the arms' names short.
+        low, high = (float(f"{end:.2g}") for end in (grid[0] ** 2 / grid[1], grid[-1] ** 2 / grid[-2]))
+        grid = [low, *grid] if found == grid[0] else [*grid, high]
+    return found, inside, arms

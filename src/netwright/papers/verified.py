@@ -28,7 +28,7 @@ NETS = {
 Sizes = Sequence[int]
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=6)
 def _trained(name: str, seed: int, epochs: int, images: tuple[int, ...], sparsity: float = 0.0) -> tuple[Any, float]:
     """A network on pixels in [0, 1] as the verifier sees it, and its test accuracy."""
     from torch import nn
@@ -58,11 +58,14 @@ def _trained(name: str, seed: int, epochs: int, images: tuple[int, ...], sparsit
     return Network(nn.Sequential(data[1], network).eval(), shape), accuracy
 
 
-def _right(network: Network, name: str, seed: int, images: Sizes, count: int) -> tuple[Tensor, Tensor]:
-    """The first test images that a network gets right, in [0, 1], and their classes."""
+def _right(networks: Sequence[Network], name: str, seed: int, images: Sizes, count: int) -> tuple[Tensor, Tensor]:
+    """The first test images that all of some networks get right, in [0, 1], and their classes."""
+    import torch
+
     data = classification.parts(NETS[name][0], seed, *images)[0]["test"]
     pixels, labels = data.images.float() / 255, data.labels
-    right = (network.logits(pixels).argmax(1) == labels).nonzero().flatten()[:count]
+    each = torch.stack([network.logits(pixels).argmax(1) == labels for network in networks])
+    right = each.all(0).nonzero().flatten()[:count]
     return pixels[right], labels[right]
 
 
@@ -79,7 +82,7 @@ def agree(seed: int, count: int, timeout: float, epochs: int, images: Sizes) -> 
     draws = stream(seed, "inside")
     counts = dict.fromkeys(("regions", "disagreements", "contradictions", "gaps", "undecided"), 0)
     tally = {f"{status} at span {span:g}": 0 for span in SPANS for status in ("grid unsafe", "box unsafe", "gap")}
-    for x, label in zip(*_right(network, "guarantee", seed, images, count), strict=True):
+    for x, label in zip(*_right([network], "guarantee", seed, images, count), strict=True):
         flat, own = x.double().flatten(), int(label)
         dims = tuple(ranking(network, flat, 0, "gradient", own)[:4])
         for span in SPANS:
@@ -130,7 +133,7 @@ def falsify(
     import torch
 
     network, accuracy = _trained(model, seed, epochs, tuple(images))
-    pixels, labels = _right(network, model, seed, images, count)
+    pixels, labels = _right([network], model, seed, images, count)
     begin = time.monotonic()
     found: list[Tensor | None] = []
     tried = 0.0
@@ -170,7 +173,7 @@ def _witness(
 
     from netwright.seeding import stream
     from netwright.train.attacks import fgsm, jsma
-    from netwright.verify import Region, grid_search
+    from netwright.verify import DLV, Region, grid_search
     from netwright.verify.grid import other_class
     from netwright.verify.layerwise import ranking
 
@@ -183,20 +186,26 @@ def _witness(
         wrong = bool(other_class(network.logits(made[None]), label)[0])
         return (made if wrong else None), 1
     if kind == "points":
-        count = (2 * STEPS + 1) ** int(strength)
+        count = (2 * STEPS + 1) ** int(strength)  # as many as a grid of so many numbers has
         generator = stream(draw, "points")
         for part in range(0, count, 1024):
             change = (2 * torch.rand(min(1024, count - part), len(flat), generator=generator) - 1) * REACH
-            points = (flat + change.double()).clamp(0, 1)
-            changed = other_class(network.logits(points), label).nonzero().flatten()
+            points = (flat.float() + change).clamp(0, 1).double()
+            # In float32 first, at half the cost; what is found counts in float64.
+            likely = other_class(network.single(points.reshape(-1, *x.shape)), label).nonzero().flatten()
+            changed = likely[other_class(network.logits(points[likely]), label)] if len(likely) else likely
             if len(changed):
                 return points[changed[0]].reshape(x.shape), part + int(changed[0]) + 1
         return None, count
+    if kind == "layerwise":
+        # The authors' tool: five numbers at a time, each over its whole range, of which the best corner is kept.
+        found = DLV(network, mode="features", features=int(strength)).verify(x, label)
+        return found.witness, found.n_points
     selectors: dict[str, Any] = {"tool's": "activation", "random": "random", "gradient's": "gradient"}
     dims = ranking(network, flat, 0, selectors[kind], label, draw)[: int(strength)]
     region = Region(tuple(dims), REACH / STEPS, STEPS, bounds=(0.0, 1.0))
-    found = grid_search(network, flat, region, label=label)
-    return (None if found.witness is None else found.witness.reshape(x.shape)), found.n_points
+    grid = grid_search(network, flat, region, label=label)
+    return (None if grid.witness is None else grid.witness.reshape(x.shape)), grid.n_points
 
 
 def layer_search(seed: int, start: int, count: int, timeout: float, epochs: int, images: Sizes) -> dict[str, Any]:
@@ -205,7 +214,7 @@ def layer_search(seed: int, start: int, count: int, timeout: float, epochs: int,
 
     network, accuracy = _trained("MLP", seed, epochs, tuple(images))
     search = DLV(network, start, n_dims=5, selector="activation", timeout=timeout, steps=1)
-    results = [search.verify(x, int(y)) for x, y in zip(*_right(network, "MLP", seed, images, count), strict=True)]
+    results = [search.verify(x, int(y)) for x, y in zip(*_right([network], "MLP", seed, images, count), strict=True)]
     broken = [result for result in results if result.status == "unsafe"]
     checked = [float(network.logits(r.witness[None]).argmax() != r.label) for r in broken if r.witness is not None]
     spurious = [line["spurious"] for result in results for line in result.stats.get("layers", [])]
@@ -220,12 +229,15 @@ def layer_search(seed: int, start: int, count: int, timeout: float, epochs: int,
     }
 
 
-def solve(seed: int, sparsity: float, count: int, timeout: float, epochs: int, images: Sizes) -> dict[str, Any]:
-    """What the exact engine needs for a network with zeros."""
+def solve(
+    seed: int, sparsity: float, others: Sequence[float], count: int, timeout: float, epochs: int, images: Sizes
+) -> dict[str, Any]:
+    """What the exact engine needs for a network with zeros, on images that those of other sparsities get right too."""
     from netwright.verify import smt_verify
 
-    network, accuracy = _trained("solver", seed, epochs, tuple(images), sparsity)
-    pixels, labels = _right(network, "solver", seed, images, count)
+    networks = {each: _trained("solver", seed, epochs, tuple(images), each) for each in sorted({sparsity, *others})}
+    network, accuracy = networks[sparsity]
+    pixels, labels = _right([found for found, _ in networks.values()], "solver", seed, images, count)
     found = [
         smt_verify(network, (x - RADIUS).clamp(0, 1), (x + RADIUS).clamp(0, 1), int(y), timeout, attack=False)
         for x, y in zip(pixels, labels, strict=True)
@@ -234,9 +246,15 @@ def solve(seed: int, sparsity: float, count: int, timeout: float, epochs: int, i
     def decided(status: str) -> float:
         return mean([float(each.status == status) for each in found])
 
-    spent = [min(timeout, each.stats.get("solver_seconds", 0.0)) for each in found]
+    # None where bounds decide and the solver is never asked.
+    asked = [each.stats.get("solver_seconds") for each in found]
+    spent = [None if seconds is None else min(timeout, seconds) for seconds in asked]
+    known = [seconds for seconds in spent if seconds is not None]
     return {
-        "solver seconds": mean(spent),
+        "solver seconds": mean([seconds or 0.0 for seconds in spent]),
+        "asked": float(len(known)),
+        "solver seconds where asked": mean(known) if known else None,
+        "each": spent,
         "seconds": mean([each.stats["seconds"] for each in found]),
         "units": mean([float(each.stats.get("units", 0)) for each in found]),
         "rivals": mean([float(each.stats["rivals"]) for each in found]),

@@ -22,8 +22,10 @@ _NAMES = {
     "back_map": "back",
     "condense": "layerwise",
     "few_number_radii": "radius",
+    "fgsm": "netwright.train.attacks",
     "grid_search": "grid",
     "interval_bounds": "bounds",
+    "jsma": "netwright.train.attacks",
     "ladder_search": "ladder",
     "map_region": "layerwise",
     "robustness_radii": "radius",
@@ -32,9 +34,11 @@ _NAMES = {
     "stretch": "layerwise",
     "verify_point": "safety",
 }
-_MODULES = (*sorted(set(_NAMES.values())), "basis", "encoding", "forms", "greedy", "point")
+_OWN = {module for module in _NAMES.values() if not module.startswith("netwright.")}
+_MODULES = (*sorted(_OWN), "basis", "encoding", "forms", "greedy", "point")
 
 if TYPE_CHECKING:
+    from netwright.train.attacks import fgsm, jsma
     from netwright.verify.back import BackMapped, back_map
     from netwright.verify.bounds import interval_bounds
     from netwright.verify.exact import Decision, smt_verify
@@ -62,8 +66,10 @@ __all__ = [
     "back_map",
     "condense",
     "few_number_radii",
+    "fgsm",
     "grid_search",
     "interval_bounds",
+    "jsma",
     "ladder_search",
     "map_region",
     "robustness_radii",

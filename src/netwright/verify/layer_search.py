@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Sequence
@@ -34,10 +35,13 @@ class DLV:
         span: Length of a step at the first layer; the bounds' whole width at the input, else the activation's range.
         steps: Steps to each side at the first layer.
         bounds: Range of inputs; None for any.
-        mode: ``"exhaustive"``, or ``"features"``: the corners of ``n_dims`` numbers, of which the one with the least
+        mode: ``"exhaustive"``; or ``"blocks"``: exhaustive for ``n_dims`` numbers, then for the next ones, up to
+            ``features`` times, which takes the sum of the grids instead of their product and says nothing of changes in
+            two blocks at once; or ``"features"``: the corners of ``n_dims`` numbers, of which the one with the least
             margin is kept, then of the next numbers, up to ``features`` times. That is greedy and never says safe.
         features: How many times.
-        max_steps: Most steps to one side of a region that was mapped.
+        max_steps: Most steps to one side of a region that was mapped, whose spans grow where more are needed; None for
+            any number.
         max_points: Most points of a grid.
         timeout: Seconds for one input.
         seed: Of a random choice.
@@ -65,23 +69,24 @@ class DLV:
         span: float | None = None,
         steps: int = 1,
         bounds: tuple[float, float] | None = (0.0, 1.0),
-        mode: Literal["exhaustive", "features"] = "exhaustive",
+        mode: Literal["exhaustive", "blocks", "features"] = "exhaustive",
         features: int = 150,
-        max_steps: int = 2,
+        max_steps: int | None = 2,
         max_points: int = 200_000,
         timeout: float = 60.0,
         seed: int = 0,
     ):
         end = start_layer if end_layer is None else end_layer
         least = {"start_layer": (start_layer, 0), "end_layer": (end, start_layer), "n_dims": (n_dims, 1)}
-        least |= {"refine": (refine, 0), "steps": (steps, 1), "features": (features, 1), "max_steps": (max_steps, 1)}
+        least |= {"refine": (refine, 0), "steps": (steps, 1), "features": (features, 1)}
+        least |= {} if max_steps is None else {"max_steps": (max_steps, 1)}
         for name, (value, bound) in least.items():
             if value < bound:
                 raise ValueError(f"{name} must be >= {bound}, got {value}")
         if not timeout > 0:
             raise ValueError(f"timeout must be > 0 seconds, got {timeout}")
-        if mode not in ("exhaustive", "features"):
-            raise ValueError(f'mode must be "exhaustive" or "features", got {mode!r}')
+        if mode not in ("exhaustive", "blocks", "features"):
+            raise ValueError(f'mode must be "exhaustive", "blocks" or "features", got {mode!r}')
         if span is not None and not (span > 0 and math.isfinite(span)):
             raise ValueError(f"span must be > 0 and finite, got {span}")
         self.model, self.start_layer, self.end_layer, self.n_dims = model, start_layer, end, n_dims
@@ -98,7 +103,8 @@ class DLV:
 
         Returns:
             The verdict. Safe means that the grid of ``start_layer`` has one class (``covers_input`` says whether that
-            is the input), and that the grids mapped from it have too; ``stats["layers"]`` has a line for each.
+            is the input), and that the grids mapped from it have too; ``stats["layers"]`` has a line for each. Of
+            blocks it means that each of them is safe by itself, and ``covers_input`` is false.
         """
         begin = time.monotonic()
         if not bool(x.isfinite().all()):
@@ -111,24 +117,46 @@ class DLV:
             raise ValueError(f"label must lie in 0..{network.classes - 1}, got {label}")
         alpha = x.double().flatten() if self.start_layer == 0 else network.activation(x, self.start_layer)
         order = self._order(network, alpha, label)
-        if self.mode == "features":
+        if self.mode != "exhaustive":
             order = order[: self.n_dims * self.features]
         elif isinstance(self.selector, str):
             order = order[: self.n_dims]
-        bounds = self.bounds if self.start_layer == 0 else None
-        region = Region(tuple(order), self._span(alpha), self.steps, layer=self.start_layer, bounds=bounds)
+        region = self._region(order, alpha)
         point = Point(network, x.detach().double(), label, region, alpha, self.bounds, begin + self.timeout, begin)
         if bool(other_class(logits, label)[0]):
             return point.unsafe(x.double().flatten(), "grid", "the input itself has another class", 0.0)
         region.check(alpha)
+        blocks = [order[i : i + self.n_dims] for i in range(0, len(order), self.n_dims)]
         if self.mode == "features":
-            return greedy_search(point, [order[i : i + self.n_dims] for i in range(0, len(order), self.n_dims)])
-        return self._exhaustive(point)
+            return greedy_search(point, blocks)
+        return self._in_blocks(point, blocks) if self.mode == "blocks" else self._exhaustive(point)
+
+    def _in_blocks(self, point: Point, blocks: list[list[int]]) -> VerificationResult:
+        """Block after block, each around the input itself."""
+        lines: list[dict[str, Any]] = []
+        points, unknown = 0, ""
+        for number, block in enumerate(blocks):
+            found = self._exhaustive(dataclasses.replace(point, region=self._region(block, point.alpha)))
+            points += found.n_points
+            lines += [{"block": number, **line} for line in found.stats["layers"]]
+            if found.status == "unsafe":
+                return dataclasses.replace(found, n_points=points, stats={"layers": lines, "blocks": number + 1})
+            unknown = unknown or (found.reason if found.status == "unknown" else "")
+        more: dict[str, Any] = {"layer": self.start_layer, "covers_input": False, "n_points": points}
+        more["stats"] = {"layers": lines, "blocks": len(blocks)}
+        if unknown:
+            return point.result("unknown", "grid", reason=unknown, **more)
+        reason = f"each of {len(blocks)} blocks has this class by itself; nothing is proved of two of them together"
+        return point.result("safe", "grid", reason=reason, **more)
 
     def _order(self, network: Network, alpha: Tensor, label: int) -> list[int]:
         if isinstance(self.selector, str):
             return ranking(network, alpha, self.start_layer, self.selector, label, self.seed)
         return [int(i) for i in self.selector]
+
+    def _region(self, dims: Sequence[int], alpha: Tensor) -> Region:
+        bounds = self.bounds if self.start_layer == 0 else None
+        return Region(tuple(dims), self._span(alpha), self.steps, layer=self.start_layer, bounds=bounds)
 
     def _span(self, alpha: Tensor) -> float:
         if self.span is not None:

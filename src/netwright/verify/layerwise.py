@@ -118,14 +118,14 @@ def map_region(
     selector: Selector,
     label: int,
     *,
-    max_steps: int = 2,
+    max_steps: int | None = 2,
     seed: int = 0,
 ) -> Mapped:
     """The region of the next layer that a region is mapped to.
 
     The span of a number is the smallest change that one move of the old region makes to it, its steps reach as far as
-    any point does: the points of the grid where there are few, else the box by interval arithmetic. Where that takes
-    more than ``max_steps``, the span grows.
+    any point does, m = ceil(reach / span): the points of the grid where there are few, else the box by interval
+    arithmetic. Where that takes more than ``max_steps``, the span grows.
 
     Args:
         network: The network.
@@ -134,7 +134,7 @@ def map_region(
         n_dims: Most numbers that vary.
         selector: Which, of those that move.
         label: The class, for the selector.
-        max_steps: Most steps to one side.
+        max_steps: Most steps to one side; None for any number.
         seed: Of a random choice.
     """
     layer = region.layer + 1
@@ -162,8 +162,10 @@ def map_region(
     far = reach[places]
     span = torch.minimum(torch.where(smallest.isfinite(), smallest, far), far).clamp(min=floor)
     steps = (far / span - 1e-9).ceil().clamp(min=1)
-    span = torch.where(steps > max_steps, far / max_steps, span)
-    steps = steps.clamp(max=max_steps).int()
+    if max_steps is not None:
+        span = torch.where(steps > max_steps, far / max_steps, span)
+        steps = steps.clamp(max=max_steps)
+    steps = steps.int()
     covers = set((box > floor).nonzero().flatten().tolist()) <= set(chosen)
     covers = covers and bool((span * steps >= box[places] - floor).all())
     return Mapped(Region(tuple(chosen), tuple(span.tolist()), tuple(steps.tolist()), layer=layer), covers)

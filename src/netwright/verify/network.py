@@ -22,6 +22,7 @@ from netwright.deploy.graph.passes import (
     remove_unused,
 )
 from netwright.deploy.graph.reference import kernel_of
+from netwright.nn.activations import logits_only
 from netwright.nn.modes import in_mode
 
 # Those that keep every channel of every layer where it is.
@@ -71,7 +72,8 @@ class Network:
     join again are one with what joins them. A softmax at the end is left out: it changes no order.
 
     Args:
-        model: Gives (batch, classes) for (batch, \\*shape); parameters in float32. It is not changed.
+        model: Gives (batch, classes) for (batch, \\*shape), or an output that holds these as ``logits``; parameters in
+            float32. It is not changed.
         shape: Of one input, without the batch.
 
     Attributes:
@@ -84,6 +86,7 @@ class Network:
         double: A copy of the model in float64.
 
     Raises:
+        TypeError: If the model gives no logits.
         ValueError: If the model holds numbers that float32 does not, or does not give one row of at least 2 logits.
 
     Example:
@@ -95,6 +98,7 @@ class Network:
     def __init__(self, model: nn.Module, shape: Sequence[int]):
         self.shape = tuple(int(n) for n in shape)
         _check_precision(model)
+        model = logits_only(model, torch.zeros(1, *self.shape))
         self.double = copy.deepcopy(model).double().eval().requires_grad_(False)
         logits = self.logits(torch.zeros(1, *self.shape, dtype=torch.float64))
         if logits.ndim != 2 or logits.shape[1] < 2:

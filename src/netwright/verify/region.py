@@ -60,7 +60,9 @@ class Region:
             for number in each:
                 if not math.isfinite(number) or number < lowest or (name == "span" and number == 0):
                     raise ValueError(f"{name} must be {'> 0' if name == 'span' else '>= 1'} and finite, got {number}")
-            object.__setattr__(self, name, each)
+                if name == "steps" and number != int(number):
+                    raise ValueError(f"steps must be whole numbers, got {number}")
+            object.__setattr__(self, name, each if name == "span" else tuple(map(int, each)))
         if self.layer < 0:
             raise ValueError(f"layer must be >= 0, got {self.layer}")
         if self.norm not in (None, 1, 2, "inf"):

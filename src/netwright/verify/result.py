@@ -51,6 +51,8 @@ class VerificationResult(Result):
             what = "every point of the box has" if self.scope == "box" else "every point of the grid has"
             told = f"safe: {what} class {self.label}"
             told += "" if self.scope == "box" else "; between its points nothing is proved"
+            if "blocks" in self.stats:
+                told += f", and of {self.stats['blocks']} blocks of numbers each was changed by itself"
         elif self.status == "unsafe":
             told = f"unsafe: an input at distance {self.distance:.4g} has class {self.witness_class}, not {self.label}"
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import math
 
 import numpy as np
 import pandas as pd
@@ -27,7 +28,7 @@ from netwright.explain.tabular import (
     sufficiency,
 )
 from netwright.explain.tabular.contributions import saabas, tree_shap
-from netwright.explain.tabular.counterfactuals import above, deviations, up_to
+from netwright.explain.tabular.counterfactuals import above, deviations, nearest, up_to
 from netwright.explain.tabular.models import tuned
 from netwright.explain.tabular.rules import Rule, forest_rules, tree_rules
 from netwright.seeding import numpy_stream, seeded
@@ -190,6 +191,34 @@ def test_tree_shap_adds_up_and_is_that_of_shap(X, explainer):
     np.testing.assert_allclose(parts, np.asarray(theirs), atol=1e-9)
 
 
+@pytest.mark.skipif(importlib.util.find_spec("shap") is None, reason="shap is not installed")
+def test_tree_shap_is_shapleys_value_over_all_coalitions(X, explainer):
+    """Of the expectation of a tree where a coalition's features are known and the others follow the training rows."""
+    model, values = explainer.surrogate_, X[:4, explainer.columns_].astype(np.float32)
+    tree, size = model.tree_, values.shape[1]
+
+    def expected(x, known, node=0):
+        left, right = tree.children_left[node], tree.children_right[node]
+        if left < 0:
+            return tree.value[node, 0] / tree.value[node, 0].sum()
+        if tree.feature[node] in known:
+            return expected(x, known, left if x[tree.feature[node]] <= tree.threshold[node] else right)
+        share = tree.weighted_n_node_samples[[left, right]] / tree.weighted_n_node_samples[node]
+        return share[0] * expected(x, known, left) + share[1] * expected(x, known, right)
+
+    base, parts = tree_shap(model, values)
+    for x, found in zip(values, parts, strict=True):
+        np.testing.assert_allclose(base, expected(x, ()), atol=1e-6)
+        for i in range(size):
+            others = [j for j in range(size) if j != i]
+            value = 0.0
+            for count in range(size):
+                weight = math.factorial(count) * math.factorial(size - count - 1) / math.factorial(size)
+                for known in itertools.combinations(others, count):
+                    value += weight * (expected(x, (*known, i)) - expected(x, known))
+            np.testing.assert_allclose(found[i], value, atol=1e-6)
+
+
 def test_counterfactual_of_one_threshold():
     X = np.array([[1.0], [2.0], [3.0], [4.0], [6.0], [7.0], [8.0], [9.0]] * 10)
     f = lambda X: np.stack([X[:, 0] <= 5, X[:, 0] > 5], 1).astype(float)  # noqa: E731
@@ -219,25 +248,57 @@ def test_counterfactuals_against_all_leaves(X, explainer):
         if expected is None:
             assert found is None
             continue
-        assert found.distance == pytest.approx(expected, abs=1e-5)
+        assert found.distance == pytest.approx(expected, abs=1e-6)
         assert explainer.predict(found.changed[None])[0] == target
         assert all(found.changed[i] == X[x, i] for i in fixed)
         moved = np.abs(found.changed - X[x])[explainer.columns_] / scale
         assert moved.sum() == pytest.approx(found.distance)
 
 
-def _brute(model, x, target, scale, fixed):
-    """The nearest leaf by walking down to each of them."""
+def test_counterfactuals_of_random_trees_against_all_leaves():
+    """Of every depth, with open ends, fixed features and ranges."""
+    random = numpy_stream(0, "random trees")
+    tried = none = 0
+    for number in range(30):
+        X = random.normal(size=(120, 4)).astype(np.float32).astype(float)
+        y = random.integers(0, 3, 120)
+        model = DecisionTreeClassifier(max_depth=(1, 3, 6, None)[number % 4], random_state=number).fit(X, y)
+        scale = deviations(X)
+        fixed = random.random(4) < 0.3
+        limits = np.where(random.random(4) < 0.3, -0.5, -np.inf), np.where(random.random(4) < 0.3, 0.5, np.inf)
+        for x, target in itertools.product(X[:4], range(3)):
+            found = nearest(model, x, target, scale, fixed, limits)
+            expected = _brute(model, x, target, scale, fixed, limits)
+            assert (found is None) == (expected is None)
+            tried += 1
+            if found is None:
+                none += 1
+                continue
+            assert found[1] == pytest.approx(expected, abs=1e-6)  # an end is rounded to a float32 number inwards
+            assert model.predict(found[0][None]) == target
+            assert (found[0] == x)[fixed].all()
+    assert 20 < none < tried - 100
+
+
+def _brute(model, x, target, scale, fixed, limits=(-np.inf, np.inf)):
+    """The nearest leaf by walking down to each of them, number by number."""
     tree, best = model.tree_, None
+    least, most = (np.broadcast_to(bound, x.shape) for bound in limits)
+
+    def moved(i, low, high):
+        """How far a number must move to lie in (low, high] as float32, and within its limits; None if it cannot."""
+        if low < np.float32(x[i]) <= high and (fixed[i] or least[i] <= x[i] <= most[i]):
+            return 0.0
+        ends = max(low + 1e-6, least[i]), min(high, most[i])
+        return None if fixed[i] or ends[0] > ends[1] else abs(min(max(x[i], ends[0]), ends[1]) - x[i])
 
     def walk(node, low, high):
         nonlocal best
         if tree.children_left[node] < 0:
             if model.classes_[tree.value[node, 0].argmax()] == target:
-                gap = np.maximum(0, np.maximum(low - x, x - high))
-                outside = (gap > 0) | ((x <= low) & np.isfinite(low))
-                if not (outside & fixed).any():
-                    distance = (gap / scale).sum()
+                gaps = [moved(i, low[i], high[i]) for i in range(len(x))]
+                if None not in gaps:
+                    distance = float((np.array(gaps) / scale).sum())
                     best = distance if best is None else min(best, distance)
             return
         i, t = tree.feature[node], tree.threshold[node]
@@ -309,12 +370,38 @@ def test_networks_without_an_affine_first_layer_are_screened_by_their_gradient(X
         net = nn.Sequential(nn.Tanh(), nn.Linear(8, 2))
     from netwright.explain.tabular.scoring import rank_features
 
-    scores, ranks = rank_features(net, _table(X), ["permutation"], 1, 0, wanted=3)
+    scores, ranks = rank_features(net, _table(X), ["permutation"], 1, 0, wanted=lambda ranks: 3)
     assert (scores["permutation"] == scores["permutation"].min()).sum() == 5
     kept = np.argsort(ranks)[:3]
     from netwright.explain.tabular import sensitivity_importance
 
     assert set(kept) == set(np.argsort(-sensitivity_importance(net, X))[:3])
+
+
+def test_a_convolutional_black_box_is_screened_where_k_is_not_given(monkeypatch):
+    """Permuting a pixel takes convolutions anew, so only ten times what the gradient's order needs are permuted."""
+    from netwright.explain.tabular import scoring, sensitivity_importance
+
+    with seeded(0, "init"):
+        net = nn.Sequential(
+            nn.Unflatten(1, (1, 12, 12)), nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(200, 2)
+        )
+    rows = numpy_stream(0, "pixels").normal(size=(60, 144)).astype(np.float32)
+    permuted: list[int] = []
+
+    def counted(*args, columns=None, **options):
+        permuted.append(144 if columns is None else len(columns))
+        return permutation(*args, columns=columns, **options)
+
+    permutation = scoring.permutation_importance
+    monkeypatch.setattr(scoring, "permutation_importance", counted)
+    options = {"k_grid": (2, 4), "importances": ["permutation"], "n_repeats": 1, "cv": 2, "random_state": 0}
+    found = SurrogateExplainer(net, **options).fit(rows)
+    by_gradient = SurrogateExplainer(net, **(options | {"importances": ["sensitivity"]})).fit(rows)
+    assert permuted == [10 * by_gradient.k_]
+    assert permuted[0] < 144
+    slopes = sensitivity_importance(net, rows)
+    assert slopes[found.columns_].min() > np.sort(slopes)[40]
 
 
 def test_classes_that_are_rare_or_never_predicted(X):

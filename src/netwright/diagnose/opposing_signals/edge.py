@@ -93,7 +93,7 @@ def sharpness(
 
     Raises:
         ValueError: If ``iters`` or ``tolerance`` is out of its range, a vector has another length, the preconditioner
-            is not positive, or the loss does not give one number an example.
+            is not positive, there is no example, or the loss does not give one number an example.
         FloatingPointError: If a product with the Hessian is not finite.
 
     Example:
@@ -155,10 +155,14 @@ def _mean_hessian(
     with in_mode(model, training=False):
         for batch in batches(data):
             x, y = (side.to(params[0].device) for side in batch)
+            if not len(x):
+                continue
             count, each = chunk_size(model, loss_fn, x, y)
             saved += each * len(x)
             pieces += zip(x.split(count), y.split(count), strict=True)
     examples = sum(len(x) for x, _ in pieces)
+    if not examples:
+        raise ValueError("data must hold at least 1 example, got 0")
     sizes = [param.numel() for param in params]
 
     def products(x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:

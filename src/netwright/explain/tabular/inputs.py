@@ -52,6 +52,10 @@ class Table:
         found = self.values[:, columns]
         return found.toarray() if sparse.issparse(found) else np.asarray(found)
 
+    def single(self, columns: Any) -> Float[np.ndarray, "rows k"]:
+        """Some columns as float32, which is how scikit-learn's trees see them."""
+        return self.dense(columns).astype(np.float32)
+
     def name(self, column: int) -> str:
         """Of a feature: its own, else its number."""
         return f"x{column}" if self.names is None else self.names[column]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -10,6 +10,10 @@ from jaxtyping import Float, Int
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold
 from sklearn.tree import DecisionTreeClassifier
+
+from netwright.explain.tabular.faithfulness import agreement
+from netwright.explain.tabular.inputs import Table
+from netwright.explain.tabular.ranks import first
 
 Kind = Literal["tree", "forest", "boosting"]
 GRIDS: dict[str, dict[str, list[Any]]] = {
@@ -19,6 +23,7 @@ GRIDS: dict[str, dict[str, list[Any]]] = {
 }
 """What is tried, simple settings first, so that of equally good ones the simplest is taken."""
 TREES, TREES_FOR_TUNING = 200, 50
+CLOSE = 0.01  # of the best agreement: the fewest features that come so close are taken
 
 
 def make_model(
@@ -69,3 +74,37 @@ def tuned(
         refit=False,
     ).fit(values, labels)
     return dict(search.best_params_)
+
+
+def fewest(
+    kind: Kind,
+    ranks: Float[np.ndarray, " features"],
+    grid: Sequence[int],
+    train: tuple[Table, Int[np.ndarray, " rows"]],
+    held: tuple[Table, Int[np.ndarray, " more"]],
+    seed: int,
+    balanced: bool,
+) -> tuple[int, dict[int, float]]:
+    """The fewest features, the first of a ranking, whose agreement on held-out rows is within 0.01 of the best.
+
+    Depth and leaf size are not tuned.
+
+    Args:
+        kind: As for :func:`make_model`.
+        ranks: Of all features, the lowest first.
+        grid: What is tried.
+        train: Rows and their classes.
+        held: Rows that are held out, and theirs.
+        seed: As for :func:`make_model`.
+        balanced: Likewise.
+
+    Returns:
+        That number, and the agreement of each in the grid.
+    """
+    found: dict[int, float] = {}
+    for k in grid:
+        columns = first(ranks, k)
+        model = make_model(kind, seed, balanced, small=True).fit(train[0].single(columns), train[1])
+        found[k] = agreement(model.predict(held[0].single(columns)), held[1])
+    best = max(found.values())
+    return min(k for k, value in found.items() if value >= best - CLOSE), found

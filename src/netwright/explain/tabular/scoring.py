@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -28,14 +28,14 @@ def rank_features(
     importances: Sequence[Importance] | Literal["auto"],
     n_repeats: int,
     seed: int,
-    wanted: int,
+    wanted: Callable[[Float[np.ndarray, " features"]], int],
     groups: Any = None,
 ) -> tuple[dict[str, Float[np.ndarray, " features"]], Float[np.ndarray, " features"]]:
     """Scores of the features by name, and their mean ranks.
 
     Permutations are measured against the black box's own predictions. Where a module does not begin with an affine
-    layer and has more than ``wanted`` features, only the ``wanted`` that it is most sensitive to are permuted; all
-    others rank behind them.
+    layer, ``wanted`` is asked how many features are enough, being given the ranks by sensitivity; only these first are
+    permuted, and all others rank behind them.
 
     Raises:
         ValueError: If an importance is unknown, or none is asked for.
@@ -53,13 +53,16 @@ def rank_features(
         told = ", ".join(map(repr, get_args(Importance)))
         raise ValueError(f"importances must be 'auto' or some of {told}, got {importances!r}")
     found: dict[str, np.ndarray] = {}
-    screen = module and first_affine(black_box) is None and wanted < table.shape[1]
+    screen = module and "permutation" in chosen and first_affine(black_box) is None
     given = table.give(table.values) if not module else table.values
     if "sensitivity" in chosen or screen:
         method: Literal["gradient", "finite"] = "gradient" if module else "finite"
         found["sensitivity"] = sensitivity_importance(black_box, given, method)
     if "permutation" in chosen:
-        columns = first(combine_ranks(found["sensitivity"]), wanted).tolist() if screen else None
+        columns = None
+        if screen:
+            by_gradient = combine_ranks(found["sensitivity"])
+            columns = first(by_gradient, min(wanted(by_gradient), table.shape[1])).tolist()
         if isinstance(groups, str):
             if groups != "correlated":
                 raise ValueError(f"groups must be one number a feature or 'correlated', got {groups!r}")

@@ -27,13 +27,13 @@ from netwright.explain.tabular.counterfactuals import Counterfactual, deviations
 from netwright.explain.tabular.explanation import Explanation
 from netwright.explain.tabular.faithfulness import agreement, r_squared
 from netwright.explain.tabular.inputs import Table, answers, as_table
-from netwright.explain.tabular.models import Kind, make_model, tuned
+from netwright.explain.tabular.models import Kind, fewest, make_model, tuned
 from netwright.explain.tabular.ranks import first
 from netwright.explain.tabular.rules import RuleList, forest_rules, tree_rules
 from netwright.explain.tabular.scoring import Importance, rank_features
 
 GRID = (10, 20, 50, 100, 200, 500)
-CLOSE = 0.01  # of the best agreement: the fewest features that come so close are taken
+PRESCREENED = 10  # features a feature taken, of those that the gradient ranks first, where permuting is dear
 SKEWED = 5.0  # most frequent predicted class over the rarest one, above which classes are weighed
 
 
@@ -47,6 +47,8 @@ class SurrogateExplainer(BaseEstimator):
         kind: ``"tree"``, ``"forest"`` (200 trees) or ``"boosting"`` (fidelity and TreeSHAP only).
         k: Features, in 1..d; or ``"auto"``: of ``k_grid`` the smallest whose agreement on held-out rows is within 0.01
             of the best, with settings that are not tuned.
+            A module that does not begin with an affine layer computes every altered row anew, so only the 10 k features
+            that it is most sensitive to are permuted; for ``"auto"`` that k is the one that fits their order.
         importances: Which scores are combined by mean rank, of ``"attention"``, ``"permutation"`` and
             ``"sensitivity"``; or ``"auto"``: all that the black box allows, permutation alone where it is no module.
         ranks: A rank for each feature in place of all these, the lowest first.
@@ -64,6 +66,7 @@ class SurrogateExplainer(BaseEstimator):
         columns_: (k,) the features, the most important first.
         ranks_: (d,) mean ranks.
         importances_: Score of each feature, by name.
+        ranked_on_: Numbers of the rows that these were measured on.
         surrogate_: The fitted scikit-learn model, on ``columns_``; its classes are numbers of the black box's.
         settings_: The depth and leaf size that were chosen.
         k_agreements_: What ``"auto"`` found, k to agreement on the held-out rows.
@@ -136,31 +139,37 @@ class SurrogateExplainer(BaseEstimator):
         self.balanced_ = bool(counts.max() > SKEWED * counts[counts > 0].min())
         random = check_random_state(self.random_state)
         seed = int(random.randint(2**31 - 1))
-        enough = counts[counts > 0].min() >= 2
+        pairs = counts[counts > 0].min() >= 2
         rows, held = train_test_split(
             np.arange(len(predicted)),
             test_size=self.validation,
-            stratify=predicted if enough else None,
+            stratify=predicted if pairs else None,
             random_state=seed,
         )
+        train, test = (table.rows(rows), predicted[rows]), (table.rows(held), predicted[held])
+
+        def enough(ranks: np.ndarray) -> tuple[int, dict[int, float]]:
+            return fewest(self.kind, ranks, self._grid(), train, test, seed, self.balanced_)
+
+        self.ranked_on_ = np.empty(0, np.intp) if self.ranks is not None else rows[: self.importance_rows]
         if self.ranks is None:
-            used = rows[: self.importance_rows]
-            wanted = self.n_features_in_ if self.k == "auto" else 10 * int(self.k)
+            used = table.rows(self.ranked_on_)
+
+            def wanted(ranks: np.ndarray) -> int:
+                return PRESCREENED * (enough(ranks)[0] if self.k == "auto" else int(self.k))
+
             self.importances_, self.ranks_ = rank_features(
-                self.black_box, table.rows(used), self.importances, self.n_repeats, seed, wanted, self.groups
+                self.black_box, used, self.importances, self.n_repeats, seed, wanted, self.groups
             )
         else:
             self.importances_, self.ranks_ = {}, np.asarray(self.ranks, dtype=np.float64)
-        train, test = (table.rows(rows), predicted[rows]), (table.rows(held), predicted[held])
         if self.k == "auto":
-            self.k_agreements_ = {k: self._agreement(k, train, test, seed) for k in self._grid()}
-            best = max(self.k_agreements_.values())
-            self.k_ = min(k for k, value in self.k_agreements_.items() if value >= best - CLOSE)
+            self.k_, self.k_agreements_ = enough(self.ranks_)
         else:
             self.k_agreements_, self.k_ = {}, int(self.k)
         self.columns_ = first(self.ranks_, self.k_)
-        self.settings_ = tuned(self.kind, _inputs(train[0], self.columns_), train[1], seed, self.balanced_, self.cv)
-        self._values, self._predicted, self._held = _inputs(table, self.columns_), predicted, (table.rows(held), held)
+        self.settings_ = tuned(self.kind, train[0].single(self.columns_), train[1], seed, self.balanced_, self.cv)
+        self._values, self._predicted, self._held = table.single(self.columns_), predicted, (table.rows(held), held)
         self.surrogate_ = make_model(self.kind, seed, self.balanced_, self.settings_).fit(self._values, predicted)
         return self
 
@@ -187,11 +196,6 @@ class SurrogateExplainer(BaseEstimator):
         found = sorted({k for k in self.k_grid if k <= self.n_features_in_})
         return found or [self.n_features_in_]
 
-    def _agreement(self, k: int, train: tuple[Table, Any], test: tuple[Table, Any], seed: int) -> float:
-        columns = first(self.ranks_, k)
-        model = make_model(self.kind, seed, self.balanced_, small=True).fit(_inputs(train[0], columns), train[1])
-        return agreement(model.predict(_inputs(test[0], columns)), test[1])
-
     def predict_proba(self, X: Any) -> Float[np.ndarray, "rows classes"]:
         """What the surrogate gives for all classes of the black box, 0 for those that it lacks."""
         return self._probabilities(self._table(X))
@@ -199,11 +203,11 @@ class SurrogateExplainer(BaseEstimator):
     def predict(self, X: Any) -> Int[np.ndarray, " rows"]:
         """The surrogate's classes."""
         table = self._table(X)
-        return self.surrogate_.predict(_inputs(table, self.columns_))
+        return self.surrogate_.predict(table.single(self.columns_))
 
     def _probabilities(self, table: Table) -> np.ndarray:
         found = np.zeros((table.shape[0], len(self.classes_)))
-        found[:, self.surrogate_.classes_] = self.surrogate_.predict_proba(_inputs(table, self.columns_))
+        found[:, self.surrogate_.classes_] = self.surrogate_.predict_proba(table.single(self.columns_))
         return found
 
     def fidelity(self, X: Any, y: Int[np.ndarray, " rows"] | None = None) -> dict[str, float]:
@@ -219,7 +223,7 @@ class SurrogateExplainer(BaseEstimator):
         """
         table = self._table(X)
         ours, theirs = self._probabilities(table), answers(self.black_box, table)
-        predicted = self.surrogate_.predict(_inputs(table, self.columns_))
+        predicted = self.surrogate_.predict(table.single(self.columns_))
         found = {"agreement": agreement(predicted, theirs.argmax(1)), "r2": r_squared(theirs, ours)}
         if y is not None:
             labels = np.asarray(y)
@@ -270,7 +274,7 @@ class SurrogateExplainer(BaseEstimator):
         if method == "saabas":
             self._fitted("contributions by Saabas")
         table = self._row(x)
-        base, parts = (saabas if method == "saabas" else tree_shap)(self.surrogate_, _inputs(table, self.columns_))
+        base, parts = (saabas if method == "saabas" else tree_shap)(self.surrogate_, table.single(self.columns_))
         rules = None if self.kind == "boosting" else self.rules()
         place = -1 if rules is None else int(rules.matches(table.values)[0])
         values = table.dense(self.columns_)[0]
@@ -392,8 +396,3 @@ class SurrogateExplainer(BaseEstimator):
         if not 0 <= feature < self.n_features_in_:
             raise ValueError(f"features must lie in 0..{self.n_features_in_ - 1}, got {feature}")
         return int(feature)
-
-
-def _inputs(table: Table, columns: Int[np.ndarray, " k"]) -> Float[np.ndarray, "rows k"]:
-    """What a surrogate sees: some columns as float32, which is how scikit-learn's trees see them."""
-    return table.dense(columns).astype(np.float32)
