@@ -88,8 +88,8 @@ class CDvG(lightning.LightningModule):
         round_views: Whether views made afresh are rounded to bytes, in whose last bits traces can hide; a cache has its
             own.
         ce_on_original: Whether x itself enters the cross-entropy, as a third view.
-        real_images: Whether x passes through the encoder beside its views, so that running statistics of batch norms
-            know real images; for an encoder without such norms nothing is added.
+        real_images: Whether x passes through the encoder too, before its views and without gradient, so that running
+            statistics of batch norms know real images; for an encoder without such norms nothing is added.
         projection: Width of what g gives, >= 1.
         features: Width of what ``encoder`` gives; by default it is shown an image of the translator's ``shape``.
         lr: Of Adam, > 0.
@@ -177,9 +177,12 @@ class CDvG(lightning.LightningModule):
         check_classes("labels", y, len(x), self.num_classes)
         first, second = (2 * view - 1 for view in self._views((x + 1) / 2, index, generator))
         counted = 3 if self.ce_on_original else 2
-        rows = [first, second, x] if self.ce_on_original or self.real_images else [first, second]
-        features = self.encoder(torch.cat(rows).contiguous(memory_format=torch.channels_last))
-        logits = self.head(features[: counted * len(x)])
+        if self.real_images and self.training and not self.ce_on_original:
+            with torch.no_grad():  # for the statistics of batch norms alone
+                self.encoder(x.contiguous(memory_format=torch.channels_last))
+        images = torch.cat([first, second, x][:counted])
+        features = self.encoder(images.contiguous(memory_format=torch.channels_last))
+        logits = self.head(features)
         each = functional.cross_entropy(logits, y.repeat(counted), reduction="none").view(counted, -1).mean(0)
         found = {"cross-entropy": each.mean() if self.sample_weight is None else self._weighted(each, x, y, index)}
         if self.lambda_con:
