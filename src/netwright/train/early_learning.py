@@ -284,7 +284,9 @@ class ELRLoss(nn.Module):
             entropy = None if labels is None else self._cross_entropy(log_probs, labels)
             probs = log_probs.exp()
             clamped = probs.clamp(self.clamp, 1 - self.clamp)
-            rows = self._moved(index, clamped / clamped.sum(1, keepdim=True)) if self.training else self._recalled(index)
+            rows = (
+                self._moved(index, clamped / clamped.sum(1, keepdim=True)) if self.training else self._recalled(index)
+            )
             rows = rows.to(probs.device, probs.dtype)
             value, slope = _agreement(probs, clamped, rows, self.clamp, self.lam)
             if entropy is not None:

@@ -158,7 +158,8 @@ class SimCLR(Host):
 class MoCo(Host):
     """Queries are contrasted with their own keys and a queue of earlier ones, made by a slowly moving network.
 
-    Version 2 by default; version 1 is ``mlp=False, temperature=0.07``. There is no shuffle of batches on one device,
+    Version 2 by default; version 1 is ``mlp=False, temperature=0.07``, with ``policy(..., version=1)`` and
+    ``schedule="step"``. There is no shuffle of batches on one device,
     where batch norm can tell a query its key's batch: ``bn_splits`` has keys normalised in random groups.
 
     Args:
