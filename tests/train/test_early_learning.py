@@ -317,6 +317,17 @@ def test_elr_plus_is_the_loop_of_the_paper():
     assert torch.equal(pair.eval()(x), module(x))
 
 
+def test_the_ramp_of_averaged_weights_fits_the_run():
+    short = ELRPlusCallback()
+    trained(short, epochs=4)  # three steps an epoch, two epochs a network
+    assert (short.ema_ramp, short.ramp) == (None, 3)
+    again = ELRPlusCallback()
+    again.load_state_dict(short.state_dict())
+    assert again.ramp == 3
+    trained(given := ELRPlusCallback(ema_ramp=40_000), epochs=2)
+    assert given.ramp == 40_000
+
+
 def test_the_partner():
     for partner, moved in (("shuffled", True), ("copy", False)):
         callback = ELRPlusCallback(partner=partner)

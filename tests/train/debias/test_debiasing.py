@@ -104,6 +104,7 @@ def test_real_images_are_in_the_statistics_and_not_in_the_loss():
         CDvG(encoder(norm=True), 4, Recolour(), lambda_con=0.0, real_images=real) for real in (True, False)
     )
     assert not CDvG(encoder(), 4, Recolour()).real_images  # no norm, nothing to add
+    with_real.head.load_state_dict(without.head.state_dict())
     losses = [net.losses(x, y, None, stream(0, "v"))["cross-entropy"] for net in (with_real, without)]
     assert torch.equal(*losses)
     views = torch.cat([Recolour().translate(x, t) for t in torch.randint(4, (2, len(x)), generator=stream(0, "v"))])
