@@ -41,6 +41,6 @@ for name, loss_of in (("cross-entropy", lambda z, y, index: nn.functional.cross_
 doubts = label_doubts(elr.target, labels)
 print(doubts)
 found = wrong[list(doubts.index)]
-print(f"{found.float().mean():.0%} of them are wrong indeed, {int(found.sum())} of {int(wrong.sum())}")
+print(f"{found.float().mean():.1%} of them are wrong indeed, {int(found.sum())} of {int(wrong.sum())}")
 for place in range(3):
     print(f"image {doubts.index[place]}: {doubts.given[place]} by its label, {doubts.suggested[place]} by the network")

@@ -32,7 +32,7 @@ net = Tones()
 rest = [*net.widen.parameters(), *net.head.parameters()]
 optimizer = torch.optim.AdamW([{"params": rest, "lr": 1e-2}, *net.layer.param_groups(lr=1e-2, weight_decay=0.0)])
 for _ in range(100):
-    u, labels = sequences(64)
+    u, labels = sequences(32)
     loss = nn.functional.cross_entropy(net(u), labels)
     optimizer.zero_grad()
     loss.backward()

@@ -10,8 +10,8 @@ at hand, so a small one is trained on the pool as an auto-encoder. Arms with the
 and grid of learning rates, each tuned on held-out images of the narrow range with a seed of its own: plain training
 (ERM); crops, flips, brightness and contrast; mixup; adversarial training (PGD, 0.05, five steps); directions at random
 of the same spread, one transformation and the worst of eight, as a control for "any generated image helps"; NaTra with
-one random transformation and with the worst of eight; and the true rendering over the wide range, an oracle that no method has. Not tested: faces, StyleGAN,
-hair style. The small generator limits the gain.
+one random transformation and with the worst of eight; and the true rendering over the wide range, an oracle that no
+method has. Not tested: faces, StyleGAN, hair style. The small generator limits the gain.
 """
 
 from __future__ import annotations

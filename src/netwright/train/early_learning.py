@@ -18,23 +18,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from netwright.checks import number
 from netwright.data.augment import mixup
 from netwright.data.indexed import IndexedDataset
 from netwright.data.label_noise import asymmetric_noise, symmetric_noise
 from netwright.lazy import exports
 from netwright.results import Result, new_axes
+from netwright.train.early_learning_step import KnownGradient, agreement, elr_step, through_softmax
 from netwright.train.memory import PredictionMemory, gather_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from matplotlib.axes import Axes
 
     from netwright.train.callbacks import MemorizationTracker
@@ -107,47 +107,9 @@ def check_strength(lam: float, beta: float, clamp: float) -> None:
     Raises:
         ValueError: If ``lam`` is negative or infinite, ``beta`` outside [0, 1) or ``clamp`` outside (0, 0.5).
     """
-    if not 0 <= lam < math.inf:
-        raise ValueError(f"lam must be >= 0 and finite, got {lam}")
-    if not 0 <= beta < 1:
-        raise ValueError(f"beta must lie in [0, 1), got {beta}")
-    if not 0 < clamp < 0.5:
-        raise ValueError(f"clamp must lie in (0, 0.5), got {clamp}")
-
-
-class _Known(torch.autograd.Function):
-    """A value whose gradient is known already: all of it made at once, off the tape, takes half the time."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, value: Tensor, slope: Tensor) -> Tensor:
-        ctx.save_for_backward(slope)
-        return value.clone()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (slope,) = ctx.saved_tensors
-        return slope * grad, None, None
-
-
-def _agreement(
-    probs: Tensor, clamped: Tensor, target: Tensor, clamp: float, scale: float
-) -> tuple[Tensor, Callable[[], Tensor]]:
-    """scale mean log(1 - <t, p>) of clamped p, and what makes its gradient for log p, once."""
-    product = clamped * target
-    rest = product.sum(1, keepdim=True).neg_().add_(1)
-
-    def slope() -> Tensor:
-        # A probability that was clamped has no gradient.
-        inside = torch.ops.aten.hardtanh_backward(product, probs, clamp, 1 - clamp)
-        return inside.mul_(rest.reciprocal_().mul_(-scale / len(probs)))
-
-    return rest.log().sum().mul_(scale / len(probs)), slope
-
-
-def _through_softmax(slope: Tensor, log_probs: Tensor) -> Tensor:
-    """The gradient for logits that belongs to one for their log-probabilities."""
-    return torch.ops.aten._log_softmax_backward_data(slope, log_probs, 1, log_probs.dtype)
+    number("lam", lam, ">= 0")
+    number("beta", beta, "[0, 1)")
+    number("clamp", clamp, "(0, 0.5)")
 
 
 def agreement_loss(
@@ -171,9 +133,9 @@ def agreement_loss(
     with torch.no_grad():
         log_probs = z.log_softmax(1)
         probs = log_probs.exp()
-        value, slope = _agreement(probs, probs.clamp(clamp, 1 - clamp), target, clamp, 1.0)
-        gradient = _through_softmax(slope(), log_probs) if z.requires_grad else None
-    return value if gradient is None else _Known.apply(z, value, gradient)
+        value, slope = agreement(probs, probs.clamp(clamp, 1 - clamp), target, clamp, 1.0)
+        gradient = through_softmax(slope(), log_probs) if z.requires_grad else None
+    return value if gradient is None else KnownGradient.apply(z, value, gradient)
 
 
 def precise(logits: Tensor) -> Tensor:
@@ -276,6 +238,8 @@ class ELRLoss(nn.Module):
 
     def _loss(self, z: Tensor, index: Tensor, labels: Tensor | None = None) -> Tensor:
         """The pull, with the cross-entropy of labels if they are given, and the gradient of both made at once."""
+        if self.training and (known := self._at_once(z, index, labels)) is not None:
+            return KnownGradient.apply(z, *known) if z.requires_grad else known[0]
         with torch.no_grad():
             # A sum is finite only if all are; one that overflows asks for a second look.
             if not math.isfinite(z.sum().item()) and not bool(z.isfinite().all()):
@@ -288,7 +252,7 @@ class ELRLoss(nn.Module):
                 self._moved(index, clamped / clamped.sum(1, keepdim=True)) if self.training else self._recalled(index)
             )
             rows = rows.to(probs.device, probs.dtype)
-            value, slope = _agreement(probs, clamped, rows, self.clamp, self.lam)
+            value, slope = agreement(probs, clamped, rows, self.clamp, self.lam)
             if entropy is not None:
                 value += entropy
             if not z.requires_grad:
@@ -296,8 +260,15 @@ class ELRLoss(nn.Module):
             gradient = slope()
             if labels is not None:
                 gradient.scatter_(1, labels[:, None], -1 / len(z), reduce="add")
-            gradient = _through_softmax(gradient, log_probs)
-        return _Known.apply(z, value, gradient)
+            gradient = through_softmax(gradient, log_probs)
+        return KnownGradient.apply(z, value, gradient)
+
+    def _at_once(self, z: Tensor, index: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """Loss and gradient from the compiled step; None where it does not serve."""
+        if torch.compiler.is_compiling() or (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return None
+        memory = self.memory
+        return elr_step(z.detach(), labels, index, memory.predictions, memory.seen, self.beta, self.lam, self.clamp)
 
     def _moved(self, index: Tensor, current: Tensor) -> Tensor:
         ids, rows = gather_rows(index.to(current.device), current)

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from netwright.checks import whole
+
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -48,8 +50,8 @@ class PredictionMemory(nn.Module):
         self, num_examples: int, num_classes: int, dtype: torch.dtype = torch.float32, *, topk: int | None = None
     ):
         super().__init__()
-        if num_examples < 1 or num_classes < 2:
-            raise ValueError(f"num_examples must be >= 1 and num_classes >= 2, got {num_examples} and {num_classes}")
+        whole("num_examples", num_examples, ">= 1")
+        whole("num_classes", num_classes, ">= 2")
         if topk is not None and not 1 <= topk < num_classes < 2**15:
             raise ValueError(f"topk must lie in 1..num_classes - 1 (of at most 32767), got {topk} of {num_classes}")
         self.num_examples, self.num_classes, self.topk = num_examples, num_classes, topk

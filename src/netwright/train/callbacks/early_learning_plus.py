@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from netwright.checks import number, whole
 from netwright.data.augment import mixup
 from netwright.nn.copies import separate_copy
 from netwright.nn.ensemble import LogitMean
@@ -90,12 +91,10 @@ class ELRPlusCallback(PullCallback):
         super().__init__(logits, num_examples, device)
         check_strength(lam, beta, clamp)
         derive(seed)
-        if not 0 <= mixup_alpha < float("inf"):
-            raise ValueError(f"mixup_alpha must be >= 0 and finite, got {mixup_alpha}")
-        if not 0 <= ema_decay <= 1:
-            raise ValueError(f"ema_decay must lie in [0, 1], got {ema_decay}")
-        if (ema_ramp or 0) < 0 or coef_ramp < 0:
-            raise ValueError(f"ema_ramp and coef_ramp must be >= 0, got {ema_ramp} and {coef_ramp}")
+        number("mixup_alpha", mixup_alpha, ">= 0")
+        number("ema_decay", ema_decay, "[0, 1]")
+        whole("ema_ramp", ema_ramp or 0, ">= 0")
+        whole("coef_ramp", coef_ramp, ">= 0")
         if networks not in (1, 2):
             raise ValueError(f"networks must be 1 or 2, got {networks}")
         if partner not in ("shuffled", "copy"):

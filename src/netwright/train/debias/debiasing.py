@@ -21,6 +21,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from netwright.checks import number, whole
 from netwright.nn.modes import in_mode
 from netwright.seeding import derive, stream
 from netwright.train.contrastive.losses import nt_xent, supcon
@@ -37,12 +38,9 @@ def check_contrast(lambda_con: float, temperature: float, projection: int) -> No
     Raises:
         ValueError: Naming the argument, the bound and the value.
     """
-    if not 0 <= lambda_con < math.inf:
-        raise ValueError(f"lambda_con must be >= 0 and finite, got {lambda_con}")
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be > 0 and finite, got {temperature}")
-    if projection < 1:
-        raise ValueError(f"projection must be >= 1, got {projection}")
+    number("lambda_con", lambda_con, ">= 0")
+    number("temperature", temperature, "> 0")
+    whole("projection", projection, ">= 1")
 
 
 def projection_head(features: int, out: int) -> nn.Sequential:
