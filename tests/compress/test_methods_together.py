@@ -8,7 +8,8 @@ from torch.nn import functional
 
 from netwright.compress.callbacks import MaestroCallback, QuantizedDistillationCallback
 from netwright.compress.low_rank import decompose, low_rank_layers
-from netwright.compress.quantize import post_training_quantize, quantizers
+from netwright.compress.quantize import post_training_quantize
+from netwright.compress.quantize.placing import quantizers
 from netwright.data.tensors import Batches, TensorImages
 from netwright.seeding import seeded
 from netwright.train import Classifier, fit

@@ -103,17 +103,28 @@ class TestBudget:
             channels
             for channels in planning.CHANNELS
             if f"model {channels}" in plan.step_seconds
-            and plan.step_seconds[f"model {channels}"] * per_pass * passes <= total(plan, "model")
+            and plan.step_seconds[f"model {channels}"] * max(per_pass * passes, planning.MIN_STEPS)
+            <= total(plan, "model")
         ]
         assert plan.model["channels"] == max(fits)
         assert plan.model["channels"] < planning.CHANNELS[-1]
 
     def test_a_network_that_would_starve_is_made_wider(self, machine, data, monkeypatch):
         machine(1.5e9)
+        monkeypatch.setattr(planning, "MIN_STEPS", 1)
         monkeypatch.setattr(planning, "MIN_KEPT", 0)
         fed = make_plan(options(200.0), data).model["channels"]
         monkeypatch.setattr(planning, "MIN_KEPT", 10**9)
         assert make_plan(options(200.0), data).model["channels"] > fed
+
+    @pytest.mark.parametrize("speed", [1e9, 4e9, 1.6e10])
+    def test_few_data_do_not_mean_few_steps(self, machine, data, monkeypatch, speed: float):
+        machine(speed)
+        monkeypatch.setattr(planning, "MIN_KEPT", 10**9)
+        passes = len(data.train) // BATCH
+        assert passes < planning.MIN_STEPS
+        plan = make_plan(options(150.0), data)
+        assert plan.model["channels"] == planning.CHANNELS[0] or plan.steps("model") >= 0.9 * planning.MIN_STEPS
 
     @pytest.mark.parametrize("speed", [1e8, 1e9, 1e10])
     def test_too_small_and_what_is_enough(self, machine, data, speed: float):

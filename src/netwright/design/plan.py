@@ -43,6 +43,9 @@ CHANNELS = (8, 12, 16, 24, 32, 48, 64, 96)
 # Passes over the data that a size must allow before a larger one is chosen: few, since what is left after heavy pruning
 # depends on the width more than on the last epochs.
 MIN_PASSES, FEWEST_PASSES, MIN_KEPT = 3.0, 1.0, 10000  # the second while pruning would leave fewer weights than that
+MIN_STEPS = (
+    300  # and steps, which matter where a pass over few data has only some: with fewer, a wide network is at chance
+)
 DEFAULT_STEPS, DEFAULT_PASSES, SEARCH_STEPS, DEFAULT_CHANNELS = 600, 6, 120, 32
 
 
@@ -207,7 +210,10 @@ def make_plan(options: Options, data: Data) -> Plan:
 
         widest = options.channels or widths.largest(lambda step: NETWORK_SHARE * room(step))
         channels, pricing = _within_limits(options, data, size, genotype, widest)
-        why = f"the largest for {MIN_PASSES:g} passes ({FEWEST_PASSES} while under {MIN_KEPT:,} weights would stay)"
+        why = (
+            f"the largest for {MIN_PASSES:g} passes ({FEWEST_PASSES:g} while under {MIN_KEPT:,} weights would stay) "
+            f"and {MIN_STEPS} steps"
+        )
         per_step["model"] = widths.seconds(channels)
         usable = room(per_step["model"])
         phases = [
@@ -395,7 +401,7 @@ class _Sizes:
         for channels in CHANNELS[1:]:
             fewest = MIN_PASSES if self.kept(best) >= MIN_KEPT else FEWEST_PASSES
             step = self.seconds(channels)
-            if step * per_pass * fewest > room(step):
+            if step * max(per_pass * fewest, MIN_STEPS) > room(step):
                 break
             best = channels
         return best

@@ -46,6 +46,7 @@ class DLV:
         ValueError: If a number is out of its range.
 
     Example:
+        >>> import torch
         >>> _ = torch.manual_seed(0)
         >>> net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
         >>> DLV(net, n_dims=2, span=0.01).verify(torch.full((4,), 0.5)).status

@@ -198,7 +198,7 @@ def test_networks_of_every_kind(make, example, macs, runtime):
         assert again.out.weight is again.embedding.weight
 
 
-@pytest.mark.parametrize("step", [Maestro(0.5), LearnLevels(2), Alternate(2, points_lr=1e-4)])
+@pytest.mark.parametrize("step", [Maestro(0.9), LearnLevels(3), Alternate(2, points_lr=1e-4)])
 def test_steps_that_need_data(digits, step, tmp_path, monkeypatch):
     net, train, _ = digits
     training = Training(train, epochs=2)

@@ -65,7 +65,7 @@ def test_layers_that_share_their_weight_stay_as_they_are(capsys):
 
 def test_subclasses_are_named_and_parametrizations_baked_in(capsys):
     net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)), nn.ReLU(), nn.Linear(8, 3))
-    net = apply_tract(net, layers=["2"])
+    net = apply_tract(net, layer="2")
     low, x = decompose(net), torch.randn(2, 8, generator=stream(0, "rows"))
     assert list(low_rank_layers(low)) == ["0"]
     assert torch.allclose(low(x), net(x), atol=1e-5)

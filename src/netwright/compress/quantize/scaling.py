@@ -14,6 +14,7 @@ import math
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 SMALLEST_SPAN = 1e-10  # a bucket of less is constant
 MOST_BITS = 16
@@ -52,7 +53,8 @@ class BucketScaler:
         number, size = self.shape(v.numel())
         flat = v.flatten()
         missing = number * size - len(flat)
-        return (torch.cat([flat, flat[-1:].expand(missing)]) if missing else flat).view(number, size)
+        # Not torch.cat, for which the compiler of torch 2.14 writes code that reads beyond the end.
+        return (pad(flat[None], (0, missing), mode="replicate")[0] if missing else flat).view(number, size)
 
     def scale(
         self, v: Float[Tensor, "*shape"]

@@ -40,6 +40,7 @@ def reference_classifier(
     """A small network trained on images as they are, behind the layer that standardises them: [0, 1] to logits.
 
     Example:
+        >>> import torch
         >>> pictures = torch.randint(0, 256, (32, 1, 8, 8), dtype=torch.uint8)
         >>> reference_classifier(pictures, torch.arange(32) % 3, epochs=1)(pictures[:2] / 255).shape
         torch.Size([2, 3])
