@@ -90,9 +90,9 @@ def prepare(options: TrainOptions, data: Data, network: nn.Module, method: str) 
             data.shape,
             data.name,
             classes=data.classes,
-            crop=options.crop,
+            crop=options.crop,  # type: ignore[arg-type]
             warmup=warmup,
-            version=version,  # type: ignore[arg-type]
+            version=version,
         )
     except ValueError as error:
         raise UserError(f"no views can be made of these data: {error}", where=options.data) from error

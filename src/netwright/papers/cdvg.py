@@ -219,7 +219,11 @@ def reproduce(run: Run) -> Evidence:
             wanted[f"{ours}, {name}"] = [*common[WORST], "CDvG", *chosen["CDvG"], remedy, epochs, False]
         for name, setting in others.items():
             wanted[f"{ours}, {name}"] = [*setting, "CDvG", *chosen["CDvG"], {}, epochs, False]
-        known = {"random colours": chosen["ERM"], JITTERED: chosen[JITTERED], "CDvG, exact": chosen["CDvG"]}
+        known: dict[str, Any] = {
+            "random colours": chosen["ERM"],
+            JITTERED: chosen[JITTERED],
+            "CDvG, exact": chosen["CDvG"],
+        }
         wanted |= {f"{WORST}, {arm}": [*common[WORST], arm, *known[arm], {}, epochs, False] for arm in known}
     arms |= run.arms(wanted, _train)
     return run.evidence(arms, judge(arms))

@@ -32,7 +32,7 @@ def _compiled() -> Callable[..., int] | None:
         return None
     function.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_int64] * 3 + [ctypes.c_float] * 3
     function.restype = ctypes.c_int
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def elr_step(
