@@ -219,7 +219,7 @@ def reproduce(run: Run) -> Evidence:
             wanted[f"{ours}, {name}"] = [*common[WORST], "CDvG", *chosen["CDvG"], remedy, epochs, False]
         for name, setting in others.items():
             wanted[f"{ours}, {name}"] = [*setting, "CDvG", *chosen["CDvG"], {}, epochs, False]
-        known: dict[str, Any] = {
+        known = {
             "random colours": chosen["ERM"],
             JITTERED: chosen[JITTERED],
             "CDvG, exact": chosen["CDvG"],
@@ -296,7 +296,7 @@ def _train(
         else:
             translator = BiasTranslator.load(translator_file(file))
             views = translator, ViewCache(data, translator, rounded=False)
-    known = {"random colours": random_colours, JITTERED: strong_jitter()}
+    known: dict[str, Any] = {"random colours": random_colours, JITTERED: strong_jitter()}
     module = _module(seed, arm, data, 0.0 if arm == "views" else weight, remedy, views)
     history = fit(
         module,
