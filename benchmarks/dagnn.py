@@ -1,6 +1,6 @@
 """Propagation over a graph beside torch_geometric, training epochs of DAGNN, and sparse features beside dense ones.
 
-    python benchmarks/dagnn.py [propagation] [epoch] [features] [million] [--rounds 20] [--quick]
+    python benchmarks/dagnn.py [NAME ...] [--rounds 20] [--quick]
 
 propagation: ten hops of personalised PageRank, ten columns, beside torch_geometric's ``APPNP`` with its normalisation
 cached, forward and with gradient, on a random graph of 100,000 undirected edges and, where there is one, on the graph
@@ -9,12 +9,14 @@ hops are a loop of torch_geometric's messages, each on autograd's tape (aim: 2 t
 units on features of which 2 % or fewer are not zero, forward and backward, beside the dense layer (aim: 3 times).
 million: a graph of a million edges, normalisation, ten hops and their gradient, with the bytes kept. Results are
 compared to 1e-5 first; times are medians of alternating rounds with two threads, or one where OMP_NUM_THREADS says so,
-with the quartiles of the ratio within a round.
+with the quartiles of the ratio within a round. The figures of all go to benchmarks/results/; --quick takes small sizes
+and writes nothing. Exit 1 if an aim is missed.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -23,14 +25,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from netwright.console import table
-from netwright.cost import compare_times, saved_bytes
+from netwright.cost import Comparison, compare_times, saved_bytes
 from netwright.data import debian
 from netwright.data.graphs import debian_graph
 from netwright.nn.dagnn import DAGNN, AdjacencyCache, diffuse, gated_propagation
 from netwright.nn.dagnn.networks import DropoutLinear
 from netwright.seeding import seeded, stream
-from support.subjects import run
+from support.record import Figure, over
+from support.whole import recorded
 
 INSTALLED = importlib.util.find_spec("torch_geometric") is not None
 THREADS = min(2, torch.get_num_threads())
@@ -55,33 +57,23 @@ def graphs(quick: bool) -> dict[str, tuple[Tensor, int]]:
     return found
 
 
-def told(rows: list[list[Any]], where: str, calls: Calls, rounds: int, aim: float | None, quick: bool) -> None:
-    """Adds a row for each way; the first is ours, and the ratio says how many times as long the other took."""
+def timed(calls: Calls, rounds: int) -> Comparison:
     found = compare_times(calls, rounds=rounds, threads=THREADS)
-    for timing in found.timings:
-        first = timing.name == found.timings[0].name
-        spread = "" if first else f"{timing.ratio:.2f} ({timing.ratio_low:.2f}..{timing.ratio_high:.2f})"
-        verdict = "" if first or aim is None or quick else f">= {aim:g}: {'met' if timing.ratio >= aim else 'missed'}"
-        rows.append([where, timing.name, f"{timing.median_ms:.2f}", spread, verdict])
+    print(found)
+    return found
 
 
-def shown(rows: list[list[Any]]) -> None:
-    print(table(rows, ["", "by", "ms", "time / ours (quartiles)", "aim"]))
-    print(f"{THREADS} threads\n")
+def absent(what: str, least: float | None = None) -> list[Figure]:
+    """The figure that cannot be had without the peer."""
+    return [Figure(what, None, least=least, note="torch_geometric is not installed: pip install torch_geometric")]
 
 
-def absent() -> bool:
+def propagation(rounds: int, quick: bool) -> list[Figure]:
     if not INSTALLED:
-        print("torch_geometric is not installed: pip install torch_geometric\n")
-    return not INSTALLED
-
-
-def propagation(rounds: int, quick: bool) -> None:
-    if absent():
-        return
+        return absent("ten hops by torch_geometric, over ours")
     from torch_geometric.nn import APPNP as Peer
 
-    rows: list[list[Any]] = []
+    figures = []
     for name, (edge_index, nodes) in graphs(quick).items():
         z = torch.randn(nodes, CLASSES, generator=stream(0, "logits"))
         trained = z.clone().requires_grad_()
@@ -107,13 +99,14 @@ def propagation(rounds: int, quick: bool) -> None:
         ways = {"ours": ours, "torch_geometric APPNP": theirs}
         for what, call in (("forward", forward), ("with gradient", both)):
             calls = {way: lambda by=by, call=call: call(by) for way, by in ways.items()}
-            told(rows, f"{name}, {what}", calls, rounds, None, quick)
-    shown(rows)
+            found = timed(calls, rounds)["torch_geometric APPNP"]
+            figures.append(over(found, f"{name}: ten hops by torch_geometric, {what}, over ours"))
+    return figures
 
 
-def epoch(rounds: int, quick: bool) -> None:
-    if absent():
-        return
+def epoch(rounds: int, quick: bool) -> list[Figure]:
+    if not INSTALLED:
+        return absent("a step with hops by messages, over ours", 2)
     from torch_geometric.nn import MessagePassing
     from torch_geometric.nn.conv.gcn_conv import gcn_norm
 
@@ -138,7 +131,7 @@ def epoch(rounds: int, quick: bool) -> None:
                 hops.append(self.hop(hops[-1], *self.graph))
             return self.gate(torch.stack(hops, 1))[0]
 
-    rows: list[list[Any]] = []
+    figures = []
     for name, (edge_index, nodes) in graphs(quick).items():
         x, y = torch.randn(nodes, 64, generator=stream(0, "x")), torch.arange(nodes) % CLASSES
 
@@ -157,15 +150,16 @@ def epoch(rounds: int, quick: bool) -> None:
         for way, net in (("ours", network), ("messages", messages)):
             optimizer = torch.optim.Adam(net.parameters(), lr=1e-4)
             calls[way] = lambda net=net, optimizer=optimizer: step(net, optimizer)
-        told(rows, name, calls, rounds, 2, quick)
         kept = [saved_bytes(partial(net, x, edge_index)) for net in (network, messages)]
-        print(f"{name}: kept for the backward pass {kept[0] / 1e6:.1f} MB by ours, {kept[1] / 1e6:.1f} MB by messages")
-    shown(rows)
+        note = f"kept for the backward pass {kept[0] / 1e6:.1f} MB by ours, {kept[1] / 1e6:.1f} MB by messages"
+        found = timed(calls, rounds)["messages"]
+        figures.append(over(found, f"{name}: a step with hops by messages, over ours", least=2, note=note))
+    return figures
 
 
-def features(rounds: int, quick: bool) -> None:
+def features(rounds: int, quick: bool) -> list[Figure]:
     nodes, wide = (300, 200) if quick else (10_000, 1200)
-    rows: list[list[Any]] = []
+    figures = []
     for density in (0.005, 0.02):
         x = torch.rand(nodes, wide, generator=stream(0, "x"))
         x *= torch.rand(nodes, wide, generator=stream(0, "kept")) < density
@@ -181,11 +175,12 @@ def features(rounds: int, quick: bool) -> None:
 
         torch.testing.assert_close(both(sparse), both(x), rtol=1e-5, atol=1e-5)
         calls = {way: lambda given=given, both=both: both(given) for way, given in (("sparse", sparse), ("dense", x))}
-        told(rows, f"{nodes} x {wide}, {100 * density:g} % not zero", calls, rounds, 3, quick)
-    shown(rows)
+        what = f"a layer on {nodes} x {wide} features, {100 * density:g} % not zero: dense, over sparse"
+        figures.append(over(timed(calls, rounds)["dense"], what, least=3))
+    return figures
 
 
-def million(rounds: int, quick: bool) -> None:
+def million(rounds: int, quick: bool) -> list[Figure]:
     nodes, edges = (1000, 5000) if quick else (100_000, 500_000)
     edge_index = random_graph(nodes, edges)
     z = torch.randn(nodes, CLASSES, requires_grad=True)
@@ -197,13 +192,16 @@ def million(rounds: int, quick: bool) -> None:
         return gated_propagation(adj, z, weight, bias, HOPS, transposed=transposed)[0]
 
     where = f"{nodes:,} nodes, {edge_index.shape[1]:,} edges"
-    rows: list[list[Any]] = []
-    told(rows, where, {"hops and gradient": lambda: once().sum().backward()}, rounds, None, quick)
-    told(rows, where, {"normalisation": lambda: AdjacencyCache()(edge_index, nodes)}, rounds, None, quick)
-    shown(rows)
-    print(f"kept for the backward pass: {saved_bytes(once) / 1e6:.1f} MB\n")
+    calls = {
+        "hops and gradient": lambda: once().sum().backward(),
+        "normalisation": lambda: AdjacencyCache()(edge_index, nodes),
+    }
+    return [
+        *(Figure(f"{where}: milliseconds of {each.name}", each.median_ms) for each in timed(calls, rounds).timings),
+        Figure(f"{where}: MB kept for the backward pass", saved_bytes(once) / 1e6),
+    ]
 
 
 if __name__ == "__main__":
     subjects = {"propagation": propagation, "epoch": epoch, "features": features, "million": million}
-    run(__doc__ or "", subjects, rounds=20)
+    sys.exit(recorded("dagnn", __doc__ or "", subjects, rounds=20, threads=THREADS))

@@ -1,18 +1,20 @@
 """What contrastive losses, the key's moving network and the Hallucinator cost, beside the code one would write instead.
 
-    python benchmarks/hallucinator.py [--rounds 20] [--threads 1] [--tiny]
+    python benchmarks/hallucinator.py [NAME ...] [--rounds 20] [--quick]
 
-NT-Xent forward and backward at batch 512 and width 128, beside ``lightly``'s (left out when it is not installed) and
-beside one that copies similarities by boolean indices (aim: at least 1.5 times as fast as either). The update of the
-key's weights of a ResNet-18, beside a Python loop over parameters (aim: 3 times). Steps of SimCLR and MoCo (65,536
-keys) on a ResNet-18 at 32x32 with the Hallucinator, over those without it (aim: at most 1.05). All in alternating
-rounds: medians and quartiles of the ratio in a round. ``--tiny`` checks that it runs, on sizes that measure nothing.
+`loss`: NT-Xent forward and backward at batch 512 and width 128, beside ``lightly``'s (not measured where it is not
+installed) and beside one that copies similarities by boolean indices (aim: at least 1.5 times as fast as either).
+`key`: the update of the key's weights of a ResNet-18, beside a Python loop over parameters (aim: 3 times). `step`:
+steps of SimCLR and MoCo (65,536 keys) on a ResNet-18 at 32x32 with the Hallucinator, over those without it (aim: at
+most 1.05), in a quarter of the rounds. One thread, alternating rounds: medians and quartiles of the ratio in a round.
+The figures of all three go to benchmarks/results/; --quick takes small sizes and writes nothing. Exit 1 if an aim is
+missed.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -20,12 +22,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from netwright.console import table
-from netwright.cost import compare_times
+from netwright.cost import Comparison, compare_times
 from netwright.nn.resnet import resnet18_cifar
 from netwright.seeding import seeded, stream
 from netwright.train.contrastive import MoCo, SimCLR, nt_xent
 from netwright.train.hallucinator import Hallucinator
+from support.record import Figure, over
+from support.whole import recorded
 
 Calls = dict[str, Callable[[], Any]]
 INSTALLED = importlib.util.find_spec("lightly") is not None
@@ -103,35 +106,35 @@ def steps(kind: str, batch: int, keys: int) -> Calls:
     return calls
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--tiny", action="store_true")
-    given = parser.parse_args()
-    rounds = 2 if given.tiny else given.rounds
+def timed(calls: Calls, rounds: int) -> Comparison:
+    found = compare_times(calls, rounds=rounds, threads=1)
+    print(found)
+    return found
+
+
+def loss(rounds: int, quick: bool) -> list[Figure]:
+    found = timed(losses(*((8, 4) if quick else (512, 128))), rounds)
+    figures = [over(found["boolean indices"], "NT-Xent by boolean indices, over ours", least=1.5)]
     if not INSTALLED:
-        print("lightly is not installed: pip install lightly\n")
-    rows: list[list[Any]] = []
-    cases: list[tuple[str, Calls, float, bool]] = [
-        ("NT-Xent, 512 x 128", losses(*((8, 4) if given.tiny else (512, 128))), 1.5, True),
-        ("key's weights, ResNet-18", following(), 3.0, True),
-        ("step of SimCLR, ResNet-18", steps("SimCLR", 2 if given.tiny else 32, 0), 1.05, False),
-        ("step of MoCo, ResNet-18", steps("MoCo", 2 if given.tiny else 32, 64 if given.tiny else 65536), 1.05, False),
+        return [*figures, Figure("NT-Xent of lightly, over ours", None, least=1.5, note="lightly is not installed")]
+    return [*figures, over(found["lightly"], "NT-Xent of lightly, over ours", least=1.5)]
+
+
+def key(rounds: int, quick: bool) -> list[Figure]:
+    return [over(timed(following(), rounds)["Python loop"], "the key's weights by a Python loop, over ours", least=3)]
+
+
+def step(rounds: int, quick: bool) -> list[Figure]:
+    few, batch, keys = max(2, rounds // 4), 2 if quick else 32, 64 if quick else 65536
+    return [
+        over(
+            timed(steps(kind, batch, keys), few)["with"],
+            f"a step of {kind} with the Hallucinator, over without",
+            most=1.05,
+        )
+        for kind in ("SimCLR", "MoCo")
     ]
-    for name, calls, aim, faster in cases:
-        some = max(2, rounds // 4) if name.startswith("step") else rounds
-        found = compare_times(calls, rounds=some, threads=given.threads)
-        for number, timing in enumerate(found.timings):
-            met = timing.ratio >= aim if faster else timing.ratio <= aim
-            told = (
-                f"{'>=' if faster else '<='} {aim}: {'met' if met else 'missed'}" if number and not given.tiny else ""
-            )
-            spread = f"{timing.ratio_low:.3f}..{timing.ratio_high:.3f}"
-            rows.append([name, timing.name, f"{timing.median_ms:.2f}", f"{timing.ratio:.3f}", spread, told])
-    print(table(rows, ["what", "by", "ms", "over the first", "quartiles", "aim"]))
-    print(f"\n{found.cpu}, {found.threads} threads, {rounds} rounds, a quarter of them for steps")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(recorded("hallucinator", __doc__ or "", {"loss": loss, "key": key, "step": step}, rounds=20))

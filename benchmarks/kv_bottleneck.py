@@ -1,19 +1,18 @@
 """The key-value bottleneck beside an independent implementation, and its lookup and step at the paper's size.
 
-    python benchmarks/kv_bottleneck.py [--rounds 10] [--threads 1] [--tiny]
+    python benchmarks/kv_bottleneck.py [NAME ...] [--rounds 10] [--quick]
 
 The peer is ``discrete-key-value-bottleneck-pytorch``, which repeats all values for each example before it gathers some.
-Forward and backward at 64 codebooks of 1024 pairs, keys of 8 numbers, 10 classes, batch 128 (aim: at least 5 times as
-fast, less than a tenth of its peak memory): median and quartiles of the ratio in alternating rounds; the peak, read on
-Linux alone, is that of a process of its own that makes one such step, over one that only builds the module. Then at 256
-codebooks of 4096 pairs and batch 256: the lookup beside ``torch.cdist``, and a training step from embeddings and from
-kept codes, with dense and with sparse gradients. Exit 1 if an aim is missed. ``--tiny`` checks that it runs, on sizes
-that measure nothing.
+`passes`: forward and backward at 64 codebooks of 1024 pairs, keys of 8 numbers, 10 classes, batch 128 (aim: at least 5
+times as fast, less than a tenth of its peak memory): median and quartiles of the ratio in alternating rounds; the peak,
+read on Linux alone, is that of a process of its own that makes one such step, over one that only builds the module.
+`lookup` and `step` at 256 codebooks of 4096 pairs and batch 256: the lookup beside ``torch.cdist``, and a training step
+from embeddings and from kept codes, with dense and with sparse gradients. One thread. The figures of all three go to
+benchmarks/results/; --quick takes small sizes and writes nothing. Exit 1 if an aim is missed.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import subprocess
 import sys
@@ -25,15 +24,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from netwright.console import table
-from netwright.cost import compare_times
+from netwright.cost import Comparison, compare_times
 from netwright.nn.kv_bottleneck import KeyValueBottleneck, nearest_keys
 from netwright.seeding import seeded, stream
+from support.record import Figure, over
+from support.whole import recorded
 
 PEER = "discrete_key_value_bottleneck_pytorch"
 INSTALLED = importlib.util.find_spec(PEER) is not None
 DIM, KEY_DIM, CLASSES = 64, 8, 10
 FASTER, SHARE = 5.0, 0.1
+MEASURE = "--measure"  # asks a process of its own for one peak
 
 Calls = dict[str, Callable[[], Any]]
 
@@ -64,7 +65,7 @@ def batch(count: int) -> tuple[Tensor, Tensor]:
     return torch.randn(count, DIM, generator=stream(0, "z")), labels
 
 
-def passes(which: str, codebooks: int, pairs: int, count: int) -> Callable[[], None]:
+def pass_of(which: str, codebooks: int, pairs: int, count: int) -> Callable[[], None]:
     """Forward and backward, from embeddings."""
     z, labels = batch(count)
     module = theirs(codebooks, pairs) if which == "peer" else ours(codebooks, pairs, which == "ours, sparse")
@@ -79,13 +80,13 @@ def passes(which: str, codebooks: int, pairs: int, count: int) -> Callable[[], N
 
 def peak(which: str, sizes: tuple[int, ...], step: bool) -> float:
     """Largest resident memory, in MB, of a process that builds a module and, if told so, makes one step."""
-    words = [sys.executable, __file__, "--measure", which, *map(str, sizes), *(["--step"] if step else [])]
+    words = [sys.executable, __file__, MEASURE, which, *map(str, sizes), *(["--step"] if step else [])]
     return float(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
 
 
 def measure(which: str, sizes: list[int], step: bool) -> None:
     torch.set_num_threads(1)
-    once = passes(which, *sizes)
+    once = pass_of(which, *sizes)
     if step:
         once()
     # Not resource.getrusage: a process inherits that peak from the one that started it.
@@ -105,7 +106,7 @@ def lookups(codebooks: int, pairs: int, count: int) -> Calls:
     }
 
 
-def steps(codebooks: int, pairs: int, count: int) -> Calls:
+def steps_of(codebooks: int, pairs: int, count: int) -> Calls:
     """A step of SGD."""
     z, labels = batch(count)
 
@@ -129,48 +130,49 @@ def steps(codebooks: int, pairs: int, count: int) -> Calls:
     }
 
 
-def told(calls: Calls, title: str, rounds: int, threads: int) -> dict[str, float]:
-    found = compare_times(calls, rounds=rounds, threads=threads)
-    rows = [
-        [t.name, f"{t.median_ms:.2f}", f"{t.ratio:.2f}", f"{t.ratio_low:.2f}..{t.ratio_high:.2f}"]
-        for t in found.timings
-    ]
-    print(table(rows, [title, "ms", "over the first", "quartiles"]))
-    print()
-    return {t.name: t.ratio for t in found.timings}
+def timed(calls: Calls, rounds: int) -> Comparison:
+    found = compare_times(calls, rounds=rounds, threads=1)
+    print(found)
+    return found
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
-    parser.add_argument("--step", action="store_true", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.measure:
-        measure(given.measure[0], [int(size) for size in given.measure[1:]], given.step)
-        return 0
-    rounds = 2 if given.tiny else given.rounds
-    sizes = (4, 32, 8) if given.tiny else (64, 1024, 128)
+def passes(rounds: int, quick: bool) -> list[Figure]:
+    """Time and memory of a pass, beside the peer's."""
+    sizes = (4, 32, 8) if quick else (64, 1024, 128)
     names = ["ours", "ours, sparse", *(["peer"] if INSTALLED else [])]
-    if not INSTALLED:
-        print(f"the peer is not installed: pip install {PEER.replace('_', '-')}\n")
-    calls = {name: passes(name, *sizes) for name in names}
-    ratios = told(calls, "forward and backward, {} x {}, batch {}".format(*sizes), rounds, given.threads)
+    found = timed({name: pass_of(name, *sizes) for name in names}, rounds)
     used = {name: peak(name, sizes, True) - peak(name, sizes, False) for name in names}
-    print(table([[name, f"{mb:.1f}"] for name, mb in used.items()], ["one step of it", "MB above the module"]))
-    print()
-    large = (4, 64, 8) if given.tiny else (256, 4096, 256)
-    told(lookups(*large), "lookup, {} x {}, batch {}".format(*large), rounds, given.threads)
-    told(steps(*large), "step of SGD, {} x {}, batch {}".format(*large), rounds, given.threads)
-    if given.tiny or not INSTALLED:
-        return 0
-    met = ratios["peer"] >= FASTER and used["ours, sparse"] < SHARE * used["peer"]
-    memory = f"{used['ours, sparse'] / used['peer']:.3f} of its memory with sparse gradients"
-    print(f"{ratios['peer']:.1f} times as fast as the peer, {memory}: aims {'met' if met else 'missed'}")
-    return int(not met)
+    figures = [Figure(f"MB of one pass above the module: {name}", mb) for name, mb in used.items()]
+    slower, smaller = (
+        "forward and backward of the peer, over ours",
+        "memory of ours with sparse gradients, over the peer's",
+    )
+    if not INSTALLED:
+        note = f"the peer is not installed: pip install {PEER.replace('_', '-')}"
+        return [*figures, Figure(slower, None, least=FASTER, note=note), Figure(smaller, None, most=SHARE, note=note)]
+    return [
+        *figures,
+        over(found["peer"], slower, least=FASTER),
+        Figure(smaller, used["ours, sparse"] / used["peer"], most=SHARE),
+    ]
+
+
+def lookup(rounds: int, quick: bool) -> list[Figure]:
+    """Which keys are nearest."""
+    found = timed(lookups(*((4, 64, 8) if quick else (256, 4096, 256))), rounds)
+    return [over(found["cdist"], "the lookup by torch.cdist, over ours")]
+
+
+def step(rounds: int, quick: bool) -> list[Figure]:
+    """A step of SGD in four ways."""
+    found = timed(steps_of(*((4, 64, 8) if quick else (256, 4096, 256))), rounds)
+    return [over(each, f"a step from {each.name}, over kept codes, sparse") for each in found.timings[1:]]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    if sys.argv[1:2] == [MEASURE]:
+        measure(sys.argv[2], [int(size) for size in sys.argv[3:6]], "--step" in sys.argv)
+    else:
+        sys.exit(
+            recorded("kv_bottleneck", __doc__ or "", {"passes": passes, "lookup": lookup, "step": step}, rounds=10)
+        )

@@ -2,20 +2,22 @@
 
     python benchmarks/lssl.py [NAME ...] [--rounds 5] [--quick]
 
-`kernel`: K = C A^i B by two factors of sqrt(L) blocks, by the whole Krylov matrix, and step by step, three sizes.
-(aim: splitting at least 2 times as fast as doubling). `layer`: a step of training on 64 sequences of 784 with 64
-features: LSSL and LSSL-f as convolutions, the same LSSL as a recurrence, torch.nn.GRU (aim: at least 2 times as fast).
-`forward`: one system on one sequence of 784, beside scipy.signal.dlsim (aim: at least 20 times as fast); the kernel is
-most of it, and serves every sequence of a batch, so the convolution is told by itself too. `diagonal`: a step of
-training beside a diagonal state-space layer in the manner of S4 (S4D, arXiv:2206.11893), which is written here by
-its formula: the packages of PyPI do not run (s4-torch 0.0.1 is unfinished, mamba-ssm needs CUDA). `lengths`: a step of
-training for lengths from 1,000 to 16,000, and the memory of the process.
+`kernel`: K = C A^i B by two factors of sqrt(L) blocks, by the whole Krylov matrix, and step by step, three sizes (aim:
+splitting at least 2 times as fast as doubling). `layer`: a step of training on 64 sequences of 784 with 64 features:
+LSSL and LSSL-f as convolutions, the same LSSL as a recurrence, torch.nn.GRU (aim: at least 2 times as fast). `forward`:
+one system on 64 sequences of 784, beside scipy.signal.dlsim for each of them (aim: at least 20 times as fast), and on
+one sequence alone, where the kernel, which serves a whole batch, is most of it. `diagonal`: a step of training beside a
+diagonal state-space layer in the manner of S4 (S4D, arXiv:2206.11893), which is written here by its formula: the
+packages of PyPI do not run (s4-torch 0.0.1 is unfinished, mamba-ssm needs CUDA). `lengths`: a step of training for
+lengths from 1,000 to 16,000, and the memory of the process. One thread. The figures of all go to benchmarks/results/;
+--quick takes small sizes and writes nothing. Exit 1 if an aim is missed.
 """
 
 from __future__ import annotations
 
 import math
 import resource
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -24,25 +26,31 @@ import scipy.signal
 import torch
 from torch import Tensor, nn
 
-from netwright.console import table
-from netwright.cost import compare_times
+from netwright.cost import Comparison, compare_times
 from netwright.nn.lssl import LSSL, causal_conv, discretize_gbt, hippo, ssm_kernel
 from netwright.seeding import seeded, stream
-from support.aims import judged
-from support.subjects import run
+from support.record import Figure, over
+from support.whole import recorded
 
 
-def kernel(rounds: int, quick: bool) -> None:
+def timed(calls: dict[str, Callable[[], Any]], rounds: int) -> Comparison:
+    found = compare_times(calls, rounds=rounds, threads=1)
+    print(found)
+    return found
+
+
+def kernel(rounds: int, quick: bool) -> list[Figure]:
+    figures = []
     for H, N, L in [(8, 16, 100)] if quick else [(64, 64, 784), (128, 64, 1024), (64, 128, 4096)]:
         A_bar, B_bar = discretize_gbt(*hippo("legs", N, torch.float32), torch.logspace(-3, -1, H))
         C = torch.randn(H, 1, N, generator=stream(0, "C"))
         found = [ssm_kernel(A_bar, B_bar, C, L, method) for method in ("split", "doubling")]
         assert torch.allclose(*found, atol=1e-4 * float(found[0].abs().max()))
-        print(f"H = {H}, N = {N}, L = {L}")
         ways = ("split", "doubling", *(("sequential",) if L < 2000 else ()))
-        timed = compare_times({m: partial(ssm_kernel, A_bar, B_bar, C, L, m) for m in ways}, rounds=rounds)
-        print(timed)
-        print("doubling over splitting", judged(timed["doubling"].ratio, least=2, judge=not quick))
+        times = timed({m: partial(ssm_kernel, A_bar, B_bar, C, L, m) for m in ways}, rounds)
+        what = f"kernel of H = {H}, N = {N}, L = {L}"
+        figures += [over(times[m], f"{what}: {m}, over splitting", least={"doubling": 2}.get(m)) for m in ways[1:]]
+    return figures
 
 
 def training(module: nn.Module, u: Tensor, **options: Any) -> Callable[[], None]:
@@ -59,7 +67,7 @@ def made(H: int, N: int, **options: Any) -> LSSL:
         return LSSL(H, N, **options)
 
 
-def layer(rounds: int, quick: bool) -> None:
+def layer(rounds: int, quick: bool) -> list[Figure]:
     batch, L, H, N = (4, 50, 8, 8) if quick else (64, 784, 64, 64)
     u = torch.randn(batch, L, H, generator=stream(0, "u"))
     net = made(H, N)
@@ -72,44 +80,40 @@ def layer(rounds: int, quick: bool) -> None:
         "LSSL-f, convolution": training(made(H, N, learn=0), u),
         "torch.nn.GRU": training(gru, u),
     }
-    timed = compare_times(calls, rounds=rounds)
-    print(timed)
-    slow = timed["torch.nn.GRU"].median_ms
-    for name in ("LSSL, convolution", "LSSL-f, convolution"):
-        times = slow / timed[name].median_ms
-        print(f"torch.nn.GRU over {name}: {times:.2f}, {judged(times, least=2, judge=not quick)}")
+    times = timed(calls, rounds)
+    slow = times["torch.nn.GRU"].median_ms
+    figures = [
+        Figure(f"a step of torch.nn.GRU, over {name}", slow / times[name].median_ms, least=2)
+        for name in ("LSSL, convolution", "LSSL-f, convolution")
+    ]
     # Its graph keeps every state, so it has a tenth of the batch; the ratio is in favour of the recurrence.
     few = u[: max(1, batch // 10)]
-    calls = {
-        f"LSSL, convolution, batch {len(few)}": training(net, few),
-        f"LSSL, recurrence, batch {len(few)}": training(net, few, mode="recurrence"),
-    }
-    print(compare_times(calls, rounds=rounds))
+    calls = {"convolution": training(net, few), "recurrence": training(net, few, mode="recurrence")}
+    what = f"a step of LSSL as a recurrence, batch {len(few)}, over the convolution"
+    return [*figures, over(timed(calls, rounds)["recurrence"], what)]
 
 
-def forward(rounds: int, quick: bool) -> None:
+def forward(rounds: int, quick: bool) -> list[Figure]:
     L, N = (100, 8) if quick else (784, 64)
     A_bar, B_bar = discretize_gbt(*hippo("legs", N), torch.tensor([0.01], dtype=torch.float64))
-    C, u = torch.randn(1, 1, N, dtype=torch.float64), torch.randn(1, L, 1, dtype=torch.float64)
+    count = 2 if quick else 64
+    C, u = torch.randn(1, 1, N, dtype=torch.float64), torch.randn(count, L, 1, dtype=torch.float64)
     A, B, c = A_bar[0].numpy(), B_bar[0].numpy()[:, None], C[0].numpy()
+    system = (A, B, c @ A, c @ B, 1.0)
 
-    def ours() -> Tensor:
-        return causal_conv(u, ssm_kernel(A_bar, B_bar, C, L))[0, :, 0]
+    def ours(u: Tensor) -> Tensor:
+        return causal_conv(u, ssm_kernel(A_bar, B_bar, C, L))[..., 0]
 
-    def theirs() -> Tensor:
-        return torch.from_numpy(scipy.signal.dlsim((A, B, c @ A, c @ B, 1.0), u[0].numpy())[1])
+    def theirs(u: Tensor) -> Tensor:
+        return torch.stack([torch.from_numpy(scipy.signal.dlsim(system, each.numpy())[1]) for each in u])
 
-    assert torch.allclose(ours(), theirs(), atol=1e-8)
-    kernel = ssm_kernel(A_bar, B_bar, C, L)
-    timed = compare_times(
-        {"netwright, kernel and FFT": ours, "scipy.signal.dlsim": theirs, "FFT alone": lambda: causal_conv(u, kernel)},
-        rounds=rounds,
-    )
-    print(timed)
-    slow = timed["scipy.signal.dlsim"].median_ms
-    for name in ("netwright, kernel and FFT", "FFT alone"):
-        times = slow / timed[name].median_ms
-        print(f"scipy.signal.dlsim over {name}: {times:.1f}, {judged(times, least=20, judge=not quick)}")
+    assert torch.allclose(ours(u), theirs(u), atol=1e-8)
+    figures = []
+    for part, least in ((u, 20), (u[:1], None)):
+        times = timed({"netwright": partial(ours, part), "scipy.signal.dlsim": partial(theirs, part)}, rounds)
+        what = f"scipy.signal.dlsim on {len(part)} sequences, over kernel and FFT"
+        figures.append(over(times["scipy.signal.dlsim"], what, least=least))
+    return figures
 
 
 class Diagonal(nn.Module):
@@ -133,34 +137,34 @@ class Diagonal(nn.Module):
         return self.mix(nn.functional.gelu(y.flatten(2)))
 
 
-def diagonal(rounds: int, quick: bool) -> None:
+def diagonal(rounds: int, quick: bool) -> list[Figure]:
+    figures = []
     for batch, L in [(4, 50)] if quick else [(64, 784), (8, 4096)]:
         H, N = (8, 8) if quick else (64, 64)
         u = torch.randn(batch, L, H, generator=stream(0, "u"))
         with seeded(0, "init"):
             peer = Diagonal(H, N)
         calls = {"LSSL": training(made(H, N), u), "LSSL-f": training(made(H, N, learn=0), u)}
-        print(f"batch {batch}, L = {L}")
-        print(compare_times(calls | {"diagonal, as S4D": training(peer, u)}, rounds=rounds))
+        found = timed(calls | {"diagonal": training(peer, u)}, rounds)["diagonal"]
+        figures.append(over(found, f"a step of a diagonal layer, as S4D, over LSSL, batch {batch}, L = {L}"))
+    return figures
 
 
-def lengths(rounds: int, quick: bool) -> None:
-    rows, H, N, batch = [], 64, 64, 4
+def lengths(rounds: int, quick: bool) -> list[Figure]:
+    figures, H, N, batch = [], 64, 64, 4
     net = made(H, N)
     for L in [100] if quick else [1000, 4000, 16_000]:
         u = torch.randn(batch, L, H, generator=stream(0, "u"))
-        found = compare_times({"step": training(net, u)}, rounds=rounds)
+        found = timed({"step": training(net, u)}, rounds)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         with torch.no_grad():
             gap = float((net(u[:1]) - net(u[:1], mode="recurrence")).abs().max())
-        rows.append([L, f"{found['step'].median_ms:.0f}", f"{peak:.0f}", f"{gap:.1e}"])
-    print(f"{H} features, states of {N}, batch {batch}; {found.cpu}, threads {found.threads}")
-    print(table(rows, ["length", "step of training, ms", "peak of the process, MiB", "largest gap to the recurrence"]))
+        note = f"peak of the process {peak:.0f} MiB, largest gap to the recurrence {gap:.1e}"
+        what = f"milliseconds of a step, {H} features, states of {N}, batch {batch}, length {L}"
+        figures.append(Figure(what, found["step"].median_ms, note=note))
+    return figures
 
 
 if __name__ == "__main__":
-    run(
-        __doc__ or "",
-        {"kernel": kernel, "layer": layer, "forward": forward, "diagonal": diagonal, "lengths": lengths},
-        rounds=5,
-    )
+    subjects = {"kernel": kernel, "layer": layer, "forward": forward, "diagonal": diagonal, "lengths": lengths}
+    sys.exit(recorded("lssl", __doc__ or "", subjects, rounds=5))

@@ -1,19 +1,20 @@
 """What natural transformations cost: inversion of a batch, an epoch with transformed images, closed-form directions.
 
-    python benchmarks/natra.py [--rounds 7] [--threads 2] [--tiny]
+    python benchmarks/natra.py [NAME ...] [--rounds 7] [--quick]
 
-Inversion: ten steps for 32 and for 256 images at once, over the same images one at a time (aim at 256: at least 5 times
-as fast, which needs a machine that computes a batch in parallel; one thread saves no more than the overhead of calls).
-Training: an epoch of a small convolutional network on 640 images of 28x28 with the worst of eight transformations from
-a grid, over a plain epoch, both under Lightning (aim: at most 3). Directions: the closed form for a generator of 512
-numbers a code and 18 layers of 512 channels (aim: below 1,000 ms), beside ``numpy.linalg.svd`` of the stacked weights.
-The generator has random weights: nothing measured here depends on them. Alternating rounds; medians and quartiles of
-the ratio within a round. ``--tiny`` checks that it runs, on sizes that measure nothing.
+`inversion`: ten steps for 32 and for 256 images at once, over the same images one at a time (aim at 256: at least 5
+times as fast, which needs a machine that computes a batch in parallel; one thread saves no more than the overhead of
+calls). `training`: an epoch of a small convolutional network on 640 images of 28x28 with the worst of eight
+transformations from a grid, over a plain epoch, both under Lightning (aim: at most 3). `directions`: the closed form
+for a generator of 512 numbers a code and 18 layers of 512 channels (aim: below 1 second), beside ``numpy.linalg.svd``
+of the stacked weights. The generator has random weights: nothing measured here depends on them. Alternating rounds on
+two threads, or one where OMP_NUM_THREADS says so; medians and quartiles of the ratio within a round. The figures of all
+three go to benchmarks/results/; --quick takes small sizes and writes nothing. Exit 1 if an aim is missed.
 """
 
 from __future__ import annotations
 
-import argparse
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -21,8 +22,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from netwright.console import configure, table
-from netwright.cost import Timing, compare_times
+from netwright.console import configure
+from netwright.cost import Comparison, compare_times
 from netwright.data import Batches, TensorImages
 from netwright.nn.convnet import SmallConvNet
 from netwright.seeding import seeded, stream
@@ -36,8 +37,10 @@ from netwright.train.natra import (
     TransformGrid,
     latent_directions,
 )
-from support.aims import judged
+from support.record import Figure, over
+from support.whole import recorded
 
+THREADS = min(2, torch.get_num_threads())
 Calls = dict[str, Callable[[], Any]]
 
 
@@ -46,7 +49,7 @@ def generator(side: int) -> StyleGenerator:
         return StyleGenerator((1, side, side))
 
 
-def inversion(count: int, side: int) -> Calls:
+def inverting(count: int, side: int) -> Calls:
     """Ten steps for a batch, and for each of its images alone."""
     x = torch.rand(count, 1, side, side, generator=stream(0, "x"))
     inverter = BatchInverter(generator(side), steps=10)
@@ -56,7 +59,7 @@ def inversion(count: int, side: int) -> Calls:
     }
 
 
-def training(count: int, side: int) -> Calls:
+def epochs(count: int, side: int) -> Calls:
     """Epochs: plain, with one random transformation an image, with the worst of eight; grid and decoding."""
     images = torch.randint(0, 256, (count, 1, side, side), dtype=torch.uint8, generator=stream(0, "images"))
     data = TensorImages(images, torch.arange(count) % 10)
@@ -83,7 +86,7 @@ def training(count: int, side: int) -> Calls:
     }
 
 
-def directions(width: int, layers: int) -> Calls:
+def decomposing(width: int, layers: int) -> Calls:
     """Eigenvectors of A^T A, beside a singular value decomposition of A."""
     a = torch.randn(layers * width, width, generator=stream(0, "A"))
     wide = DecoderGenerator(nn.Identity(), width, weight=a)
@@ -93,42 +96,42 @@ def directions(width: int, layers: int) -> Calls:
     }
 
 
-def aim(subject: str, timing: Timing) -> str:
-    """What the specification asks of a call, and whether it is so."""
-    if (subject, timing.name) == ("inversion, 256 images", "one at a time"):
-        return judged(timing.ratio, least=5)
-    if timing.name == "grid, worst of 8":
-        return judged(timing.ratio, most=3)
-    if (subject, timing.name) == ("directions", "ours"):
-        return judged(timing.median_ms, most=1000)
-    return ""
+def timed(calls: Calls, rounds: int) -> Comparison:
+    found = compare_times(calls, rounds=rounds, threads=THREADS)
+    print(found)
+    return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--tiny", action="store_true")
-    options = parser.parse_args()
-    configure(quiet=True)
-    subjects = {
-        "inversion": inversion(4, 8) if options.tiny else inversion(32, 28),
-        "inversion, 256 images": inversion(8, 8) if options.tiny else inversion(256, 28),
-        "an epoch": training(64, 8) if options.tiny else training(640, 28),
-        "directions": directions(8, 2) if options.tiny else directions(512, 18),
-    }
-    for name, calls in subjects.items():
-        found = compare_times(calls, rounds=options.rounds, threads=options.threads)
-        rows = [
-            [
-                each.name, f"{each.median_ms:.1f}", f"{each.ratio:.2f}", f"{each.ratio_low:.2f}..{each.ratio_high:.2f}",
-                "" if options.tiny else aim(name, each),
-            ]
-            for each in found.timings
-        ]  # fmt: skip
-        print(table(rows, [name, "ms", "over the first", "quartiles", "aim"]))
-        print()
+def inversion(rounds: int, quick: bool) -> list[Figure]:
+    """Two sizes of a batch, of which the specification has the larger."""
+    figures = []
+    for count, least in ((4, None), (8, 5)) if quick else ((32, None), (256, 5)):
+        found = timed(inverting(count, 8 if quick else 28), rounds)
+        figures.append(
+            over(found["one at a time"], f"inversion of {count} images one at a time, over a batch", least=least)
+        )
+    return figures
+
+
+def training(rounds: int, quick: bool) -> list[Figure]:
+    """What each kind of transformation adds to an epoch."""
+    found = timed(epochs(64, 8) if quick else epochs(640, 28), rounds)
+    aims = {"grid, worst of 8": 3}
+    return [
+        over(each, f"an epoch, {each.name}, over a plain one", most=aims.get(each.name)) for each in found.timings[1:]
+    ]
+
+
+def directions(rounds: int, quick: bool) -> list[Figure]:
+    """Seconds of the closed form."""
+    found = timed(decomposing(8, 2) if quick else decomposing(512, 18), rounds)
+    return [
+        Figure("seconds for the directions of 18 layers of 512 channels", found["ours"].median_ms / 1e3, most=1),
+        over(found["numpy.linalg.svd"], "numpy.linalg.svd, over ours"),
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    configure(quiet=True)
+    subjects = {"inversion": inversion, "training": training, "directions": directions}
+    sys.exit(recorded("natra", __doc__ or "", subjects, rounds=7, threads=THREADS))

@@ -1,7 +1,9 @@
-"""What benchmarks leave behind: aims, exit codes, and nothing from a trial."""
+"""What benchmarks leave behind: aims, exit codes, and nothing from a trial; and that they begin at all."""
 
 import importlib.util
 import json
+import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -69,3 +71,34 @@ def test_the_inverse_of_a_ratio_swaps_its_quartiles(record):
     plain, inverse = record.over(timing, "x"), record.over(timing, "x", inverse=True)
     assert (plain.value, plain.low, plain.high) == (2.0, 1.6, 2.5)
     assert (inverse.value, inverse.low, inverse.high) == (0.5, 0.4, 0.625)
+
+
+SCRIPTS = sorted(path for path in BENCHMARKS.glob("*.py"))
+WITHOUT_OPTIONS = ("sparse_copies", "sparse_layers")
+RECORDED = ("cdvg", "dagnn", "hallucinator", "kv_bottleneck", "lssl", "natra")
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_a_benchmark_finds_what_it_imports_and_tells_its_options(path, monkeypatch, capsys):
+    """A name that has gone is noticed here, not when somebody measures."""
+    monkeypatch.syspath_prepend(str(path.parent))
+    monkeypatch.setattr(sys, "argv", [str(path), "--help"])
+    if path.stem in WITHOUT_OPTIONS:
+        assert "main" in runpy.run_path(str(path), run_name="imported")
+        return
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(path), run_name="__main__")
+    assert stopped.value.code == 0
+    assert "--help" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECORDED)
+def test_a_trial_of_a_benchmark_runs_and_leaves_nothing(name):
+    before = {path: path.stat().st_mtime_ns for path in (BENCHMARKS / "results").iterdir()}
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--quick", "--rounds", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    table = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert len(table) > 2
+    assert {path: path.stat().st_mtime_ns for path in (BENCHMARKS / "results").iterdir()} == before

@@ -8,7 +8,13 @@ from support.record import Figure, record
 from support.subjects import run
 
 
-def recorded(name: str, told: str, subjects: Mapping[str, Callable[[int, bool], list[Figure]]], rounds: int) -> int:
+def recorded(
+    name: str,
+    told: str,
+    subjects: Mapping[str, Callable[[int, bool], list[Figure]]],
+    rounds: int,
+    threads: int = 1,
+) -> int:
     """Runs subjects as :func:`support.subjects.run` and records the figures of all; those of a part are only shown.
 
     Args:
@@ -16,6 +22,7 @@ def recorded(name: str, told: str, subjects: Mapping[str, Callable[[int, bool], 
         told: What the script says of itself.
         subjects: Take the number of rounds and whether sizes shall be small, print what they find and give figures.
         rounds: How many by default.
+        threads: Of torch, as the subjects set them.
 
     Returns:
         The exit code: 1 if an aim was missed.
@@ -33,4 +40,4 @@ def recorded(name: str, told: str, subjects: Mapping[str, Callable[[int, bool], 
     run(told, {subject: kept(subject, function) for subject, function in subjects.items()}, rounds)
     trial = bool(asked["quick"]) or len(figures) < len(subjects)
     found = [figure for each in figures.values() for figure in each]
-    return record(name, found, {"threads": 1, "rounds": asked["rounds"]}, quick=trial)
+    return record(name, found, {"threads": threads, "rounds": asked["rounds"]}, quick=trial)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from scipy.stats import binomtest, chisquare, kstest, truncnorm
@@ -9,10 +11,13 @@ from sklearn.linear_model import LogisticRegression
 
 from netwright.data import TensorImages, load, with_noisy_labels, write_folder
 from netwright.data.label_noise import (
+    CIFAR10_CLASSES,
     CIFAR10_CONFUSIONS,
+    CIFAR100_SUPERCLASSES,
     NOISE_KINDS,
     _cut_normal,
     asymmetric_noise,
+    confusions,
     instance_noise,
     next_class,
     symmetric_noise,
@@ -74,6 +79,34 @@ def test_confusions_go_one_way_with_the_given_probability():
     assert not asymmetric_noise(LABELS, 0.0, next_class(5), stream(0, "noise"))[1].any()
     swapped, _ = asymmetric_noise(torch.tensor([3, 5, 9, 1]), 1.0, CIFAR10_CONFUSIONS, stream(0, "noise"))
     assert swapped.tolist() == [5, 3, 1, 1]
+
+
+# The super-class of each class of CIFAR-100 in the order of its labels, as its files have it; a is the first.
+COARSE = [
+    ord(letter) - ord("a")
+    for letter in "eboiaghhsddojshldjhlglfkhgnpdpalbkmoqjlfftiipnorskqerecaresrkdcmmqmbjtckabqmjnpnqtcegtffitsbcpgarion"
+]
+
+
+def test_confusions_of_cifar():
+    assert confusions(CIFAR10_CLASSES) == CIFAR10_CONFUSIONS
+    shuffled = [CIFAR10_CLASSES[label] for label in (3, 1, 9, 0, 5, 2, 6, 4, 8, 7)]
+    by_name = {shuffled[label]: shuffled[other] for label, other in confusions(shuffled).items()}
+    assert by_name == {"truck": "automobile", "bird": "airplane", "cat": "dog", "dog": "cat", "deer": "horse"}
+    names = sorted(name for group in CIFAR100_SUPERCLASSES for name in group.split())
+    assert len(set(names)) == len(COARSE) == 100
+    found = confusions(names)
+    assert found == next_class(100, COARSE)
+    assert all(COARSE[label] == COARSE[other] and label != other for label, other in found.items())
+    assert confusions([f"class {number}" for number in range(10)]) == next_class(10)
+
+
+def test_asymmetric_noise_goes_by_the_names_of_the_classes():
+    data = dataclasses.replace(load("digits"), classes=CIFAR10_CLASSES)
+    noisy, changed = with_noisy_labels(data, "asymmetric", 1.0)
+    assert set(data.train.labels[changed["train"]].tolist()) == set(CIFAR10_CONFUSIONS)
+    expected, _ = asymmetric_noise(data.train.labels, 1.0, CIFAR10_CONFUSIONS, stream(0, "label noise", "train"))
+    assert torch.equal(noisy.train.labels, expected)
 
 
 def test_the_next_class_of_the_same_group():

@@ -18,7 +18,7 @@ from netwright.console import UserError
 from netwright.data import load
 from netwright.design.model import Architecture, load_run
 from netwright.design.options import Options
-from netwright.design.pretraining import prepare
+from netwright.design.pretraining import prepare, told
 from netwright.design.run import RunFolder
 from netwright.design.train import TrainOptions, train
 from netwright.design.train_page import _doubts, kept, page, verdict
@@ -263,6 +263,35 @@ def test_data_without_views(tmp_path: Path):
         with pytest.raises(UserError, match=message):
             train(TrainOptions(data=file, model=model, methods=("simclr",), out=str(out)))
         assert not out.exists()
+
+
+def _prepared(data: str, shape: tuple[int, int, int], method: str, **settings):
+    found = dataclasses.replace(load(data))
+    network = Architecture("named", shape, ("0", "1"), (0.0,), (1.0,), name="small_convnet").build()
+    return prepare(options(data, Path("unused"), methods=(method,), batch_size=16, **settings), found, network, method)
+
+
+def test_version_1_of_moco_has_its_views_and_its_schedule(data: str, tmp_path: Path):
+    assert _prepared(data, (1, 8, 8), "moco:dim=8").version == 2
+    made = _prepared(data, (1, 8, 8), "moco:mlp=false,temperature=0.07")
+    assert made.version == 1
+    assert [type(step).__name__ for step in made.views.first.steps] == ["RandomResizedCrop", "ColourJitter"]
+    found = train(options(data, tmp_path / "run", methods=("moco:dim=8,mlp=false",), epochs=5))
+    told = " ".join(found.told)
+    assert "As version 1 of MoCo" in told
+
+
+def test_crops_about_the_middle_wait_for_a_fifth_of_a_short_run(data: str):
+    assert not hasattr(
+        _prepared(data, (1, 8, 8), "moco:dim=8", crop="center", epochs=10).views.first.steps[0], "epochs"
+    )
+    draws = np.random.default_rng(0)
+    file = Path(data).with_name("large.npz")
+    np.savez(file, x=draws.integers(0, 255, (60, 68, 68)).astype(np.uint8), y=np.arange(60) % 2)
+    made = _prepared(str(file), (1, 68, 68), "moco:dim=8", crop="center", epochs=10)
+    assert made.views.first.steps[0].epochs == 2
+    lines = told(options(str(file), Path("unused"), methods=("moco:dim=8",), crop="center", epochs=10), made)
+    assert "near the middle of the image (anywhere in the first 2 epochs)" in " ".join(lines)
 
 
 def test_the_queue_is_no_larger_than_half_of_the_images(data: str):

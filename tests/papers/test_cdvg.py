@@ -104,7 +104,7 @@ def test_arms_differ_in_the_method_alone(tmp_path):
     rates = coloured.translate(0, *common)
     assert {"bias transfer", "signal kept", "signal flip", "reconstruction"} <= set(rates)
     losses = {}
-    for arm in ("ERM", "LfF", "views", "CDvG", "CDvG, exact", "random colours"):
+    for arm in ("ERM", "LfF", "views", "CDvG", "CDvG, exact", "random colours", paper.JITTERED):
         found = paper._train(0, *common, arm, 1e-3, 1.0, {}, 1, False)
         assert ("accuracy on views" in found) == (arm in ("views", "CDvG", "CDvG, exact"))
         assert 0 <= found["recoloured"] <= 1
@@ -133,5 +133,30 @@ def test_the_exact_translator_gives_the_colour_of_the_target():
     made = as_bytes(coloured.Recolouring(data.shape).translate(signed_range(3)(data.images), targets))
     assert torch.equal(nearest_color(made), targets)
     assert torch.equal(made.amax(1), data.images.amax(1))
+    jittered = coloured.strong_jitter()(data.images.float() / 255, torch.Generator().manual_seed(0))
+    ink = jittered.amax((2, 3))
+    grey = ink.amax(1) - ink.amin(1) < 1e-3
+    assert 20 < int(grey.sum()) < 60  # half of 80
+    told = nearest_color((255 * jittered[~grey]).byte()) == data.labels[~grey]
+    assert float(told.double().mean()) < 0.5  # a colour hardly tells the class any more
     random = coloured.random_colours(data.images.float() / 255, torch.Generator().manual_seed(0))
     assert torch.allclose(random.amax(1), data.images.amax(1) / 255, atol=1e-6)
+
+
+def test_the_arms_of_a_full_run(tmp_path, monkeypatch):
+    """What is trained in full, without training: strong jitter is tuned by itself and stands beside the ceilings."""
+    from netwright.papers.run import Run
+
+    asked = {}
+
+    def arms(self, wanted, function, *, seeds=None):
+        asked.update(wanted)
+        figures = {"validation accuracy": 0.9, "unbiased": 0.5, "accuracy on views": 0.9, "recoloured": 0.5}
+        figures |= {"bias transfer": 0.9, "signal kept": 0.9}
+        return {name: {key: [value] * 3 for key, value in figures.items()} for name in wanted}
+
+    monkeypatch.setattr(Run, "arms", arms)
+    paper.reproduce(Run("cdvg", out=tmp_path))
+    assert {"100 %, random colours", f"100 %, {paper.JITTERED}", "100 %, CDvG, exact"} <= set(asked)
+    assert f"99.5 %, {paper.JITTERED}" not in asked
+    assert any(paper.JITTERED in name and name.startswith("tuning") for name in asked)

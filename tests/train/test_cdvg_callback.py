@@ -77,10 +77,11 @@ def test_the_step_sees_views_with_their_own_labels(data, generator, norm):
     given, labels = module.given
     assert torch.allclose(given, torch.cat(views), atol=1e-6)
     assert labels.tolist() == y.tolist() * 2
-    if norm:  # whose statistics are those of views and images
+    if norm:  # whose statistics are those of the images, then those of their views
         with seeded(0, "init"):
-            maps = nn.Conv2d(1, 4, 3)(torch.cat([*views, x]))  # as it was before the step
-        assert torch.allclose(module.network[1].running_mean, 0.1 * maps.mean((0, 2, 3)), atol=1e-5)
+            layer = nn.Conv2d(1, 4, 3)  # as it was before the step
+        real, seen = (layer(images).mean((0, 2, 3)) for images in (x, torch.cat(views)))
+        assert torch.allclose(module.network[1].running_mean, 0.9 * 0.1 * real + 0.1 * seen, atol=1e-5)
 
 
 class Focal(lightning.LightningModule):
@@ -110,10 +111,17 @@ def test_a_loss_and_a_metric_of_ones_own(data, generator, weight):
     assert len(module.right) == 4
 
 
-def test_images_that_cannot_join_are_told(data, generator):
-    class Around(Focal):
+def test_images_that_find_no_way_are_told(data, generator):
+    class Around(lightning.LightningModule):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+
         def training_step(self, batch, batch_idx):
             return functional.cross_entropy(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
 
     with pytest.raises(RuntimeError, match="real_images=False"):
         fit(Around(network()), batches(data), epochs=1, callbacks=[prepared(data, generator, lambda_con=0.0)])
@@ -121,6 +129,14 @@ def test_images_that_cannot_join_are_told(data, generator):
     fit(Around(network()), batches(data), epochs=1, callbacks=[method])
     named = prepared(data, generator, logits="net")
     assert "contrast" in fit(Around(network()), batches(data), epochs=1, callbacks=[named]).last
+
+
+def test_hooks_see_the_views_alone(data, generator):
+    module, seen = Classifier(network()), []
+    handle = module.register_forward_hook(lambda module, args, out: seen.append(len(out)))
+    fit(module, batches(data, 32), epochs=1, callbacks=[prepared(data, generator)])
+    handle.remove()
+    assert seen == [64]
 
 
 def test_the_loss_by_hand(data, generator):

@@ -17,7 +17,7 @@ from netwright.data.augment import mixup
 from netwright.data.indexed import IndexedDataset
 from netwright.data.tensors import Batches, TensorImages
 from netwright.seeding import seeded, stream
-from netwright.train import Classifier, ELRLoss, ELRPlus, fit, label_doubts
+from netwright.train import Classifier, ELRLoss, ELRPlus, early_learning_step, fit, label_doubts
 from netwright.train.callbacks import ELRCallback, ELRPlusCallback, MemorizationTracker, PSKDCallback
 from netwright.train.early_learning import ema_decay, sigmoid_ramp
 from netwright.train.ema import WeightAverage
@@ -177,6 +177,57 @@ def test_order_of_the_batches_does_not_matter():
     assert bool((tables[0].sum(1) - (1 - 0.7**2)).abs().max() < 1e-6)
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize(("classes", "scale"), [(3, 1.0), (100, 3.0), (17, 60.0)])
+def test_the_compiled_step_is_that_of_torch(classes, scale, labelled, monkeypatch):
+    if early_learning_step._compiled() is None:
+        pytest.skip("there is no C compiler")
+    draws, found = torch.Generator().manual_seed(0), []
+    steps = [
+        (scale * torch.randn(12, classes, generator=draws), torch.randint(classes, (12,), generator=draws), ids)
+        for ids in (torch.randperm(20, generator=draws)[:12] for _ in range(3))
+    ]
+    for compiled in (True, False):
+        if not compiled:
+            monkeypatch.setattr(early_learning_step, "_compiled", lambda: None)
+        elr = ELRLoss(20, classes, lam=3.0, beta=0.7)
+        for z, y, ids in steps:
+            logits = z.clone().requires_grad_()
+            value = elr(logits, y, ids) if labelled else elr.pull(logits, ids)
+            (2 * value).backward()
+            found.append((value.detach(), logits.grad, elr.target.clone(), elr.memory.seen.clone()))
+    for ours, torchs in zip(found[:3], found[3:], strict=True):
+        assert torch.allclose(ours[0], torchs[0], rtol=1e-6, atol=1e-6)
+        assert torch.allclose(ours[1], torchs[1], rtol=1e-4, atol=1e-6)
+        assert torch.allclose(ours[2], torchs[2], atol=1e-6)
+        assert torch.equal(ours[3], torchs[3])
+
+
+def test_the_compiled_step_stands_aside(monkeypatch):
+    """For other types and layouts, for large batches, and where something is wrong, when it writes nothing."""
+    if early_learning_step._compiled() is None:
+        pytest.skip("there is no C compiler")
+    z, y, ids = torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), torch.tensor([3, 1, 0, 2])
+    memory, seen = torch.zeros(4, 3), torch.zeros(4, dtype=torch.bool)
+
+    def step(z=z, y=y, ids=ids):
+        return early_learning_step.elr_step(z, y, ids, memory, seen, 0.7, 3.0, 1e-4)
+
+    for changed in (
+        {"z": z.double()}, {"z": z.T.contiguous().T}, {"y": y.int()}, {"ids": ids.int()}, {"ids": ids + 1},
+        {"ids": ids - 1}, {"ids": torch.tensor([0, 1, 2, 0])}, {"y": y + 1}, {"y": y - 100}, {"z": z / 0},
+        {"z": z * math.nan}, {"z": z[:0], "y": y[:0], "ids": ids[:0]},
+    ):  # fmt: skip
+        assert step(**changed) is None
+        assert not memory.any()
+        assert not seen.any()
+    monkeypatch.setattr(early_learning_step, "LARGEST", 11)
+    assert step() is None
+    monkeypatch.undo()
+    assert step() is not None
+    assert bool(seen.all())
+
+
 def test_ramps():
     assert [sigmoid_ramp(step, 100) for step in (0, 50, 100, 200)] == pytest.approx(
         [math.exp(-5), math.exp(-1.25), 1.0, 1.0]
@@ -226,7 +277,16 @@ def test_labels_of_any_whole_type():
         (lambda e: ELRCallback().target, "no averages before the first batch"),
         (lambda e: ELRPlusCallback(mixup_alpha=-1), "mixup_alpha must be >= 0"),
         (lambda e: ELRPlusCallback(ema_decay=1.5), r"ema_decay must lie in \[0, 1\], got 1.5"),
-        (lambda e: ELRPlusCallback(ema_ramp=-1), "ema_ramp and coef_ramp must be >= 0"),
+        (lambda e: ELRPlusCallback(ema_ramp=-1), "ema_ramp must be >= 0, got -1"),
+        (lambda e: ELRPlusCallback(coef_ramp="long"), "coef_ramp must be a whole number >= 0, got 'long'"),
+        (lambda e: ELRLoss(4.5, 3), "num_examples must be a whole number >= 1, got 4.5"),
+        (lambda e: ELRLoss(4, 3, lam="much"), "lam must be a number >= 0, got 'much'"),
+        (lambda e: e(torch.zeros(1, 3), torch.tensor([-100]), torch.tensor([0])), "labels must lie in 0..2, got -100"),
+        (lambda e: e(torch.zeros(1, 3), torch.tensor([-1]), torch.tensor([0])), "labels must lie in 0..2, got -1"),
+        (
+            lambda e: e(torch.tensor([[0.0, 0.0, -math.inf]]), torch.tensor([0]), torch.tensor([0])),
+            "logits must be finite",
+        ),
         (lambda e: ELRPlusCallback(networks=3), "networks must be 1 or 2, got 3"),
         (lambda e: ELRPlusCallback(partner="other"), "partner must be 'shuffled' or 'copy'"),
         (lambda e: ELRPlusCallback().target, "no averages before the first batch"),
@@ -315,6 +375,17 @@ def test_elr_plus_is_the_loop_of_the_paper():
     x = torch.rand(3, 1, 4, 4)
     assert torch.allclose(module.eval()(x), (nets[0](x) + nets[1](x)) / 2, atol=1e-5)
     assert torch.equal(pair.eval()(x), module(x))
+
+
+def test_the_ramp_of_averaged_weights_fits_the_run():
+    short = ELRPlusCallback()
+    trained(short, epochs=4)  # three steps an epoch, two epochs a network
+    assert (short.ema_ramp, short.ramp) == (None, 3)
+    again = ELRPlusCallback()
+    again.load_state_dict(short.state_dict())
+    assert again.ramp == 3
+    trained(given := ELRPlusCallback(ema_ramp=40_000), epochs=2)
+    assert given.ramp == 40_000
 
 
 def test_the_partner():

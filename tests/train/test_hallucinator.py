@@ -128,8 +128,8 @@ def test_gradients_reach_the_key_unless_it_is_detached():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: Hallucinator(0), "dim and hidden must be >= 1, got 0 and 0"),
-        (lambda: Hallucinator(4, hidden=0), "got 4 and 0"),
+        (lambda: Hallucinator(0), "dim must be >= 1, got 0"),
+        (lambda: Hallucinator(4, hidden=0), "hidden must be >= 1, got 0"),
         (lambda: Hallucinator(4, ratio_max=-0.1), "ratio_max must be >= 0 and finite, got -0.1"),
         (lambda: Hallucinator(4, ratio_max=math.nan), "got nan"),
         (lambda: Hallucinator(4)(torch.ones(2, 4), torch.ones(3, 4)), r"one shape .* got \(2, 4\) and \(3, 4\)"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import socket
 import subprocess
@@ -15,8 +16,10 @@ from torch import nn
 from torch.nn import functional
 
 from netwright.console import UserError
+from netwright.data import load
+from netwright.data.augment import HorizontalFlip
 from netwright.data.tensors import Batches, TensorImages
-from netwright.seeding import seeded
+from netwright.seeding import seeded, stream
 from netwright.train import METHODS, Classifier, evaluate, fit
 from netwright.train.callbacks import (
     CDvGCallback,
@@ -28,6 +31,9 @@ from netwright.train.callbacks import (
     TrActCallback,
     WeightCompanderCallback,
 )
+from netwright.train.contrastive import ContrastiveModule, MoCo, SimCLR, TwoViews, nt_xent
+from netwright.train.debias import BiasTranslator
+from netwright.train.debias.debiasing import projection_head
 from netwright.train.groups import separate_
 from netwright.train.methods import callbacks as by_name
 from netwright.train.methods import check_network, parse
@@ -513,7 +519,12 @@ for name in shared.MAKE:
             found[name]["target"] = callback.target
         if isinstance(callback, shared.GradientNoiseCallback):
             found[name]["t"] = torch.tensor(callback.noises[0].t)
-torch.save(found, f"{folder}/{torch.distributed.get_rank()}.pt")
+rank = torch.distributed.get_rank()
+for kind in ("moco", "simclr"):
+    found[kind] = dict(shared.contrastive(kind).state_dict())
+module, _ = shared.debiased(f"{folder}/{rank}.safetensors", 2)
+found["cdvg"] = dict(module.state_dict())
+torch.save(found, f"{folder}/{rank}.pt")
 """
 
 
@@ -533,6 +544,60 @@ def distributed(name: str, devices: int = 2):
     return module, callbacks
 
 
+def contrastive(kind: str, devices: int = 2) -> nn.Module:
+    """A host without batch norm; the views of a batch do not depend on how many processes share it."""
+    with seeded(0, "init"):
+        host = {"moco": lambda make: MoCo(make, 4, 2 * BATCH, 0.9), "simclr": lambda make: SimCLR(make, 4)}[kind](
+            lambda: nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.Tanh())
+        )
+    options = {"devices": devices, "strategy": "ddp"} if devices > 1 else {}
+    batches = Batches(data(False).dataset, BATCH, seed=1, augment=TwoViews(HorizontalFlip()))
+    fit(ContrastiveModule(host, lr=0.05), batches, epochs=EPOCHS, **options)
+    return host
+
+
+def debiased(file: str, devices: int = 1) -> tuple[Classifier, CDvGCallback]:
+    """One step of CDvG on digits, with a translator that is there; with devices 0 everything but the step."""
+    digits = load("digits")
+    digits = dataclasses.replace(digits, train=digits.train.subset(range(EXAMPLES)))
+    with seeded(0, "translator"):
+        BiasTranslator(10, 8, channels=1, width=2, n_down=1, n_res=0, n_layers=1).save(file)
+    with seeded(0, "init"):
+        net = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, 10))
+    method, module = CDvGCallback(generator=file, seed=2), Classifier(net, clip=None)
+    method.prepare(digits, augment=False)
+    if devices:
+        options = {"devices": devices, "strategy": "ddp"} if devices > 1 else {}
+        batches = Batches(digits.train, BATCH, seed=1, normalise=digits.normalise(), indexed=True, steps=1)
+        fit(module, batches, epochs=1, callbacks=[method], optimizer=sgd, **options)
+    return module, method
+
+
+def sgd(params):
+    return torch.optim.SGD(params, lr=0.1)
+
+
+def debiased_by_hand(file: str) -> nn.Module:
+    """The same step by hand: the mean of the gradients of two processes, each with half of the batch."""
+    module, method = debiased(file, 0)
+    digits = load("digits")
+    with seeded(method.seed, "projection"):
+        projection = projection_head(8, 128)
+    losses = []
+    for rank in range(2):
+        share = Batches(digits.train.subset(range(EXAMPLES)), BATCH, seed=1, indexed=True, rank=rank, world=2)
+        _, y, ids = next(iter(share))
+        views = [digits.normalise()(view) for view in method._views.kept(ids, stream(method.seed, "views", 0, 0, rank))]
+        features = [module.network[:-1](view) for view in views]
+        logits = module.network[-1](torch.cat(features))
+        z = [projection(each) for each in features]
+        losses.append(functional.cross_entropy(logits, y.repeat(2)) + nt_xent(*z, method.temperature))
+    optimizer = sgd(module.parameters())
+    (sum(losses) / 2).backward()
+    optimizer.step()
+    return module
+
+
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path):
     with socket.socket() as probe:
@@ -549,8 +614,16 @@ def test_two_processes_equal_one(tmp_path: Path):
     errors = [process.communicate(timeout=600)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors[0][-2000:]
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    for name in MAKE:
+    for name in found[0]:
         assert all(torch.equal(value, found[1][name][key]) for key, value in found[0][name].items()), name
+    alone, both = contrastive("moco", 1).state_dict(), found[0]["moco"]
+    # Keys of a batch enter the queue in turns of the two processes.
+    both["queue"] = both["queue"].view(4, -1, BATCH // 2, 2).transpose(2, 3).flatten(1)
+    for key, value in alone.items():
+        assert torch.allclose(value, both[key], atol=1e-5), key
+    for key, value in debiased_by_hand(str(tmp_path / "by-hand.safetensors")).state_dict().items():
+        assert torch.allclose(value, found[0]["cdvg"][key], atol=1e-6), key
+    for name in MAKE:
         alone, callbacks = distributed(name, 1)
         for key, value in alone.state_dict().items():
             assert torch.allclose(value, found[0][name][key], atol=1e-5), (name, key)

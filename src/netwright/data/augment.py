@@ -54,6 +54,9 @@ class Augmentation:
         """The shape of an image afterwards."""
         return shape
 
+    def set_epoch(self, epoch: int) -> None:
+        """Tells which epoch the next batches are of, to those that change on the way; batches tell their own."""
+
     def __call__(
         self, images: Float[Tensor, "batch channels height width"], generator: Generator
     ) -> Float[Tensor, "batch channels out_height out_width"]:
@@ -282,6 +285,11 @@ class Compose(Augmentation):
             shape = step.shape_after(shape)
         return tuple(parameters)
 
+    def set_epoch(self, epoch: int) -> None:
+        """Tells every step."""
+        for step in self.steps:
+            step.set_epoch(epoch)
+
     def shape_after(self, shape: Shape) -> Shape:
         """The last step's shape."""
         for step in self.steps:
@@ -293,6 +301,51 @@ class Compose(Augmentation):
         for step, own in zip(self.steps, parameters, strict=True):
             images = step.apply(images, own)
         return images
+
+
+class Until(Augmentation):
+    """One augmentation in the first epochs, another one from then on.
+
+    Args:
+        epochs: How many have the first, >= 0.
+        first: The one.
+        then: The other, which leaves images of the same shape.
+
+    Raises:
+        ValueError: If ``epochs`` is negative.
+
+    Example:
+        >>> change = Until(2, HorizontalFlip(0.0), HorizontalFlip(1.0))
+        >>> change.set_epoch(2)
+        >>> change(torch.tensor([[[[1.0, 2.0]]]]), torch.Generator()).flatten().tolist()
+        [2.0, 1.0]
+    """
+
+    def __init__(self, epochs: int, first: Augmentation, then: Augmentation):
+        if epochs < 0:
+            raise ValueError(f"epochs must be >= 0, got {epochs}")
+        self.epochs, self.first, self.then = epochs, first, then
+        self.set_epoch(0)
+
+    def __repr__(self) -> str:
+        return f"Until({self.epochs}, {self.first!r}, {self.then!r})"
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses between the two."""
+        self._now = self.first if epoch < self.epochs else self.then
+        self._now.set_epoch(epoch)
+
+    def draw(self, count: int, shape: Shape, generator: Generator) -> Parameters:
+        """The parameters of the one whose turn it is."""
+        return self._now.draw(count, shape, generator)
+
+    def shape_after(self, shape: Shape) -> Shape:
+        """Its shape."""
+        return self._now.shape_after(shape)
+
+    def apply(self, images: Tensor, parameters: Parameters) -> Tensor:
+        """It alone."""
+        return self._now.apply(images, parameters)
 
 
 def luminance(images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 1 height width"]:

@@ -157,6 +157,10 @@ class RandomApply(Augmentation):
     def __repr__(self) -> str:
         return f"RandomApply({self.step!r}, p={self.p})"
 
+    def set_epoch(self, epoch: int) -> None:
+        """Tells the other one."""
+        self.step.set_epoch(epoch)
+
     def draw(self, count: int, shape: Shape, generator: Generator) -> Parameters:
         """Which images are changed, and the parameters of all."""
         return (torch.rand(count, generator=generator) < self.p, self.step.draw(count, shape, generator))

@@ -24,6 +24,30 @@ NOISE_KINDS: tuple[NoiseKind, ...] = ("symmetric", "asymmetric", "instance")
 
 # Truck -> automobile, bird -> airplane, cat <-> dog, deer -> horse: what people confuse in CIFAR-10.
 CIFAR10_CONFUSIONS = {9: 1, 2: 0, 3: 5, 5: 3, 4: 7}
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+# The five classes of each super-class of CIFAR-100 (Krizhevsky, 2009), whose labels are in the order of the alphabet.
+CIFAR100_SUPERCLASSES = (
+    "beaver dolphin otter seal whale",
+    "aquarium_fish flatfish ray shark trout",
+    "orchid poppy rose sunflower tulip",
+    "bottle bowl can cup plate",
+    "apple mushroom orange pear sweet_pepper",
+    "clock keyboard lamp telephone television",
+    "bed chair couch table wardrobe",
+    "bee beetle butterfly caterpillar cockroach",
+    "bear leopard lion tiger wolf",
+    "bridge castle house road skyscraper",
+    "cloud forest mountain plain sea",
+    "camel cattle chimpanzee elephant kangaroo",
+    "fox porcupine possum raccoon skunk",
+    "crab lobster snail spider worm",
+    "baby boy girl man woman",
+    "crocodile dinosaur lizard snake turtle",
+    "hamster mouse rabbit shrew squirrel",
+    "maple_tree oak_tree palm_tree pine_tree willow_tree",
+    "bicycle bus motorcycle pickup_truck train",
+    "lawn_mower rocket streetcar tank tractor",
+)
 
 
 def symmetric_noise(
@@ -106,6 +130,29 @@ def next_class(num_classes: int, groups: Sequence[int] | None = None) -> dict[in
     }
 
 
+def confusions(classes: Sequence[str]) -> dict[int, int]:
+    """Which class is taken for which in the literature on wrong labels, by the names of the classes.
+
+    Those of CIFAR-10 have :data:`CIFAR10_CONFUSIONS`, in whatever order they are; each class of CIFAR-100 becomes the
+    next of its super-class; elsewhere :func:`next_class` holds.
+
+    Args:
+        classes: Their names, at least 2.
+
+    Example:
+        >>> confusions(CIFAR10_CLASSES) == CIFAR10_CONFUSIONS, confusions(["a", "b"])
+        (True, {0: 1, 1: 0})
+    """
+    place = {name: label for label, name in enumerate(classes)}
+    if set(classes) == set(CIFAR10_CLASSES):
+        pairs = ((CIFAR10_CLASSES[label], CIFAR10_CLASSES[other]) for label, other in CIFAR10_CONFUSIONS.items())
+        return {place[name]: place[other] for name, other in pairs}
+    groups = {name: group for group, names in enumerate(CIFAR100_SUPERCLASSES) for name in names.split()}
+    if set(classes) == set(groups):
+        return next_class(len(classes), [groups[name] for name in classes])
+    return next_class(len(classes))
+
+
 def asymmetric_noise(
     labels: Int[Tensor, " examples"], rate: float, mapping: Mapping[int, int], generator: Generator
 ) -> tuple[Int[Tensor, " examples"], Bool[Tensor, " examples"]]:
@@ -114,7 +161,7 @@ def asymmetric_noise(
     Args:
         labels: At least 0.
         rate: In [0, 1].
-        mapping: Class to the class it is taken for: :data:`CIFAR10_CONFUSIONS`, :func:`next_class`.
+        mapping: Class to the class it is taken for: :func:`confusions`, :data:`CIFAR10_CONFUSIONS`, :func:`next_class`.
         generator: Of the choice; one number an example is drawn, whatever the mapping.
 
     Returns:
@@ -221,11 +268,11 @@ def with_noisy_labels(
     Args:
         data: As :func:`netwright.data.load` gives it.
         kind: ``"symmetric"`` draws another class by lot for exactly ``rate`` of the examples, ``"asymmetric"`` takes
-            each class for the next one (see ``mapping``), ``"instance"`` goes by the standardised images.
+            each class for another one (see ``mapping``), ``"instance"`` goes by the standardised images.
         rate: In [0, 1].
         seed: Of everything random.
         parts: Which parts: ``"train"``, ``"validation"``, ``"test"``.
-        mapping: For asymmetric noise; by default :func:`next_class`.
+        mapping: For asymmetric noise; by default :func:`confusions` of the classes' names.
 
     Returns:
         The data set, and for each of the parts which labels are other than before.
@@ -251,10 +298,10 @@ def with_noisy_labels(
         if kind == "symmetric":
             labels, changed[name] = symmetric_noise(images.labels, rate, classes, generator, exclude_true=True)
         elif kind == "asymmetric":
-            confusions = next_class(classes) if mapping is None else mapping
-            if outside := [label for label in confusions.values() if label >= classes]:
+            taken_for = confusions(data.classes) if mapping is None else mapping
+            if outside := [label for label in taken_for.values() if label >= classes]:
                 raise ValueError(f"mapping must name classes below {classes}, got {outside[0]}")
-            labels, changed[name] = asymmetric_noise(images.labels, rate, confusions, generator)
+            labels, changed[name] = asymmetric_noise(images.labels, rate, taken_for, generator)
         else:
             normalise = data.normalise()
             rows = torch.stack([normalise(images[i][0]).flatten() for i in range(len(images))])

@@ -297,6 +297,8 @@ class Batches:
         if epoch < 0:
             raise ValueError(f"epoch must be >= 0, got {epoch}")
         self.epoch = epoch
+        if isinstance(self.augment, Augmentation):
+            self.augment.set_epoch(epoch)
 
     def __len__(self) -> int:
         return self.steps

@@ -39,11 +39,13 @@ class Pretraining:
         host: What is trained.
         head: Name of the layer that was taken away.
         views: How two views of an image are made.
+        version: Of MoCo, whose views and schedule others have from version 2.
     """
 
     host: Host
     head: str
     views: TwoViews
+    version: int = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +71,9 @@ def prepare(options: TrainOptions, data: Data, network: nn.Module, method: str) 
     from netwright.nn.activations import without_head
     from netwright.seeding import seeded
     from netwright.train.contrastive import MoCo, policy
+    from netwright.train.contrastive.views import SMALL, WARMUP
     from netwright.train.methods import host as made
+    from netwright.train.methods import parse
 
     images = getattr(data.test, "images", None)
     if images is not None and images.dtype != torch.uint8:
@@ -78,8 +82,18 @@ def prepare(options: TrainOptions, data: Data, network: nn.Module, method: str) 
             where=options.data,
             cure="give images of 0..255, or train with labels",
         )
+    version = 1 if parse(method)[1].get("mlp") is False else 2
+    # A fifth of a short run, as it is of a run of the paper.
+    warmup = min(WARMUP, options.epochs // 5) if max(data.shape[1:]) > SMALL else 0
     try:
-        views = policy(data.shape, data.name, classes=data.classes, crop=options.crop)  # type: ignore[arg-type]
+        views = policy(
+            data.shape,
+            data.name,
+            classes=data.classes,
+            crop=options.crop,  # type: ignore[arg-type]
+            warmup=warmup,
+            version=version,
+        )
     except ValueError as error:
         raise UserError(f"no views can be made of these data: {error}", where=options.data) from error
     try:
@@ -105,7 +119,7 @@ def prepare(options: TrainOptions, data: Data, network: nn.Module, method: str) 
             raise UserError(f"moco: queue_size must be >= the keys of a batch, {needed}, got {host.queue.shape[1]}")
         if count < 2 * host.bn_splits:
             raise UserError(f"moco: bn_splits must leave >= 2 images in a group, got {host.bn_splits} for {count}")
-    return Pretraining(host, head, views)
+    return Pretraining(host, head, views, version)
 
 
 def pretrain(
@@ -142,7 +156,12 @@ def pretrain(
         synchronise(prepared.host)
     with in_mode(prepared.host, training=True):
         history = fit(
-            ContrastiveModule(prepared.host, lr=options.lr, weight_decay=options.weight_decay),
+            ContrastiveModule(
+                prepared.host,
+                lr=options.lr,
+                weight_decay=options.weight_decay,
+                schedule="step" if prepared.version == 1 else "cosine",
+            ),
             Batches(data.train, options.batch_size, seed=options.seed, augment=prepared.views, normalise=normalise),
             epochs=options.epochs,
             **options.fitting(run),
@@ -163,7 +182,12 @@ def pretrain(
 def told(options: TrainOptions, prepared: Pretraining) -> tuple[str, ...]:
     """Sentences on what was done, besides the method's own."""
     crop = "near the middle of the image" if options.crop == "center" else "anywhere in the image"
+    first = getattr(prepared.views.first, "steps", ())[:1]
+    if first and (wait := getattr(first[0], "epochs", 0)):
+        crop += f" (anywhere in the first {wait} epoch{'s' if wait > 1 else ''})"
     lines = [f"Two views of each image: crops {crop}, then {_steps(prepared.views)}."]
+    if prepared.version == 1:
+        lines.append("As version 1 of MoCo: no blur, hue turned further, learning rate in steps.")
     if options.hallucinate:
         lines.insert(0, "Hallucinator: adds a positive for each image, extrapolated in feature space.")
     queue = getattr(prepared.host, "queue", None)

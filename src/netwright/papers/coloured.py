@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
 
     from netwright.data import BiasedDataset
+    from netwright.data.augment import Augmentation
 
 CLASSES, BATCH = 10, 64
 
@@ -138,6 +139,14 @@ class KeptViews:
     def pick(self, index: Tensor, targets: Tensor) -> Tensor:
         """The translation of image ``index[i]`` into class ``targets[i]``."""
         return self.views[index, targets]
+
+
+def strong_jitter() -> Augmentation:
+    """Brightness, contrast, saturation and any hue, and half of the images grey: an augmentation against colours."""
+    from netwright.data.augment import Compose
+    from netwright.data.colour import ColourJitter, Greyscale
+
+    return Compose([ColourJitter(0.8, 0.8, 0.8, 0.5), Greyscale(0.5)])
 
 
 def random_colours(images: Tensor, generator: Generator) -> Tensor:

@@ -9,9 +9,9 @@ That is the paper's premise: the generator has seen natural variation, the label
 at hand, so a small one is trained on the pool as an auto-encoder. Arms with the same classifier, initialisation, steps
 and grid of learning rates, each tuned on held-out images of the narrow range with a seed of its own: plain training
 (ERM); crops, flips, brightness and contrast; mixup; adversarial training (PGD, 0.05, five steps); directions at random
-of the same spread, as a control for "any generated image helps"; NaTra with one random transformation and with the
-worst of eight; and the true rendering over the wide range, an oracle that no method has. Not tested: faces, StyleGAN,
-hair style. The small generator limits the gain.
+of the same spread, one transformation and the worst of eight, as a control for "any generated image helps"; NaTra with
+one random transformation and with the worst of eight; and the true rendering over the wide range, an oracle that no
+method has. Not tested: faces, StyleGAN, hair style. The small generator limits the gain.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ CARD = Paper(
     ),
     claims=(
         Claim("gain", "Under wide variation it is right three points more often than ERM, mixup and PGD training."),
-        Claim("control", "It is more accurate there than with random directions of the same spread."),
+        Claim("control", "It is more accurate there than with random directions, whether one or the worst of eight."),
         Claim("narrow", "It loses at most a point within the narrow range."),
         Claim("codes", "Four codes reconstruct with at most 0.85 of one code's squared error."),
         Claim("directions", "A direction that is kept follows a rendered number with a correlation of at least 0.6."),
@@ -68,9 +68,10 @@ CARD = Paper(
     fast_seeds=1,
 )
 
-OURS, RANDOM, NOISE = "NaTra, worst of 8", "NaTra, random", "random directions"
+OURS, RANDOM = "NaTra, worst of 8", "NaTra, random"
+NOISE, NOISE_WORST = "random directions", "random directions, worst of 8"
 PLAIN = ("ERM", "jitter", "mixup", "PGD", "oracle")
-GENERATED = (OURS, RANDOM, NOISE)
+GENERATED = (OURS, RANDOM, NOISE, NOISE_WORST)
 RATES = (0.02, 0.05, 0.1)
 BATCH, EPSILON, ATTACK_STEPS = 64, 0.05, 5
 UNFILTERED = {"max_flip": 1.0, "min_change": 0.0, "candidates": 3}
@@ -85,7 +86,7 @@ def judge(arms: Arms) -> dict[str, Verdict]:
     largest = mean(arms["generator"]["correlation"])
     return {
         "gain": all_of(*gaps),
-        "control": compare(ours, arms[NOISE]["accuracy"]),
+        "control": all_of(*(compare(ours, arms[name]["accuracy"]) for name in (NOISE, NOISE_WORST))),
         "narrow": compare(arms[OURS]["narrow accuracy"], arms["ERM"]["narrow accuracy"], margin=-0.01),
         "codes": decide(
             four / one <= 0.85, four / one, "squared error of four codes over that of one, claimed <= 0.85"
@@ -223,7 +224,7 @@ def _grids(
     noise = NaturalTransform(
         network.generator, transform.codes, dataclasses.replace(kept, vectors=vectors), scaled(train.images)
     )
-    ours = transform.grid()
+    ours, other = transform.grid(), noise.grid()
     figures: dict[str, Any] = {
         "loss": history.last["train_loss"],
         "directions": len(kept),
@@ -233,7 +234,7 @@ def _grids(
     }
     if compared:
         figures |= _correlation(network, prepared, data) | _codes(network, train, inversion, seed)
-    return {OURS: ours, RANDOM: ours, NOISE: noise.grid()}, figures
+    return {OURS: ours, RANDOM: ours, NOISE: other, NOISE_WORST: other}, figures
 
 
 def _identity(transform: NaturalTransform) -> bool:
@@ -302,7 +303,7 @@ def _train(seed: int, name: str, lr: float, data: dict[str, Any], grid: Any, epo
     methods = []
     if name in GENERATED:
         methods = [
-            NaTraTraining(grid, "worst_of_k" if name == OURS else "random", normalise=normalise, seed=seed),
+            NaTraTraining(grid, "random" if name in (RANDOM, NOISE) else "worst_of_k", normalise=normalise, seed=seed),
         ]
     batches = Batches(part, BATCH, seed=seed, normalise=normalise, augment=augments.get(name), indexed=bool(methods))
     module = _module(name)(network, normalise, seed, lr)

@@ -18,18 +18,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from netwright.checks import number
 from netwright.data.augment import mixup
 from netwright.data.indexed import IndexedDataset
 from netwright.data.label_noise import asymmetric_noise, symmetric_noise
 from netwright.lazy import exports
 from netwright.results import Result, new_axes
+from netwright.train.early_learning_step import KnownGradient, agreement, elr_step, through_softmax
 from netwright.train.memory import PredictionMemory, gather_rows
 
 if TYPE_CHECKING:
@@ -53,6 +55,8 @@ __all__ = [
     "sigmoid_ramp",
     "symmetric_noise",
 ]
+
+NO_LABEL = -(2**62)  # which no label is: -100, that torch leaves out of a loss, is refused
 
 # Late, since they are built on this module and on lightning.
 __getattr__, __dir__ = exports(
@@ -103,30 +107,9 @@ def check_strength(lam: float, beta: float, clamp: float) -> None:
     Raises:
         ValueError: If ``lam`` is negative or infinite, ``beta`` outside [0, 1) or ``clamp`` outside (0, 0.5).
     """
-    if not 0 <= lam < math.inf:
-        raise ValueError(f"lam must be >= 0 and finite, got {lam}")
-    if not 0 <= beta < 1:
-        raise ValueError(f"beta must lie in [0, 1), got {beta}")
-    if not 0 < clamp < 0.5:
-        raise ValueError(f"clamp must lie in (0, 0.5), got {clamp}")
-
-
-class _Agreement(torch.autograd.Function):
-    """mean log(1 - <t, p>) of clamped p = exp(log_probs), with its gradient made at once, which is quicker."""
-
-    @staticmethod
-    def forward(ctx: Any, log_probs: Tensor, probs: Tensor, clamped: Tensor, target: Tensor, scale: float) -> Tensor:
-        rest = 1 - (clamped * target).sum(1)
-        if log_probs.requires_grad:
-            slope = (probs * target).mul_((-scale / len(target)) / rest[:, None])
-            ctx.save_for_backward(slope.masked_fill_(clamped != probs, 0.0))
-        return rest.log_().mean().mul_(scale)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (slope,) = ctx.saved_tensors
-        return slope * grad, None, None, None, None
+    number("lam", lam, ">= 0")
+    number("beta", beta, "[0, 1)")
+    number("clamp", clamp, "(0, 0.5)")
 
 
 def agreement_loss(
@@ -146,9 +129,13 @@ def agreement_loss(
         >>> round(agreement_loss(torch.tensor([[0.5, 0.3, 0.2]]).log(), target).item(), 6)
         -0.121038
     """
-    log_probs = precise(logits).log_softmax(1)
-    probs = log_probs.detach().exp()
-    return _Agreement.apply(log_probs, probs, probs.clamp(clamp, 1 - clamp), target.detach(), 1.0)
+    z = precise(logits)
+    with torch.no_grad():
+        log_probs = z.log_softmax(1)
+        probs = log_probs.exp()
+        value, slope = agreement(probs, probs.clamp(clamp, 1 - clamp), target, clamp, 1.0)
+        gradient = through_softmax(slope(), log_probs) if z.requires_grad else None
+    return value if gradient is None else KnownGradient.apply(z, value, gradient)
 
 
 def precise(logits: Tensor) -> Tensor:
@@ -210,9 +197,18 @@ class ELRLoss(nn.Module):
             ValueError: If a shape is wrong, logits are not finite, a label is outside 0..classes - 1, or an index is
                 out of range or comes twice: the averages stay as they were then.
         """
-        log_probs = self._log_probs(logits, index)
-        loss = self._cross_entropy(log_probs, labels)
-        return loss + self._pull(log_probs, index)
+        z = self._checked(logits, index)
+        if labels.is_floating_point():
+            return functional.cross_entropy(z, labels.to(z.dtype)) + self._loss(z, index)
+        if labels.shape != z.shape[:1]:
+            raise ValueError(f"labels must have shape ({len(z)},), got {tuple(labels.shape)}")
+        # A kernel on a processor finds by itself what is no class, before anything is written.
+        if labels.device.type != "cpu":
+            self._check_range(labels)
+        labels = labels.long()
+        if not self.lam:  # cross-entropy bit for bit
+            return self._cross_entropy(z.log_softmax(1), labels) + self._loss(z, index)
+        return self._loss(z, index, labels)
 
     def pull(self, logits: Float[Tensor, "batch classes"], index: Int[Tensor, "batch"]) -> Float[Tensor, ""]:
         """The second term alone, ``lam`` included: for a loss of one's own in place of cross-entropy.
@@ -220,33 +216,59 @@ class ELRLoss(nn.Module):
         Raises:
             ValueError: As for :meth:`forward`.
         """
-        return self._pull(self._log_probs(logits, index), index)
+        return self._loss(self._checked(logits, index), index)
 
-    def _log_probs(self, logits: Tensor, index: Tensor) -> Tensor:
+    def _checked(self, logits: Tensor, index: Tensor) -> Tensor:
         if logits.ndim != 2 or logits.shape != (len(index), self.memory.num_classes):
             expected = f"({len(index)}, {self.memory.num_classes})"
             raise ValueError(f"logits must have shape {expected}, got {tuple(logits.shape)}")
-        # A sum is finite only if all are; one that overflows asks for a second look.
-        if not math.isfinite(float(logits.detach().sum())) and not bool(logits.detach().isfinite().all()):
-            raise ValueError("logits must be finite, got NaN or infinity: the averages would be poisoned")
-        return precise(logits).log_softmax(1)
+        return precise(logits)
+
+    def _check_range(self, labels: Tensor) -> None:
+        classes = self.memory.num_classes
+        if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
+            raise ValueError(f"labels must lie in 0..{classes - 1}, got {int(labels.min())}..{int(labels.max())}")
 
     def _cross_entropy(self, log_probs: Tensor, labels: Tensor) -> Tensor:
-        if labels.is_floating_point():
-            return functional.cross_entropy(log_probs, labels.to(log_probs.dtype))
-        classes = self.memory.num_classes
-        if labels.shape != log_probs.shape[:1]:
-            raise ValueError(f"labels must have shape ({len(log_probs)},), got {tuple(labels.shape)}")
-        found = labels.tolist()
-        if found and not (min(found) >= 0 and max(found) < classes):
-            raise ValueError(f"labels must lie in 0..{classes - 1}, got {min(found)}..{max(found)}")
-        return functional.nll_loss(log_probs, labels.long())
+        try:
+            return functional.nll_loss(log_probs, labels, ignore_index=NO_LABEL)
+        except (IndexError, RuntimeError):
+            self._check_range(labels)
+            raise
 
-    def _pull(self, log_probs: Tensor, index: Tensor) -> Tensor:
-        probs = log_probs.detach().exp()
-        clamped = probs.clamp(self.clamp, 1 - self.clamp)
-        rows = self._moved(index, clamped / clamped.sum(1, keepdim=True)) if self.training else self._recalled(index)
-        return _Agreement.apply(log_probs, probs, clamped, rows.to(probs.device, probs.dtype), self.lam)
+    def _loss(self, z: Tensor, index: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The pull, with the cross-entropy of labels if they are given, and the gradient of both made at once."""
+        if self.training and (known := self._at_once(z, index, labels)) is not None:
+            return KnownGradient.apply(z, *known) if z.requires_grad else known[0]
+        with torch.no_grad():
+            # A sum is finite only if all are; one that overflows asks for a second look.
+            if not math.isfinite(z.sum().item()) and not bool(z.isfinite().all()):
+                raise ValueError("logits must be finite, got NaN or infinity: the averages would be poisoned")
+            log_probs = z.log_softmax(1)
+            entropy = None if labels is None else self._cross_entropy(log_probs, labels)
+            probs = log_probs.exp()
+            clamped = probs.clamp(self.clamp, 1 - self.clamp)
+            rows = (
+                self._moved(index, clamped / clamped.sum(1, keepdim=True)) if self.training else self._recalled(index)
+            )
+            rows = rows.to(probs.device, probs.dtype)
+            value, slope = agreement(probs, clamped, rows, self.clamp, self.lam)
+            if entropy is not None:
+                value += entropy
+            if not z.requires_grad:
+                return value
+            gradient = slope()
+            if labels is not None:
+                gradient.scatter_(1, labels[:, None], -1 / len(z), reduce="add")
+            gradient = through_softmax(gradient, log_probs)
+        return KnownGradient.apply(z, value, gradient)
+
+    def _at_once(self, z: Tensor, index: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """Loss and gradient from the compiled step; None where it does not serve."""
+        if torch.compiler.is_compiling() or (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return None
+        memory = self.memory
+        return elr_step(z.detach(), labels, index, memory.predictions, memory.seen, self.beta, self.lam, self.clamp)
 
     def _moved(self, index: Tensor, current: Tensor) -> Tensor:
         ids, rows = gather_rows(index.to(current.device), current)

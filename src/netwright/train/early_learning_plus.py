@@ -35,7 +35,7 @@ class ELRPlus(Classifier):
         beta: Share of an average that a step keeps, in [0, 1).
         mixup_alpha: Parameter of the mixing weight's Beta distribution; 0 mixes nothing.
         ema_decay: Largest share of the averaged weights that an update keeps.
-        ema_ramp: Updates until it is reached.
+        ema_ramp: Updates until it is reached; by default 40,000, or half of a network's in a shorter run.
         coef_ramp: Updates until ``lam`` is reached.
         relabel: Whether targets are multiplied with the averages and normalised; for 100 classes and more.
         optimizer_fn: Makes the optimiser from the parameters; None is SGD at 0.02 with momentum 0.9 and decay 5e-4.
@@ -67,7 +67,7 @@ class ELRPlus(Classifier):
         beta: float = 0.7,
         mixup_alpha: float = 1.0,
         ema_decay: float = 0.997,
-        ema_ramp: int = 40_000,
+        ema_ramp: int | None = None,
         coef_ramp: int = 0,
         relabel: bool = False,
         optimizer_fn: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,

@@ -12,11 +12,11 @@ is left away after pre-training.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from netwright.checks import number, whole
 
 
 class Hallucinator(nn.Module):
@@ -42,11 +42,10 @@ class Hallucinator(nn.Module):
 
     def __init__(self, dim: int = 128, hidden: int | None = None, ratio_max: float = 0.1, per_sample: bool = False):
         super().__init__()
+        whole("dim", dim, ">= 1")
         hidden = 2 * dim if hidden is None else hidden
-        if dim < 1 or hidden < 1:
-            raise ValueError(f"dim and hidden must be >= 1, got {dim} and {hidden}")
-        if not 0 <= ratio_max < math.inf:
-            raise ValueError(f"ratio_max must be >= 0 and finite, got {ratio_max}")
+        whole("hidden", hidden, ">= 1")
+        number("ratio_max", ratio_max, ">= 0")
         self.dim, self.ratio_max, self.per_sample = dim, ratio_max, per_sample
         self.smooth = nn.Sequential(
             nn.Linear(2 * dim, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, dim)

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from netwright.checks import whole
+
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -48,8 +50,8 @@ class PredictionMemory(nn.Module):
         self, num_examples: int, num_classes: int, dtype: torch.dtype = torch.float32, *, topk: int | None = None
     ):
         super().__init__()
-        if num_examples < 1 or num_classes < 2:
-            raise ValueError(f"num_examples must be >= 1 and num_classes >= 2, got {num_examples} and {num_classes}")
+        whole("num_examples", num_examples, ">= 1")
+        whole("num_classes", num_classes, ">= 2")
         if topk is not None and not 1 <= topk < num_classes < 2**15:
             raise ValueError(f"topk must lie in 1..num_classes - 1 (of at most 32767), got {topk} of {num_classes}")
         self.num_examples, self.num_classes, self.topk = num_examples, num_classes, topk
@@ -64,7 +66,7 @@ class PredictionMemory(nn.Module):
             raise ValueError(f"ids must be whole numbers of shape (batch,), got {ids.dtype} of {tuple(ids.shape)}")
         ids = ids.to(self.seen.device)
         # On a processor the kernel that reads or writes the rows finds what is out of range, at no cost.
-        if ids.is_cuda:
+        if ids.device.type != "cpu":
             self._check_range(ids)
         return ids
 
@@ -79,14 +81,12 @@ class PredictionMemory(nn.Module):
             raise ValueError("ids must be different within a batch, got one twice")
         return numbers
 
-    def _written(self, ids: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
-        """Checked before anything is written."""
+    def _fitting(self, ids: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows that may be written if the indices are within their range."""
         if probs.ndim != 2 or probs.shape != (len(ids), self.num_classes):
             raise ValueError(f"probs must have shape ({len(ids)}, {self.num_classes}), got {tuple(probs.shape)}")
         ids = self._ids(ids)
-        numbers = self._distinct(ids)
-        if numbers and not (min(numbers) >= 0 and max(numbers) < self.num_examples):
-            raise ValueError(f"ids must lie in 0..{self.num_examples - 1}, got {min(numbers)}..{max(numbers)}")
+        self._distinct(ids)
         return ids, probs.to(self.predictions.device)
 
     def _rows(self, ids: Tensor) -> Tensor:
@@ -117,7 +117,9 @@ class PredictionMemory(nn.Module):
             ValueError: If an index is out of range or comes twice, or the rows have other columns than classes: nothing
                 is written then.
         """
-        self._write(*self._written(ids, probs))
+        ids, probs = self._fitting(ids, probs)
+        self._check_range(ids)
+        self._write(ids, probs)
 
     def _write(self, ids: Tensor, probs: Tensor) -> None:
         if self.topk is not None:
@@ -146,8 +148,8 @@ class PredictionMemory(nn.Module):
         """
         if self.topk is not None:
             raise ValueError(f"a memory with topk={self.topk} cannot be averaged, since a row is not kept whole")
-        ids, probs = self._written(ids, probs)
-        rows = self._rows(ids)
+        ids, probs = self._fitting(ids, probs)
+        rows = self._rows(ids)  # finds what is out of range before anything is written
         rows.lerp_(probs.to(rows.dtype), 1 - beta)
         self._write(ids, rows)
         return rows

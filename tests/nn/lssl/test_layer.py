@@ -340,7 +340,7 @@ def test_it_learns_to_remember():
         ({"measure": "fourier"}, "measure must be one of legs, legt, lagt, got 'fourier'"),
         ({"measure": (torch.eye(2), torch.ones(3))}, r"measure must be a name or \(A, B\).*\(2, 2\) and \(3,\)"),
         ({"learn": 3}, "learn must be one of 0, 1, 2, got 3"),
-        ({"d_state": 2.5}, "d_state must be a whole number, got 2.5"),
+        ({"d_state": 2.5}, "d_state must be a whole number >= 1, got 2.5"),
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
         ({"activation": "swish"}, "activation must be one of gelu, relu, silu, identity, got 'swish'"),
         ({"dt_init": "zero"}, "dt_init must be one of random, linspace, got 'zero'"),

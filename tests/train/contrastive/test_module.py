@@ -151,7 +151,7 @@ def test_policies():
         "Greyscale",
         "RandomApply",
     ]
-    small, large = (policy((3, side, side), crop="center").first.steps[0] for side in (32, 96))
+    small, large = (policy((3, side, side), crop="center", warmup=0).first.steps[0] for side in (32, 96))
     assert isinstance(small, CenterCrop2)
     assert (small.box, small.alpha, large.box, large.alpha) == (
         (0.25, 0.25, 0.75, 0.75),
@@ -161,6 +161,40 @@ def test_policies():
     )
     views = policy((3, 96, 96), crop="center")(torch.rand(4, 3, 96, 96), torch.Generator().manual_seed(0))
     assert views.shape == (4, 2, 3, 96, 96)
+
+
+def test_crops_about_the_middle_wait_where_images_are_large():
+    assert isinstance(policy((3, 64, 64), crop="center").first.steps[0], CenterCrop2)
+    views = policy((1, 96, 96), crop="center")
+    assert views.first.steps[0].epochs == 20
+    small = policy((1, 12, 12), crop="center", warmup=2)
+    plain, later = policy((1, 12, 12)), policy((1, 12, 12), crop="center", warmup=0)
+    made = [Batches(images(), 32, augment=each, seed=3) for each in (small, plain, later)]
+    for epoch in range(4):
+        waiting, first, then = (_batch(each, epoch) for each in made)
+        assert torch.equal(waiting, first) == (epoch < 2)
+        assert torch.equal(waiting, then) == (epoch >= 2)
+
+
+def _batch(batches: Batches, epoch: int) -> torch.Tensor:
+    batches.set_epoch(epoch)
+    return next(iter(batches))[0]
+
+
+def test_version_1_of_moco():
+    views = policy((3, 96, 96), "birds", version=1)
+    assert [type(step).__name__ for step in views.first.steps] == [
+        "RandomResizedCrop", "HorizontalFlip", "Greyscale", "ColourJitter",
+    ]  # fmt: skip
+    assert views.first.steps[-1].hue == 0.4
+    seen = []
+
+    class Watch(lightning.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    fit_contrastive(made("moco"), batches(), epochs=10, lr=0.1, schedule="step", callbacks=[Watch()])
+    assert seen == pytest.approx([0.1] * 18 + [0.01] * 6 + [0.001] * 6)
 
 
 @pytest.mark.parametrize(
@@ -175,6 +209,10 @@ def test_policies():
         ),
         (lambda: views_of([["a", "b"]]), "got list"),
         (lambda: policy((1, 28, 28), crop="middle"), "crop must be one of 'random', 'center', got 'middle'"),
+        (lambda: policy((1, 28, 28), version=3), "version must be 1 or 2, got 3"),
+        (lambda: policy((1, 28, 28), crop="center", warmup=-1), "warmup must be >= 0, got -1"),
+        (lambda: ContrastiveModule(made("simclr"), schedule="steps"), "schedule must be one of 'cosine', 'step', got"),
+        (lambda: ContrastiveModule(made("simclr"), schedule="step", warmup=0.1), "warmup must be 0 with schedule"),
         (lambda: policy((1, 1, 40)), r"at least 4 x 4 pixels, got \(1, 1, 40\)"),
     ],
 )

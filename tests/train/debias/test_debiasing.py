@@ -104,12 +104,25 @@ def test_real_images_are_in_the_statistics_and_not_in_the_loss():
         CDvG(encoder(norm=True), 4, Recolour(), lambda_con=0.0, real_images=real) for real in (True, False)
     )
     assert not CDvG(encoder(), 4, Recolour()).real_images  # no norm, nothing to add
-    for net in (with_real, without):
-        net.losses(x, y, None, stream(0, "v"))
-    views = [Recolour().translate(x, t) for t in torch.randint(4, (2, len(x)), generator=stream(0, "v"))]
-    for net, images in ((with_real, torch.cat([*views, x])), (without, torch.cat(views))):
-        mean = net.encoder[0](images).mean((0, 2, 3))
-        assert torch.allclose(net.encoder[1].running_mean, 0.1 * mean, atol=1e-6)
+    with_real.head.load_state_dict(without.head.state_dict())
+    losses = [net.losses(x, y, None, stream(0, "v"))["cross-entropy"] for net in (with_real, without)]
+    assert torch.equal(*losses)
+    views = torch.cat([Recolour().translate(x, t) for t in torch.randint(4, (2, len(x)), generator=stream(0, "v"))])
+    seen, real = (without.encoder[0](images).mean((0, 2, 3)) for images in (views, x))
+    assert torch.allclose(without.encoder[1].running_mean, 0.1 * seen, atol=1e-6)
+    assert torch.allclose(with_real.encoder[1].running_mean, 0.9 * 0.1 * real + 0.1 * seen, atol=1e-6)
+    before = with_real.encoder[1].running_mean.clone()
+    with_real.eval().losses(x, y, None, stream(0, "v"))
+    assert torch.equal(with_real.encoder[1].running_mean, before)
+
+
+def test_real_images_pass_without_gradient():
+    """They cost a forward pass and no backward pass."""
+    x, y = batch()
+    net, seen = CDvG(encoder(norm=True), 4, Recolour()), []
+    net.encoder[0].register_forward_hook(lambda module, args, out: seen.append((len(out), out.requires_grad)))
+    net.losses(x, y, None, stream(0, "v"))
+    assert seen == [(8, False), (16, True)]
 
 
 def test_weights():

@@ -15,6 +15,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from netwright.checks import whole
 from netwright.nn.dagnn.adjacency import (
     AdjacencyCache,
     csr,
@@ -103,8 +104,8 @@ def check_features(x: Tensor, in_dim: int) -> None:
     """Refuses features of another shape or layout.
 
     Raises:
-        ValueError: If they are not (nodes, ``in_dim``), not floating, neither dense nor sparse CSR, or sparse ones
-            require a gradient.
+        ValueError: If they are not (nodes, ``in_dim``), not floating, not finite, neither dense nor sparse CSR, or
+            sparse ones require a gradient.
     """
     if x.ndim != 2 or x.shape[1] != in_dim or not len(x):
         raise ValueError(f"x must have shape (nodes, {in_dim}) with at least 1 node, got {tuple(x.shape)}")
@@ -114,17 +115,20 @@ def check_features(x: Tensor, in_dim: int) -> None:
         raise ValueError(f"x must be dense or sparse CSR, got {x.layout}")
     if x.layout is torch.sparse_csr and x.requires_grad:
         raise ValueError("x must not require a gradient where it is sparse, got one that does")
+    values = (x.values() if x.layout is torch.sparse_csr else x).detach()
+    # A sum is finite only if all are; one that overflows asks for a second look.
+    if not bool(values.sum().isfinite()) and not bool(values.isfinite().all()):
+        raise ValueError("x must be finite, got NaN or infinity")
 
 
 def check_sizes(**sizes: tuple[int, int]) -> None:
-    """Refuses whole numbers below their bounds, given as ``name=(value, bound)``.
+    """Refuses what is no whole number or below its bound, given as ``name=(value, bound)``.
 
     Raises:
         ValueError: Naming the first of them.
     """
     for name, (value, bound) in sizes.items():
-        if value < bound:
-            raise ValueError(f"{name} must be >= {bound}, got {value}")
+        whole(name, value, f">= {bound}")
 
 
 class NodeMLP(nn.Module):

@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
+from netwright.checks import number, whole
 from netwright.nn.kv_bottleneck.keys import KeyInit, first_keys, totals, wide
 from netwright.nn.kv_bottleneck.lookup import nearest_keys, prepared
 
@@ -104,8 +105,7 @@ class KeyValueBottleneck(nn.Module):
         super().__init__()
         counts = {"in_dim": in_dim, "num_pairs": num_pairs, "num_codebooks": num_codebooks, "value_dim": value_dim}
         for name, value in counts.items():
-            if value < 1:
-                raise ValueError(f"{name} must be >= 1, got {value}")
+            whole(name, value, ">= 1")
         named = {
             "projection": (projection, Projection),
             "value_init": (value_init, ValueInit),
@@ -116,11 +116,9 @@ class KeyValueBottleneck(nn.Module):
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, get_args(words)))}, got {word!r}")
         if pool not in {"mean", None}:
             raise ValueError(f"pool must be 'mean' or None, got {pool!r}")
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must lie in [0, 1), got {decay}")
-        for name, number in {"dead_threshold": dead_threshold or 0.0, "epsilon": epsilon}.items():
-            if not 0 <= number < math.inf:
-                raise ValueError(f"{name} must be >= 0 and finite, got {number}")
+        number("decay", decay, "[0, 1)")
+        number("dead_threshold", dead_threshold or 0.0, ">= 0")
+        number("epsilon", epsilon, ">= 0")
         self.in_dim, self.num_pairs, self.num_codebooks, self.value_dim = in_dim, num_pairs, num_codebooks, value_dim
         self.projection, self.pool, self.decay, self.dead_threshold = projection, pool, decay, dead_threshold
         self.sparse, self.key_init, self.epsilon = sparse, key_init, epsilon
@@ -140,8 +138,8 @@ class KeyValueBottleneck(nn.Module):
         self._prepared: tuple[Tensor, Tensor, Tensor] | None = None  # of frozen keys, for the lookup
 
     def _key_dim(self, given: int | None) -> int:
-        if given is not None and given < 1:
-            raise ValueError(f"key_dim must be >= 1, got {given}")
+        if given is not None:
+            whole("key_dim", given, ">= 1")
         if self.projection == "random":
             return KEY_DIM if given is None else given
         if self.projection == "split" and self.in_dim % self.num_codebooks:

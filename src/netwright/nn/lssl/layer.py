@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from netwright.checks import number, whole
 from netwright.nn.lssl.convolution import final_state, free_response, krylov, ssm_kernel, two_sided_conv
 from netwright.nn.lssl.dense import DenseMatrix
 from netwright.nn.lssl.measures import Measure
@@ -343,16 +344,12 @@ def _check_arguments(
 ) -> None:
     """Counts >= 1, names of a list, and numbers in [0, 1], the end being allowed or not."""
     for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ValueError(f"{name} must be a whole number, got {value!r}")
-        if value < 1:
-            raise ValueError(f"{name} must be >= 1, got {value}")
+        whole(name, value, ">= 1")
     for name, (value, known) in names.items():
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(map(str, known))}, got {value!r}")
     for name, (share, closed) in shares.items():
-        if not (0 <= share < 1 or (closed and share == 1)):
-            raise ValueError(f"{name} must lie in [0, 1{']' if closed else ')'}, got {share}")
+        number(name, share, "[0, 1]" if closed else "[0, 1)")
 
 
 def param_groups(

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from netwright.checks import whole
+
 Measure = Literal["legs", "legt", "lagt"]
 
 
@@ -23,8 +25,7 @@ def check_measure(measure: str, N: int) -> None:
     """
     if measure not in get_args(Measure):
         raise ValueError(f"measure must be one of {', '.join(get_args(Measure))}, got {measure!r}")
-    if N < 1:
-        raise ValueError(f"N must be >= 1, got {N}")
+    whole("N", N, ">= 1")
 
 
 def hippo(

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from netwright.checks import whole
 from netwright.nn.lssl.layer import LR_A, LR_DT, LSSL, Learn, Mode, param_groups
 from netwright.nn.lssl.measures import Measure
 
@@ -102,8 +103,7 @@ class LSSLModel(nn.Module):
     ):
         super().__init__()
         for name, value in (("d_input", d_input), ("d_output", d_output), ("n_layers", n_layers)):
-            if value < 1:
-                raise ValueError(f"{name} must be >= 1, got {value}")
+            whole(name, value, ">= 1")
         if norm not in {"pre", "post"}:
             raise ValueError(f"norm must be 'pre' or 'post', got {norm!r}")
         if task not in {"classify", "regress", "seq2seq"}:

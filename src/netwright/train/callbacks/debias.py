@@ -15,7 +15,7 @@ from netwright.data.tensors import Batches, TensorImages
 from netwright.nn.activations import last_linear
 from netwright.seeding import derive, seeded, stream
 from netwright.train.callbacks.examples import indexed_around
-from netwright.train.callbacks.terms import JoiningCallback
+from netwright.train.callbacks.terms import TermCallback
 from netwright.train.debias.debiasing import check_contrast, contrast, projection_head
 from netwright.train.debias.networks import check_classes
 from netwright.train.debias.quality import translation_quality
@@ -31,14 +31,14 @@ LEAST_SIDE = 4
 STEPS_AN_EPOCH = 250  # of the translator, from one checkpoint to the next
 
 
-class CDvGCallback(JoiningCallback):
+class CDvGCallback(TermCallback):
     """Trains on views of each image that a translator gave other classes' bias, and draws the two of an image together.
 
     Before the training, :meth:`prepare` trains the translator on the same images and translates each of them into every
     class. ``training_step`` is then given (views, labels): both views of every image with the image's own label. Where
-    the module has batch norms, its ``self(x)`` is given the images themselves as well, for their statistics; the step
-    sees the logits of the views alone, so that any loss does. The loss gets the contrast of the features that enter the
-    last linear layer. Not together with methods that remember something of each example.
+    the module has batch norms, the images themselves pass through it before, without gradient, for their statistics.
+    The loss gets the contrast of the features that enter the last linear layer. Not together with methods that remember
+    something of each example.
 
     Args:
         lambda_con: Weight of the contrast, >= 0; to be tuned, 0.1 to 1.
@@ -257,28 +257,28 @@ class CDvGCallback(JoiningCallback):
         draws = stream(self.seed, "views", *self._place)
         views = self._views.kept(self._ids, draws)
         rows = [x if view is None else self._normalise(view.to(x.device)) for view in views]
-        extra: Tensor | None = None
         if self.ce_on_original:
             rows.append(x)
         elif self.real_images and _keeps_statistics(pl_module):
-            extra = x
-        self._join(extra, len(rows) * len(x))
+            self._pass(pl_module, x)
         self._caught, self._labels = [], labels
         x, labels = super()._before(pl_module, torch.cat(rows), labels.repeat(len(rows)))
         self._pending = bool(self.lambda_con)
         return x, labels
 
-    def _after(self, pl_module: lightning.LightningModule, outputs: Any) -> Any:
-        if self._extra is not None and not self._joined:
+    @torch.no_grad()
+    def _pass(self, pl_module: lightning.LightningModule, x: Tensor) -> None:
+        """Shows the images themselves to the batch norms; past hooks, for others are to see the views alone."""
+        try:
+            self._source(pl_module).forward(x)
+        except NotImplementedError as error:
             raise RuntimeError(
-                "CDvG found no place where the images themselves pass through the module: training_step must call "
-                "self(x), or the argument logits must name the submodule that gives the logits, or give "
-                "real_images=False"
-            )
-        if self.lambda_con:
-            outputs = super()._after(pl_module, outputs)
-        self._join(None, 0)  # lets go of the graph
-        return outputs
+                "CDvG found no way for the images themselves through the module: give it a forward(x), or name the "
+                "submodule that gives the logits with the argument logits, or give real_images=False"
+            ) from error
+
+    def _after(self, pl_module: lightning.LightningModule, outputs: Any) -> Any:
+        return super()._after(pl_module, outputs) if self.lambda_con else outputs
 
     def _pull(self, pl_module: lightning.LightningModule, ids: Tensor, logits: Tensor) -> Tensor:
         assert self._labels is not None

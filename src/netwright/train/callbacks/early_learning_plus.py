@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from netwright.checks import number, whole
 from netwright.data.augment import mixup
 from netwright.nn.copies import separate_copy
 from netwright.nn.ensemble import LogitMean
@@ -19,6 +20,8 @@ from netwright.train.callbacks.examples import indexed_within
 from netwright.train.early_learning import agreement_loss, check_strength, ema_decay, precise, sigmoid_ramp
 from netwright.train.ema import WeightAverage
 from netwright.train.memory import PredictionMemory, gather_rows, one_hot
+
+RAMP = 40_000  # updates of a network of the 78,000 that the paper gives it
 
 
 class ELRPlusCallback(PullCallback):
@@ -36,7 +39,8 @@ class ELRPlusCallback(PullCallback):
         beta: Likewise.
         mixup_alpha: Parameter of the Beta distribution of the mixing weight; 0 mixes nothing.
         ema_decay: Largest share of the averaged weights that an update keeps, in [0, 1].
-        ema_ramp: Updates of a network until it is reached, as in :func:`netwright.train.early_learning.ema_decay`.
+        ema_ramp: Updates of a network until it is reached, as in :func:`netwright.train.early_learning.ema_decay`; by
+            default the published 40,000, or half of the network's updates in a shorter run, as it is of the paper's.
         coef_ramp: Updates of a network until ``lam`` is reached; 0 has it at once.
         relabel: Whether targets are multiplied with the averages and normalised: for 100 classes and more.
         clamp: As for :class:`ELRCallback`.
@@ -53,6 +57,7 @@ class ELRPlusCallback(PullCallback):
         memories: The averages of predictions for each network, once a batch was seen.
         averages: The averaged weights of each network.
         other: Parameters and buffers of the network that is not in the module.
+        ramp: Updates until ``ema_decay`` is reached, once training has begun.
 
     Raises:
         ValueError: If a number is out of its range; in training if a batch has no indices, a method within remembers
@@ -72,7 +77,7 @@ class ELRPlusCallback(PullCallback):
         beta: float = 0.7,
         mixup_alpha: float = 1.0,
         ema_decay: float = 0.997,
-        ema_ramp: int = 40_000,
+        ema_ramp: int | None = None,
         coef_ramp: int = 0,
         relabel: bool = False,
         clamp: float = 1e-4,
@@ -86,12 +91,10 @@ class ELRPlusCallback(PullCallback):
         super().__init__(logits, num_examples, device)
         check_strength(lam, beta, clamp)
         derive(seed)
-        if not 0 <= mixup_alpha < float("inf"):
-            raise ValueError(f"mixup_alpha must be >= 0 and finite, got {mixup_alpha}")
-        if not 0 <= ema_decay <= 1:
-            raise ValueError(f"ema_decay must lie in [0, 1], got {ema_decay}")
-        if ema_ramp < 0 or coef_ramp < 0:
-            raise ValueError(f"ema_ramp and coef_ramp must be >= 0, got {ema_ramp} and {coef_ramp}")
+        number("mixup_alpha", mixup_alpha, ">= 0")
+        number("ema_decay", ema_decay, "[0, 1]")
+        whole("ema_ramp", ema_ramp or 0, ">= 0")
+        whole("coef_ramp", coef_ramp, ">= 0")
         if networks not in (1, 2):
             raise ValueError(f"networks must be 1 or 2, got {networks}")
         if partner not in ("shuffled", "copy"):
@@ -99,6 +102,7 @@ class ELRPlusCallback(PullCallback):
         self.lam, self.beta, self.clamp, self.mixup_alpha = lam, beta, clamp, mixup_alpha
         self.ema_decay, self.ema_ramp, self.coef_ramp, self.relabel = ema_decay, ema_ramp, coef_ramp, relabel
         self.networks, self.partner, self.seed = networks, partner, seed
+        self.ramp = ema_ramp
         self.memories: list[PredictionMemory] = []
         self.averages: list[WeightAverage] = []
         self.other: dict[str, Tensor] = {}
@@ -163,6 +167,12 @@ class ELRPlusCallback(PullCallback):
             kept = value.detach().clone()
             value.copy_(self.other[name])
             self.other[name] = kept
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Finds out how many examples there are, and how long the run is."""
+        super().on_train_start(trainer, pl_module)
+        if self.ramp is None:
+            self.ramp = int(min(RAMP, trainer.estimated_stepping_batches / self.networks / 2))
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """The network whose turn it is comes into the module, with its optimisers' states."""
@@ -229,7 +239,8 @@ class ELRPlusCallback(PullCallback):
         self._target = None
         if trainer.global_step > self._before_step:
             done = self.updates[self.active]
-            self.averages[self.active].update(self._source(pl_module), ema_decay(done, self.ema_decay, self.ema_ramp))
+            assert self.ramp is not None
+            self.averages[self.active].update(self._source(pl_module), ema_decay(done, self.ema_decay, self.ramp))
             self.updates[self.active] = done + 1
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -258,6 +269,7 @@ class ELRPlusCallback(PullCallback):
         return {
             "active": self.active,
             "updates": list(self.updates),
+            "ramp": self.ramp,
             "other": dict(self.other),
             "optimizers": list(self._states),
             "averages": [average.state_dict() for average in self.averages],
@@ -266,7 +278,7 @@ class ELRPlusCallback(PullCallback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up the state of a checkpoint."""
-        self.active, self.updates = state_dict["active"], list(state_dict["updates"])
+        self.active, self.updates, self.ramp = state_dict["active"], list(state_dict["updates"]), state_dict["ramp"]
         self.other, self._states = dict(state_dict["other"]), list(state_dict["optimizers"])
         self.averages, self.memories = [], []
         for state in state_dict["averages"]:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from netwright.checks import number, whole
 from netwright.nn.copies import separate_copy
 from netwright.train.contrastive.losses import check_temperature, info_nce, negative_cosine, nt_xent
 from netwright.train.hallucinator import Hallucinator
@@ -47,8 +48,7 @@ class Host(nn.Module):
         self, backbone_fn: Callable[[], nn.Module], dim: int, features: int | None, hallucinator: Hallucinator | None
     ):
         super().__init__()
-        if dim < 1:
-            raise ValueError(f"dim must be >= 1, got {dim}")
+        whole("dim", dim, ">= 1")
         if hallucinator is not None and hallucinator.dim != dim:
             raise ValueError(f"hallucinator must have the dim of the host, {dim}, got {hallucinator.dim}")
         self.backbone = backbone_fn()
@@ -158,7 +158,8 @@ class SimCLR(Host):
 class MoCo(Host):
     """Queries are contrasted with their own keys and a queue of earlier ones, made by a slowly moving network.
 
-    Version 2 by default; version 1 is ``mlp=False, temperature=0.07``. There is no shuffle of batches on one device,
+    Version 2 by default; version 1 is ``mlp=False, temperature=0.07``, with ``policy(..., version=1)`` and
+    ``schedule="step"``. There is no shuffle of batches on one device,
     where batch norm can tell a query its key's batch: ``bn_splits`` has keys normalised in random groups.
 
     Args:
@@ -209,11 +210,9 @@ class MoCo(Host):
         bn_splits: int = 1,
     ):
         check_temperature(temperature)
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum must lie in [0, 1], got {momentum}")
-        for name, value in (("queue_size", queue_size), ("bn_splits", bn_splits)):
-            if value < 1:
-                raise ValueError(f"{name} must be >= 1, got {value}")
+        number("momentum", momentum, "[0, 1]")
+        whole("queue_size", queue_size, ">= 1")
+        whole("bn_splits", bn_splits, ">= 1")
         super().__init__(backbone_fn, dim, features, hallucinator)
         self.momentum, self.temperature, self.bn_splits = momentum, temperature, bn_splits
         self.normalize_query, self.enqueue_once = normalize_query, enqueue_once
@@ -314,8 +313,7 @@ class SimSiam(Host):
         *,
         features: int | None = None,
     ):
-        if pred_dim < 1:
-            raise ValueError(f"pred_dim must be >= 1, got {pred_dim}")
+        whole("pred_dim", pred_dim, ">= 1")
         super().__init__(backbone_fn, dim, features, hallucinator)
         width = self.features
         self.projector = nn.Sequential(

@@ -20,6 +20,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from netwright.checks import number
+
 
 def nt_xent(
     z1: Float[Tensor, "batch dim"],
@@ -217,5 +219,4 @@ def check_temperature(temperature: float) -> None:
     Raises:
         ValueError: If it is not.
     """
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be > 0 and finite, got {temperature}")
+    number("temperature", temperature, "> 0")

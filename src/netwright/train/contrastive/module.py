@@ -1,11 +1,11 @@
-"""Training of a contrastive host: SGD with momentum along a cosine, on two views of each image."""
+"""Training of a contrastive host: SGD with momentum along a cosine or in steps, on two views of each image."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import lightning
 import torch
@@ -16,25 +16,29 @@ from netwright.results import History
 from netwright.train.classifier import channels_last
 from netwright.train.contrastive.hosts import Host
 from netwright.train.fitting import Loader, fit
-from netwright.train.schedules import CosineProgress
+from netwright.train.schedules import CosineProgress, RateProgress, StepProgress
+
+Schedule = Literal["cosine", "step"]
+MILESTONES = (0.6, 0.8)  # of version 1 of MoCo, which divides the rate by ten after 120 and 160 of 200 epochs
 
 
 class ContrastiveModule(lightning.LightningModule):
     """Trains SimCLR, MoCo or SimSiam; labels are not looked at.
 
     A batch begins with both views: a tensor (batch, 2, channels, height, width), as
-    :class:`netwright.train.contrastive.TwoViews` makes it, or a pair of tensors. The learning rate follows a cosine,
-    that of SimSiam's predictor stays.
+    :class:`netwright.train.contrastive.TwoViews` makes it, or a pair of tensors. The learning rate follows a cosine or
+    falls in steps, that of SimSiam's predictor stays.
 
     Args:
         host: It.
         lr: Learning rate at the start, > 0. The paper: 0.5 for CIFAR in batches of 512, 0.03 for ImageNet in 256.
         momentum: In [0, 1).
         weight_decay: On all parameters, >= 0.
-        warmup: Share of the run over which the learning rate rises from 0, in [0, 1).
+        warmup: Share of the run over which the learning rate rises from 0, in [0, 1); with a cosine alone.
+        schedule: ``"cosine"``, or ``"step"``: a tenth after 60 and again after 80 % of the run, as version 1 of MoCo.
 
     Raises:
-        ValueError: If a number is out of its range, or a batch holds no two views.
+        ValueError: If a number is out of its range, the schedule is unknown, or a batch holds no two views.
 
     Example:
         >>> from torch import nn
@@ -51,6 +55,7 @@ class ContrastiveModule(lightning.LightningModule):
         momentum: float = 0.9,
         weight_decay: float = 1e-4,
         warmup: float = 0.0,
+        schedule: Schedule = "cosine",
     ):
         super().__init__()
         if not 0 < lr < math.inf:
@@ -61,7 +66,13 @@ class ContrastiveModule(lightning.LightningModule):
             raise ValueError(f"weight_decay must be >= 0 and finite, got {weight_decay}")
         self.host = host.to(memory_format=torch.channels_last)
         self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
-        self.schedule = CosineProgress(warmup=warmup)
+        if schedule not in get_args(Schedule):
+            raise ValueError(f"schedule must be one of {', '.join(map(repr, get_args(Schedule)))}, got {schedule!r}")
+        if schedule == "step" and warmup:
+            raise ValueError(f"warmup must be 0 with schedule 'step', got {warmup}")
+        self.schedule: RateProgress = (
+            CosineProgress(warmup=warmup) if schedule == "cosine" else StepProgress(MILESTONES)
+        )
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of a batch."""
@@ -71,7 +82,7 @@ class ContrastiveModule(lightning.LightningModule):
         return loss
 
     def configure_callbacks(self) -> list[lightning.Callback]:
-        """The cosine."""
+        """The schedule."""
         return [self.schedule]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -109,6 +120,7 @@ def fit_contrastive(
     momentum: float = 0.9,
     weight_decay: float = 1e-4,
     warmup: float = 0.0,
+    schedule: Schedule = "cosine",
     callbacks: Sequence[lightning.Callback] = (),
     seed: int = 0,
     checkpoint: str | Path | None = None,
@@ -123,6 +135,7 @@ def fit_contrastive(
         momentum: Likewise.
         weight_decay: Likewise.
         warmup: Likewise.
+        schedule: Likewise.
         callbacks: As for :func:`netwright.train.fit`; the schedule is there already.
         seed: Of everything random.
         checkpoint: As for :func:`netwright.train.fit`.
@@ -142,7 +155,9 @@ def fit_contrastive(
         >>> len(fit_contrastive(host, Batches(images, 16, augment=policy((1, 8, 8))), epochs=2).epochs)
         2
     """
-    module = ContrastiveModule(host, lr=lr, momentum=momentum, weight_decay=weight_decay, warmup=warmup)
+    module = ContrastiveModule(
+        host, lr=lr, momentum=momentum, weight_decay=weight_decay, warmup=warmup, schedule=schedule
+    )
     with in_mode(host, training=True):
         return fit(
             module, data, epochs=epochs, callbacks=callbacks, seed=seed, checkpoint=checkpoint,

@@ -8,13 +8,15 @@ from typing import Literal, get_args
 import torch
 from torch import Generator, Tensor
 
-from netwright.data.augment import Augmentation, Compose, HorizontalFlip, Parameters, Shape, may_flip
+from netwright.data.augment import Augmentation, Compose, HorizontalFlip, Parameters, Shape, Until, may_flip
 from netwright.data.colour import ColourJitter, GaussianBlur, Greyscale, RandomApply
 from netwright.data.crops import CenterCrop2, RandomResizedCrop
 
 Crop = Literal["random", "center"]
 SMALL = 64  # pixels a side up to which views are made as for CIFAR, beyond as for ImageNet
+WARMUP = 20  # epochs of crops anywhere before those about the middle, beyond SMALL
 JITTER = (0.4, 0.4, 0.4, 0.1)
+FIRST_JITTER = (0.4, 0.4, 0.4, 0.4)  # of version 1 of MoCo
 
 
 class TwoViews(Augmentation):
@@ -36,6 +38,11 @@ class TwoViews(Augmentation):
     def __repr__(self) -> str:
         return f"TwoViews({self.first!r}, {self.second!r})"
 
+    def set_epoch(self, epoch: int) -> None:
+        """Tells both."""
+        self.first.set_epoch(epoch)
+        self.second.set_epoch(epoch)
+
     def draw(self, count: int, shape: Shape, generator: Generator) -> Parameters:
         """The parameters of both."""
         return (self.first.draw(count, shape, generator), self.second.draw(count, shape, generator))
@@ -46,22 +53,35 @@ class TwoViews(Augmentation):
 
 
 def policy(
-    shape: Shape, name: str = "", *, classes: Sequence[str] = (), crop: Crop = "random", blur: bool | None = None
+    shape: Shape,
+    name: str = "",
+    *,
+    classes: Sequence[str] = (),
+    crop: Crop = "random",
+    blur: bool | None = None,
+    warmup: int | None = None,
+    version: int = 2,
 ) -> TwoViews:
     """How SimCLR, MoCo v2 and SimSiam make two views: crop, flip, colour jitter, grey, blur.
 
     Crops have an area share of 0.2 to 1; the middle of those with ``crop="center"`` lies in a box, as for CIFAR up to
-    64 pixels and as for ImageNet beyond. The flip is left out where it may change what an image means.
+    64 pixels and as for ImageNet beyond. The flip is left out where it may change what an image means. Version 1 of
+    MoCo has all images jittered, their hue too, and none blurred.
 
     Args:
         shape: (channels, height, width) of an image.
         name: Of the data set, from which it is told whether images may be flipped.
         classes: Class names, likewise.
         crop: ``"random"`` anywhere, or ``"center"``.
-        blur: Whether half of the views are blurred; by default those of images beyond 64 pixels.
+        blur: Whether half of the views are blurred; by default those of images beyond 64 pixels, but for version 1.
+        warmup: With ``crop="center"``, epochs in which crops lie anywhere yet, >= 0; by default 20 beyond 64 pixels, as
+            for ImageNet, and none up to there. ``Batches`` tell the views their epoch; in a loop of your own call
+            ``views.set_epoch(epoch)``.
+        version: 2, or 1 for the views of version 1 of MoCo.
 
     Raises:
-        ValueError: If ``crop`` is unknown, or an image has no two dimensions of at least 4 pixels.
+        ValueError: If ``crop`` or ``version`` is unknown, ``warmup`` is negative, or an image has no two dimensions of
+            at least 4 pixels.
 
     Example:
         >>> policy((1, 28, 28), "fashion-mnist").first.steps[:2]
@@ -71,19 +91,20 @@ def policy(
         raise ValueError(f"crop must be one of {', '.join(map(repr, get_args(Crop)))}, got {crop!r}")
     if len(shape) != 3 or min(shape[1:]) < 4:
         raise ValueError(f"shape must be (channels, height, width) with at least 4 x 4 pixels, got {tuple(shape)}")
+    if version not in (1, 2):
+        raise ValueError(f"version must be 1 or 2, got {version}")
     small = max(shape[1:]) <= SMALL
-    steps: list[Augmentation] = []
-    if crop == "random":
-        steps.append(RandomResizedCrop())
-    elif small:
-        steps.append(CenterCrop2())
-    else:
-        steps.append(CenterCrop2(box=(0.2, 0.2, 0.8, 0.8), alpha=0.6))
+    wait = (0 if small else WARMUP) if warmup is None else warmup
+    if wait < 0:
+        raise ValueError(f"warmup must be >= 0, got {warmup}")
+    steps: list[Augmentation] = [RandomResizedCrop()]
+    if crop == "center":
+        middle = CenterCrop2() if small else CenterCrop2(box=(0.2, 0.2, 0.8, 0.8), alpha=0.6)
+        steps = [Until(wait, steps[0], middle) if wait else middle]
     if may_flip(shape, name, classes):
         steps.append(HorizontalFlip())
-    steps.append(RandomApply(ColourJitter(*JITTER), p=0.8))
-    if shape[0] == 3:
-        steps.append(Greyscale(0.2))
-    if (not small) if blur is None else blur:
+    grey = [Greyscale(0.2)] if shape[0] == 3 else []
+    steps += [*grey, ColourJitter(*FIRST_JITTER)] if version == 1 else [RandomApply(ColourJitter(*JITTER), 0.8), *grey]
+    if (version == 2 and not small) if blur is None else blur:
         steps.append(RandomApply(GaussianBlur(), p=0.5))
     return TwoViews(Compose(steps))

@@ -21,6 +21,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from netwright.checks import number, whole
 from netwright.nn.modes import in_mode
 from netwright.seeding import derive, stream
 from netwright.train.contrastive.losses import nt_xent, supcon
@@ -37,12 +38,9 @@ def check_contrast(lambda_con: float, temperature: float, projection: int) -> No
     Raises:
         ValueError: Naming the argument, the bound and the value.
     """
-    if not 0 <= lambda_con < math.inf:
-        raise ValueError(f"lambda_con must be >= 0 and finite, got {lambda_con}")
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be > 0 and finite, got {temperature}")
-    if projection < 1:
-        raise ValueError(f"projection must be >= 1, got {projection}")
+    number("lambda_con", lambda_con, ">= 0")
+    number("temperature", temperature, "> 0")
+    whole("projection", projection, ">= 1")
 
 
 def projection_head(features: int, out: int) -> nn.Sequential:
@@ -88,8 +86,8 @@ class CDvG(lightning.LightningModule):
         round_views: Whether views made afresh are rounded to bytes, in whose last bits traces can hide; a cache has its
             own.
         ce_on_original: Whether x itself enters the cross-entropy, as a third view.
-        real_images: Whether x passes through the encoder beside its views, so that running statistics of batch norms
-            know real images; for an encoder without such norms nothing is added.
+        real_images: Whether x passes through the encoder too, before its views and without gradient, so that running
+            statistics of batch norms know real images; for an encoder without such norms nothing is added.
         projection: Width of what g gives, >= 1.
         features: Width of what ``encoder`` gives; by default it is shown an image of the translator's ``shape``.
         lr: Of Adam, > 0.
@@ -177,9 +175,12 @@ class CDvG(lightning.LightningModule):
         check_classes("labels", y, len(x), self.num_classes)
         first, second = (2 * view - 1 for view in self._views((x + 1) / 2, index, generator))
         counted = 3 if self.ce_on_original else 2
-        rows = [first, second, x] if self.ce_on_original or self.real_images else [first, second]
-        features = self.encoder(torch.cat(rows).contiguous(memory_format=torch.channels_last))
-        logits = self.head(features[: counted * len(x)])
+        if self.real_images and self.training and not self.ce_on_original:
+            with torch.no_grad():  # for the statistics of batch norms alone
+                self.encoder(x.contiguous(memory_format=torch.channels_last))
+        images = torch.cat([first, second, x][:counted])
+        features = self.encoder(images.contiguous(memory_format=torch.channels_last))
+        logits = self.head(features)
         each = functional.cross_entropy(logits, y.repeat(counted), reduction="none").view(counted, -1).mean(0)
         found = {"cross-entropy": each.mean() if self.sample_weight is None else self._weighted(each, x, y, index)}
         if self.lambda_con:
