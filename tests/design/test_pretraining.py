@@ -230,7 +230,7 @@ class Scaled(nn.Module):
         (("--method", "moco:momentum=2"), r"moco: momentum must lie in \[0, 1\], got 2"),
         (("--method", "moco:queue_size=1000000000000000"), "moco: "),
         (("--method", "simclr:temperature=0"), "simclr: temperature must be > 0"),
-        (("--method", "simclr:dim=0", "--hallucinate"), "simclr: dim and hidden must be >= 1"),
+        (("--method", "simclr:dim=0", "--hallucinate"), "simclr: dim must be >= 1, got 0"),
         (("--method", "simclr:dim=wide", "--hallucinate"), "simclr: "),
         (("--method", "simclr:features=3"), "simclr has no argument 'features'"),
         (("--method", "simclr:hallucinator=3"), "no argument 'hallucinator'"),

@@ -72,7 +72,7 @@ class FolderImages(Dataset[tuple[Tensor, int]]):
                 where=self.files[index],
                 cure="put it back and go on",
             ) from error
-        return scaled(torch.from_numpy(np.ascontiguousarray(pixels))), int(self.labels[index])
+        return scaled(torch.from_numpy(np.array(pixels))), int(self.labels[index])
 
     def __repr__(self) -> str:
         return f"FolderImages({len(self)} x {self.shape})"
