@@ -136,7 +136,9 @@ def map_blocks(file: Path, classes: Sequence[str]) -> list[Block]:
     return [Images(items, reading, wide=True)] if items else []
 
 
-def radii(network: nn.Module, data: Data, probs: Tensor, limit: int = RADII) -> dict[str, np.ndarray] | None:
+def radii(
+    network: nn.Module, data: Data, probs: Tensor, limit: int = RADII, share: float = 1.0
+) -> dict[str, np.ndarray] | None:
     """Robustness radii of the first test images that a network gets right, as arrays for ``radii.npz``.
 
     By bounds and an attack; what these leave open is asked of the exact engine where Z3 is installed, else the grid
@@ -147,6 +149,7 @@ def radii(network: nn.Module, data: Data, probs: Tensor, limit: int = RADII) -> 
         data: Whose test part is looked at.
         probs: Class probabilities of the test part.
         limit: Images.
+        share: Of the usual seconds, in (0, 1].
 
     Returns:
         None where the data are no pictures, or the network gets none right.
@@ -174,7 +177,12 @@ def radii(network: nn.Module, data: Data, probs: Tensor, limit: int = RADII) -> 
         return None
     solver, pixels = has_z3(), scaled(images[chosen])
     found = robustness_radii(
-        seen, pixels, labels[chosen], tight=False, timeout=RADII_SECONDS, solver_timeout=SOLVER_SECONDS * solver
+        seen,
+        pixels,
+        labels[chosen],
+        tight=False,
+        timeout=share * RADII_SECONDS,
+        solver_timeout=share * SOLVER_SECONDS * solver,
     )
     few = (None,) * len(chosen) if solver else few_number_radii(seen, pixels, labels[chosen], FEW)
     return {

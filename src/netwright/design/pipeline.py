@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 SAMPLES = 8
 FEW_STEPS = 100
+UNHURRIED = 600.0  # seconds of a budget from which on robustness radii have all their time
 _PREFIXES = {"model": "", "baseline": "baseline/"}
 
 
@@ -329,7 +330,9 @@ def _measure(
             if (shown := maps(network, stage.data, probs)) is not None:
                 storage.write_arrays(run / "maps.npz", shown)
             remarks.write(run, [], network, stage.data)
-            if (certain := radii(network, stage.data, probs)) is not None:
+            budget = stage.options.time_budget
+            share = 1.0 if budget is None else min(1.0, budget / UNHURRIED)
+            if (certain := radii(network, stage.data, probs, share=share)) is not None:
                 storage.write_arrays(run / "radii.npz", certain)
     images, _ = first_images(stage.data, BATCHES[-1])
     for key, entries in latencies(subjects, images).items():
