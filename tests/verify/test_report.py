@@ -66,11 +66,16 @@ def test_radii_of_a_linear_network_by_hand():
     assert "counterexample at" in str(found)
 
 
-@pytest.mark.parametrize("name", ["perceptron", "branches"])
-def test_radii_agree_with_the_exact_engine(name):
+def three(name):
+    """A network, three inputs and what it says of them."""
     made = network(name)
     x = torch.stack(inputs_of(made, 6)[1::2])
-    labels = made.logits(x).argmax(1)
+    return made, x, made.logits(x).argmax(1)
+
+
+@pytest.mark.parametrize("name", ["perceptron", "branches"])
+def test_radii_agree_with_the_exact_engine(name):
+    made, x, labels = three(name)
     found = robustness_radii(made, x, labels, largest=1.0, bounds=None)
     for one, label, proved, broken in zip(x, labels.tolist(), found.proved, found.broken, strict=True):
         assert 0 < proved < (broken or math.inf)
@@ -82,9 +87,7 @@ def test_radii_agree_with_the_exact_engine(name):
 
 @pytest.mark.parametrize("name", ["perceptron", "branches"])
 def test_the_exact_engine_closes_the_gap(name):
-    made = network(name)
-    x = torch.stack(inputs_of(made, 6)[1::2])
-    labels = made.logits(x).argmax(1)
+    made, x, labels = three(name)
     before = robustness_radii(made, x, labels, largest=1.0, bounds=None)
     after = robustness_radii(made, x, labels, largest=1.0, bounds=None, solver_timeout=4.0)
     assert before.exact == (False, False, False)

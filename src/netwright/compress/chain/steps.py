@@ -252,17 +252,11 @@ class Quantize:
         """The network with quantisers; zeros stay zeros."""
         if how.data is None:
             return Applied(post_training_quantize(network, self.bits, self.bucket_size))
-        rounded = quantized_distillation(
-            network,
-            teacher,
-            how.data,
-            bits=self.bits,
-            bucket_size=self.bucket_size,
-            epochs=how.epochs,
-            lr=how.lr,
-            seed=how.seed,
-        )
-        return Applied(rounded)
+        return Applied(quantized_distillation(network, teacher, how.data, lr=how.lr, **self._settings(how)))
+
+    def _settings(self, how: Training) -> dict[str, Any]:
+        """What every training of such weights is told."""
+        return {"bits": self.bits, "bucket_size": self.bucket_size, "epochs": how.epochs, "seed": how.seed}
 
 
 @dataclass(frozen=True)
@@ -281,6 +275,7 @@ class LearnLevels(Quantize):
     points_lr: float = POINT_RATE
     name: ClassVar[str] = "differentiable-quantization"
     needs_data: ClassVar[bool] = True
+    quantizer: ClassVar[type[DifferentiableQuantizer] | type[NonuniformQuantizer]] = DifferentiableQuantizer
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -289,11 +284,9 @@ class LearnLevels(Quantize):
 
     def form(self, network: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
         """A network such as :meth:`apply` gives, its weights still to be filled in."""
-        return self._with(network, DifferentiableQuantizer)
 
-    def _with(self, network: nn.Module, kind: type[DifferentiableQuantizer] | type[NonuniformQuantizer]) -> nn.Module:
         def make(parameter: Tensor, kept: Tensor | None, number: int) -> DifferentiableQuantizer | NonuniformQuantizer:
-            return kind(parameter, 2**self.bits, self.bucket_size, kept=kept)
+            return self.quantizer(parameter, 2**self.bits, self.bucket_size, kept=kept)
 
         return quantize_with(network, make)[0]
 
@@ -303,16 +296,8 @@ class LearnLevels(Quantize):
         Raises:
             ValueError: If there are no data.
         """
-        made = differentiable_quantization(
-            network,
-            _required(self, how),
-            bits=self.bits,
-            bucket_size=self.bucket_size,
-            lr=self.points_lr,
-            epochs=how.epochs,
-            seed=how.seed,
-        )
-        return Applied(made)
+        data = _required(self, how)
+        return Applied(differentiable_quantization(network, data, lr=self.points_lr, **self._settings(how)))
 
 
 @dataclass(frozen=True)
@@ -329,10 +314,7 @@ class Alternate(LearnLevels):
     """
 
     name: ClassVar[str] = "alternating-quantization"
-
-    def form(self, network: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
-        """A network such as :meth:`apply` gives, its weights still to be filled in."""
-        return self._with(network, NonuniformQuantizer)
+    quantizer: ClassVar[type[DifferentiableQuantizer] | type[NonuniformQuantizer]] = NonuniformQuantizer
 
     def apply(self, network: nn.Module, teacher: nn.Module, how: Training) -> Applied:
         """The network with quantisers; zeros stay zeros.
@@ -340,18 +322,10 @@ class Alternate(LearnLevels):
         Raises:
             ValueError: If there are no data.
         """
-        made = alternating_quantization(
-            network,
-            teacher,
-            _required(self, how),
-            bits=self.bits,
-            bucket_size=self.bucket_size,
-            epochs=how.epochs,
-            lr=how.lr,
-            points_lr=self.points_lr,
-            seed=how.seed,
+        data, settings = _required(self, how), self._settings(how)
+        return Applied(
+            alternating_quantization(network, teacher, data, lr=how.lr, points_lr=self.points_lr, **settings)
         )
-        return Applied(made)
 
 
 Step = Distill | LowRank | Prune | Quantize

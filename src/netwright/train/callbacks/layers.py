@@ -163,8 +163,12 @@ class WeightCompanderCallback(lightning.Callback):
         self.lr_scale, self.decay_on, self.effective_decay = lr_scale, decay_on, effective_decay
         self._decays: dict[int, float] = {}  # of the effective weights, by the id of the latent ones
 
-    def _names(self, module: nn.Module) -> list[str]:
-        return [_called(module, "exclude", name) for name in self.exclude]
+    def _settings(self, module: nn.Module) -> dict[str, Any]:
+        """What the companders of a module are made with, besides their size."""
+        exclude = [_called(module, "exclude", name) for name in self.exclude]
+        return {
+            "learnable": self.learnable, "function": self.function, "exclude": exclude, "lr_scale": self.lr_scale,
+        }  # fmt: skip
 
     def check_network(self, network: nn.Module, example: Tensor | None = None) -> None:
         """Makes sure that the method suits a network, which stays as it is.
@@ -177,29 +181,12 @@ class WeightCompanderCallback(lightning.Callback):
             ValueError, TypeError: As for :func:`netwright.train.weight_compander.apply_weight_compander`.
         """
         if not companded(network):
-            companders(
-                network,
-                self.a,
-                self.b,
-                learnable=self.learnable,
-                function=self.function,
-                exclude=self._names(network),
-                lr_scale=self.lr_scale,
-            )
+            companders(network, self.a, self.b, **self._settings(network))
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Places the companders."""
         if stage == "fit" and not companded(pl_module):
-            apply_weight_compander(
-                pl_module,
-                self.a,
-                self.b,
-                learnable=self.learnable,
-                init=self.init,
-                function=self.function,
-                exclude=self._names(pl_module),
-                lr_scale=self.lr_scale,
-            )
+            apply_weight_compander(pl_module, self.a, self.b, init=self.init, **self._settings(pl_module))
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Gives the optimisers' groups of their own to what they train otherwise than the rest."""
