@@ -1,6 +1,6 @@
 """How well latency tables foretell what random networks take, in PyTorch and in the sparse runtime.
 
-    python benchmarks/latency_prediction.py [--networks 20] [--repeats 100] [--threads 1] [--batch 1] [--calibration 30]
+    python benchmarks/latency_prediction.py [--networks 20] [--repeats 400] [--threads 1] [--batch 1] [--calibration 30]
     python benchmarks/latency_prediction.py --quick
 
 For the space `micro-chain`, for the chain of FBNet's blocks on which its experiment runs, and for FBNet's own space at
@@ -58,7 +58,7 @@ def main() -> int:
     """Runs it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", type=int, default=20)
-    parser.add_argument("--repeats", type=int, default=100, help="timed calls of each network  [100]")
+    parser.add_argument("--repeats", type=int, default=400, help="timed calls of each network  [400]")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--calibration", type=int, default=30, help="networks that correct the table  [30]")
