@@ -49,9 +49,9 @@ def turns_of(
     """What takes the turn of each genotype's network: the median of the seconds of its calls."""
     turns: dict[str, Callable[[], list[float]]] = {}
     for number, genotype in enumerate(genotypes):
-        network = setup.network(
-            space, genotype, (x.shape[1], x.shape[2], x.shape[3]), num_classes, seed=derive(seed, "measured")
-        )
+        # Zeros of their own: in a pattern that all shared, its chances would be a stretch of every latency.
+        own = derive(seed, "measured", number)
+        network = setup.network(space, genotype, (x.shape[1], x.shape[2], x.shape[3]), num_classes, seed=own)
         if setup.runtime == "native":
             calling = partial(_calls, _compiled(network, x, setup.threads), x, calls)
         else:
