@@ -59,6 +59,20 @@ def test_a_table_foretells_times_that_add_up(space):
     assert found["here: Pearson"] > 0.8
 
 
+def test_a_measurement_is_the_mean_of_draws(space, monkeypatch):
+    seen = []
+
+    def measured_all(space, genotypes, shape, *, setup, seed):
+        seen.append(seed)
+        return [number + 10.0 * seed for number in range(len(genotypes))]
+
+    monkeypatch.setattr("netwright.search.latency.measured_all", measured_all)
+    found = latencies.tables(space, SHAPE, {"here": SETTINGS}, 4, draws=3)
+    assert seen == [0, 1, 2, 3, 4, 5]
+    assert found["here: measured, ms"] == [10.0, 11.0, 12.0, 13.0]
+    assert found["here: Spearman, again"] == pytest.approx(1.0)
+
+
 def test_agreement_by_hand():
     found = latencies.agreement([1.0, 2.0, 4.0], [2.0, 4.0, 5.0])
     assert found["constant, ms"] == 1.0

@@ -15,7 +15,8 @@ from netwright.papers.evidence import mean, spearman
 if TYPE_CHECKING:
     from netwright.cost import LatencyTable
     from netwright.papers.run import Run
-    from netwright.search.latency import Shape
+    from netwright.search.genotype import Genotype
+    from netwright.search.latency import Setup, Shape
     from netwright.search.spaces import AnySpace
 
 Settings = Mapping[str, Any]
@@ -43,23 +44,27 @@ def settings(run: Run, devices: Mapping[str, int]) -> dict[str, Settings]:
     }
 
 
-def tables(space: AnySpace, shape: Shape, devices: Mapping[str, Settings], count: int) -> dict[str, Any]:
+def tables(
+    space: AnySpace, shape: Shape, devices: Mapping[str, Settings], count: int, draws: int = 1
+) -> dict[str, Any]:
     """A latency table for every device, and how well it foretells random architectures.
 
-    They are measured twice: how well the clock foretells itself is what no table can exceed.
+    They are measured twice, with other weights and zeros: how well one measurement foretells the other is what no table
+    can exceed.
 
     Args:
         space: The space.
         shape: (C, H, W) of one input.
         devices: How each is measured, by name.
         count: Random architectures to measure, at least 2.
+        draws: Draws of weights and zeros over which a measurement is the mean, at least 1.
 
     Returns:
         By ``"DEVICE: table"`` the table's plain values (see :func:`read`), by ``"DEVICE: predicted, ms"`` and
         ``"DEVICE: measured, ms"`` both latencies of every architecture, what :func:`agreement` says of them, and by
         ``"DEVICE: Spearman, again"`` the rank correlation of the two measurements.
     """
-    from netwright.search.latency import Setup, measure, measured_all, predict
+    from netwright.search.latency import Setup, measure, predict
     from netwright.search.random_search import uniform_genotypes
 
     drawn = uniform_genotypes(space, count, seed=0)
@@ -68,11 +73,22 @@ def tables(space: AnySpace, shape: Shape, devices: Mapping[str, Settings], count
         setup = Setup(**setting)
         table = measure(space, shape, setup=setup)
         predicted = [predict(space, genotype, table, shape) for genotype in drawn]
-        measured, again = (measured_all(space, drawn, shape, setup=setup) for _ in range(2))
+        one, other = range(draws), range(draws, 2 * draws)
+        measured, again = (_mean_latencies(space, drawn, shape, setup, seeds) for seeds in (one, other))
         figures = agreement(predicted, measured) | {"predicted, ms": predicted, "measured, ms": measured}
         figures["Spearman, again"] = spearman(measured, again)
         found |= {f"{device}: {name}": value for name, value in {"table": table.to_dict(), **figures}.items()}
     return found
+
+
+def _mean_latencies(
+    space: AnySpace, genotypes: Sequence[Genotype], shape: Shape, setup: Setup, seeds: Iterable[int]
+) -> list[float]:
+    """Milliseconds of each architecture, the mean over draws of its weights and zeros."""
+    from netwright.search.latency import measured_all
+
+    found = [measured_all(space, genotypes, shape, setup=setup, seed=seed) for seed in seeds]
+    return [mean(each) for each in zip(*found, strict=True)]
 
 
 def read(figures: Mapping[str, Sequence[Any]], device: str) -> LatencyTable:

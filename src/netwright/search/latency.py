@@ -180,7 +180,7 @@ def measure(space: AnySpace, shape: Shape, num_classes: int = 10, setup: Setup |
 def _networks(
     space: AnySpace, shape: Shape, num_classes: int, setup: Setup
 ) -> list[tuple[nn.Module, dict[str, OperationKey | None]]]:
-    """Networks that together hold every operation as often as it is to be read, with the key of the one at each path."""
+    """Networks that hold every operation as often as it is to be read, with the key of the one at each path."""
     readings = SPARSE_READINGS if setup.sparsity else 1
     wanted = space.supernet(shape[0], num_classes, **(setup.options or {})).operations(shape)
     short = Counter(dict.fromkeys(wanted, readings))
