@@ -1,6 +1,6 @@
 """How well latency tables foretell what random networks take, in PyTorch and in the sparse runtime.
 
-    python benchmarks/latency_prediction.py [--networks 20] [--repeats 400] [--threads 1] [--batch 1] [--calibration 30]
+    python benchmarks/latency_prediction.py [--networks 20] [--repeats 400] [--threads 1] [--batch 1] [--calibration 60]
     python benchmarks/latency_prediction.py --quick
 
 For the space `micro-chain`, for the chain of FBNet's blocks on which its experiment runs, and for FBNet's own space at
@@ -64,7 +64,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=400, help="timed calls of each network  [400]")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--calibration", type=int, default=30, help="networks that correct the table  [30]")
+    parser.add_argument("--calibration", type=int, default=60, help="networks that correct the table  [60]")
     parser.add_argument("--quick", action="store_true", help="three networks; nothing is written")
     options = parser.parse_args()
     asked = options.networks, options.repeats, options.calibration
