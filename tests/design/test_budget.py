@@ -281,7 +281,7 @@ class TestSharingOut:
         finish(run, plan, "model", "pretrain", 0.4)
         slow = seconds_left(run, plan, options, data, used=30.0)  # type: ignore[arg-type]
         # Measuring goes at the pace of training: four times as long as planned.
-        fixed = budgeting.finish_seconds(0.0, 0.0, 359, 64)
+        fixed = budgeting.finish_seconds(0.0, 0.0, 359, 64, budget=200.0)
         assert 0.97 * 200.0 - 30.0 - fixed - slow == pytest.approx(4 * (0.97 * 200.0 - 30.0 - fixed - quick))
 
 

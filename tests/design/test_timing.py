@@ -52,6 +52,12 @@ class TestFinish:
         assert finish_seconds(0.1, 0.3, 2000, 64) > plain
         assert finish_seconds(0.1, 0.3, 1000, 64, exports=1) == pytest.approx(plain - 3 * timing.EXPORT_SECONDS)
 
+    def test_radii_take_a_twentieth_of_a_short_budget(self):
+        without = finish_seconds(0.1, 0.3, 1000, 64, budget=0.0)
+        assert finish_seconds(0.1, 0.3, 1000, 64, budget=60.0) == pytest.approx(without + 3.0)
+        assert finish_seconds(0.1, 0.3, 1000, 64, budget=6000.0) == pytest.approx(without + timing.RADII_SECONDS)
+        assert finish_seconds(0.1, 0.3, 1000, 64) == pytest.approx(without + timing.RADII_SECONDS)
+
     def test_passes_over_a_large_test_part(self):
         """Each network is measured before and after pruning, and the file of the designed one is checked."""
         one_pass = 0.1 / 3 * 1e6 / 50

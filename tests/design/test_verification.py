@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from netwright import cli
 from netwright.data import load as load_data
-from netwright.design.examples import radii, radius_blocks
+from netwright.design.examples import UNFINISHED, radii, radius_blocks
 from netwright.design.model import Architecture, load_run
 from netwright.design.verification import verify_model
 from netwright.page import Page, Section
@@ -285,6 +285,10 @@ def test_radii_without_z3(sparse_run: Path, tmp_path: Path, monkeypatch: pytest.
     page = shown(arrays, data, tmp_path)
     assert "the grid engine looked at the 4 numbers" in page
     assert all(f"with 4 numbers {'no' if np.isnan(x) else 'at'} " in page for x in arrays["few"])
+    monkeypatch.setattr("netwright.design.examples.SOLVER_SECONDS", 1e-6)
+    late = radii(model.network, data, model(data.test.images).softmax(1).detach(), limit=3)
+    assert (late["few"] == UNFINISHED).all()
+    assert "with 4 numbers not all looked at" in shown(late, data, tmp_path)
 
 
 def shown(arrays: dict[str, np.ndarray], data, folder: Path) -> str:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from netwright.search import deadline, searcher, spaces
-from netwright.search.deadline import Deadline, Pace, rehearse
+from netwright.search.deadline import Deadline, Rehearsal, rehearse
 from netwright.search.searcher import Searcher
 from netwright.search.stages import Stage
 
@@ -56,16 +56,16 @@ def make(step, *epochs, selector=None):
 
 def test_the_pace_of_every_stage_and_of_the_selection(clock):
     step = Step(clock, search=0.5, warmup=0.25)
-    pace = rehearse(make(step, 2, 3, selector=Selector(clock)), [BATCH] * 30, [BATCH] * 12, seed=0, batches=4)
-    assert pace.stages == pytest.approx({"warmup": 30 * 0.25, "search": 30 * 0.5})
-    assert pace.selection == 12.0
+    rehearsal = rehearse(make(step, 2, 3, selector=Selector(clock)), [BATCH] * 30, [BATCH] * 12, seed=0, batches=4)
+    assert rehearsal.stages == pytest.approx({"warmup": 30 * 0.25, "search": 30 * 0.5})
+    assert rehearsal.selection == 12.0
     assert step.steps == 4 * (2 + 3)
 
 
 def test_an_epoch_of_phases_has_both_kinds_of_batches(clock):
     step = Step(clock, search=1.0, phased=True)
-    pace = rehearse(make(step, 2), [BATCH] * 10, [BATCH] * 30, seed=0, batches=5)
-    assert pace.stages == {"search": 40.0}
+    rehearsal = rehearse(make(step, 2), [BATCH] * 10, [BATCH] * 30, seed=0, batches=5)
+    assert rehearsal.stages == {"search": 40.0}
 
 
 def test_a_loader_shorter_than_the_rehearsal_is_used_whole(clock):
@@ -76,14 +76,14 @@ def test_a_loader_shorter_than_the_rehearsal_is_used_whole(clock):
     ("seconds", "epochs"), [(40.0, [5, 15]), (75.0, [10, 30]), (5.0, [1, 1]), (1.0, [1, 1]), (12.1, [1, 3])]
 )
 def test_epochs_that_end_nearest_to_the_time(seconds, epochs):
-    assert Pace({"warmup": 1.0, "search": 2.0}, selection=5.0).epochs(seconds, (0.25, 0.75)) == epochs
+    assert Rehearsal({"warmup": 1.0, "search": 2.0}, selection=5.0).epochs(seconds, (0.25, 0.75)) == epochs
 
 
 @pytest.mark.parametrize(("real", "epochs"), [(1.0, 10), (2.0, 5), (0.5, 20), (30.0, 1), (0.96, 10), (0.94, 11)])
 def test_a_search_ends_at_the_epoch_nearest_to_the_time(clock, real, epochs):
     """Ten epochs of a second were planned; what they really take decides."""
     search = make(Step(clock, real), 10)
-    result = search.search([BATCH], [BATCH], seed=0, on_epoch=Deadline(10.0, Pace({"search": 1.0})))
+    result = search.search([BATCH], [BATCH], seed=0, on_epoch=Deadline(10.0, Rehearsal({"search": 1.0})))
     assert len(result.epochs) == epochs
     assert result.wall_time == pytest.approx(epochs * real)
 
@@ -91,13 +91,13 @@ def test_a_search_ends_at_the_epoch_nearest_to_the_time(clock, real, epochs):
 @pytest.mark.parametrize(("selection", "epochs"), [(3.0, 7), (9.0, 1), (20.0, 1)])
 def test_the_selection_is_part_of_the_time(clock, selection, epochs):
     search = make(Step(clock, 1.0), 10)
-    pace = Pace({"search": 1.0}, selection)
-    assert len(search.search([BATCH], [BATCH], seed=0, on_epoch=Deadline(10.0, pace)).epochs) == epochs
+    rehearsal = Rehearsal({"search": 1.0}, selection)
+    assert len(search.search([BATCH], [BATCH], seed=0, on_epoch=Deadline(10.0, rehearsal)).epochs) == epochs
 
 
 def test_the_learning_rate_still_comes_to_its_end(clock):
     search = make(Step(clock, 0.2), 10)
-    result = search.search([BATCH] * 10, [BATCH] * 10, seed=0, on_epoch=Deadline(10.0, Pace({"search": 1.0})))
+    result = search.search([BATCH] * 10, [BATCH] * 10, seed=0, on_epoch=Deadline(10.0, Rehearsal({"search": 1.0})))
     rates = [epoch["lr"] for epoch in result.epochs]
     assert len(rates) == 5
     assert rates == sorted(rates, reverse=True)
@@ -107,8 +107,8 @@ def test_the_learning_rate_still_comes_to_its_end(clock):
 def test_stages_keep_their_proportions_and_none_is_lost(clock):
     def lengths(seconds):
         search = make(Step(clock, search=2.0, warmup=2.0), 4, 12)
-        pace = Pace({"warmup": 1.0, "search": 1.0})
-        search.search([BATCH], [BATCH], seed=0, on_epoch=Deadline(seconds, pace))
+        rehearsal = Rehearsal({"warmup": 1.0, "search": 1.0})
+        search.search([BATCH], [BATCH], seed=0, on_epoch=Deadline(seconds, rehearsal))
         return [stage.epochs for stage in search.stages]
 
     # The first warm-up epoch takes 2 s instead of 1; the search's pace is only seen when it begins.
@@ -119,10 +119,10 @@ def test_stages_keep_their_proportions_and_none_is_lost(clock):
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda: Pace({"search": 1.0}).epochs(0.0, (1.0,)), "seconds must be > 0 and finite, got 0.0"),
-        (lambda: Pace({"search": 1.0}).epochs(1.0, (0.5, 0.5)), "shares must be 1 numbers > 0"),
-        (lambda: Pace({"search": 1.0}).epochs(1.0, (0.0,)), "shares must be 1 numbers > 0"),
-        (lambda: Deadline(-1.0, Pace()), "seconds must be > 0 and finite, got -1.0"),
+        (lambda: Rehearsal({"search": 1.0}).epochs(0.0, (1.0,)), "seconds must be > 0 and finite, got 0.0"),
+        (lambda: Rehearsal({"search": 1.0}).epochs(1.0, (0.5, 0.5)), "shares must be 1 numbers > 0"),
+        (lambda: Rehearsal({"search": 1.0}).epochs(1.0, (0.0,)), "shares must be 1 numbers > 0"),
+        (lambda: Deadline(-1.0, Rehearsal()), "seconds must be > 0 and finite, got -1.0"),
     ],
 )
 def test_refusals(call, says):

@@ -114,8 +114,13 @@ def test_few_numbers_on_a_grid_by_hand():
     both = few_number_radii(model, x, labels, 2, 0.5, steps=5)
     assert both[0] == pytest.approx(0.3)  # 5 r > 1.1
     assert both[1] == pytest.approx(0.5)
+    late = few_number_radii(model, x, labels, 2, 0.5, steps=5, timeout=1e-9)
+    assert len(late) == 2
+    assert all(math.isnan(size) for size in late)
     with pytest.raises(ValueError, match="numbers must be >= 1, got 0"):
         few_number_radii(model, x, labels, 0)
+    with pytest.raises(ValueError, match="timeout must be > 0, got 0"):
+        few_number_radii(model, x, labels, 1, timeout=0)
 
 
 def test_radii_without_bounds_or_time():

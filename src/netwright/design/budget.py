@@ -75,9 +75,10 @@ def seconds_left(run: RunFolder, plan: Plan, options: Options, data: Data, used:
         exports: Files of networks still to be written.
     """
     assert options.time_budget is not None
-    steps = steps_seen(run, plan)
-    finish = finish_seconds(steps["model"], steps["baseline"], len(data.test), options.batch_size, exports=exports)
-    return usable_seconds(options.time_budget, finish) - used
+    steps, budget = steps_seen(run, plan), options.time_budget
+    taken = steps["model"], steps["baseline"]
+    finish = finish_seconds(*taken, len(data.test), options.batch_size, exports=exports, budget=budget)
+    return usable_seconds(budget, finish) - used
 
 
 def opened(plan: Plan, first: Phase, left: float, steps: dict[str, float], per_pass: int) -> Plan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,8 +25,9 @@ MOST_MISTAKES = 24
 MOST_MAPS = 6  # of right answers, and of wrong ones
 EDGE = 128  # pixels of a picture beside its map
 RADII = 10  # images whose robustness radius is looked for
-RADII_SECONDS, SOLVER_SECONDS = 10.0, 20.0
+BOUNDS_SECONDS, SOLVER_SECONDS = 10.0, 20.0  # by bounds, and by the exact engine or on a grid
 FEW = 4  # numbers that the grid engine varies where there is no solver
+UNFINISHED = -1.0  # in place of their radius, where the time was over
 
 
 def mistakes(data: Data, probs: Tensor, limit: int = 24) -> dict[str, np.ndarray]:
@@ -181,10 +183,12 @@ def radii(
         pixels,
         labels[chosen],
         tight=False,
-        timeout=share * RADII_SECONDS,
+        timeout=share * BOUNDS_SECONDS,
         solver_timeout=share * SOLVER_SECONDS * solver,
     )
-    few = (None,) * len(chosen) if solver else few_number_radii(seen, pixels, labels[chosen], FEW)
+    few: Sequence[float | None] = (None,) * len(chosen)
+    if not solver:
+        few = few_number_radii(seen, pixels, labels[chosen], FEW, timeout=share * SOLVER_SECONDS)
     return {
         "images": onnx_input(images[chosen], True),
         "true": labels[chosen].numpy(),
@@ -193,7 +197,7 @@ def radii(
         "proved": np.array(found.proved),
         "broken": _numbers(found.broken),
         "exact": np.array(found.exact) if solver else np.zeros(len(chosen), dtype=bool),
-        "few": _numbers(few),
+        "few": _numbers([UNFINISHED if each is not None and math.isnan(each) else each for each in few]),
         "solver": np.full(len(chosen), solver),
     }
 
@@ -240,6 +244,8 @@ def radius_blocks(file: Path, classes: Sequence[str]) -> list[Block]:
 
 
 def _few(size: float) -> str:
+    if size == UNFINISHED:
+        return f"with {FEW} numbers not all looked at"
     return f"with {FEW} numbers at {255 * size:.3g}" if np.isfinite(size) else f"with {FEW} numbers no other class"
 
 

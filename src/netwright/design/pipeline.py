@@ -22,7 +22,7 @@ from netwright.design.model import Architecture
 from netwright.design.options import Options
 from netwright.design.plan import Plan, make_plan, refit
 from netwright.design.run import RunFolder, find_folder
-from netwright.design.timing import EXPORT_SECONDS
+from netwright.design.timing import EXPORT_SECONDS, radii_share
 from netwright.design.user_code import SPACE_COPY, keep_space, space_facts
 from netwright.design.verdict import goals, latency
 from netwright.results import Result
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 SAMPLES = 8
 FEW_STEPS = 100
-UNHURRIED = 600.0  # seconds of a budget from which on robustness radii have all their time
 _PREFIXES = {"model": "", "baseline": "baseline/"}
 
 
@@ -330,8 +329,7 @@ def _measure(
             if (shown := maps(network, stage.data, probs)) is not None:
                 storage.write_arrays(run / "maps.npz", shown)
             remarks.write(run, [], network, stage.data)
-            budget = stage.options.time_budget
-            share = 1.0 if budget is None else min(1.0, budget / UNHURRIED)
+            share = radii_share(stage.options.time_budget)
             if (certain := radii(network, stage.data, probs, share=share)) is not None:
                 storage.write_arrays(run / "radii.npz", certain)
     images, _ = first_images(stage.data, BATCHES[-1])

@@ -206,7 +206,9 @@ def make_plan(options: Options, data: Data) -> Plan:
 
         def room(step: float) -> float:
             """Seconds for search and training when a step of the network takes ``step``."""
-            return usable_seconds(budget, finish_seconds(step, baseline, len(data.test), batch)) - pricing
+            return (
+                usable_seconds(budget, finish_seconds(step, baseline, len(data.test), batch, budget=budget)) - pricing
+            )
 
         widest = options.channels or widths.largest(lambda step: NETWORK_SHARE * room(step))
         channels, pricing = _within_limits(options, data, size, genotype, widest)
@@ -228,7 +230,7 @@ def make_plan(options: Options, data: Data) -> Plan:
     search["seconds"] += pricing
     model = {"channels": channels, "cells": cells, "stem": stem}
     use["model"] = threads_for(widths.build(channels), shape, batch)
-    finish = finish_seconds(per_step["model"], baseline, len(data.test), batch)
+    finish = finish_seconds(per_step["model"], baseline, len(data.test), batch, budget=options.time_budget)
     stages = _stages(options, search, model, phases, why, finish)
     return Plan(stages, search, model, tuple(phases), {**times, **widths.times}, use)
 

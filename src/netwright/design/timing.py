@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from netwright.cost import count
+from netwright.design.examples import BOUNDS_SECONDS, SOLVER_SECONDS
 from netwright.seeding import stream
 
 # Below this many multiply-adds a step, a second thread costs more than it brings.
@@ -18,6 +19,8 @@ THREADED_MACS = 1.5e8
 
 # Seconds of the end of a run that hardly depend on the data, and batches that the rounds of timing files are worth.
 REPORT_SECONDS, EXPORT_SECONDS, TIMED_BATCHES = 8.0, 4.0, 40
+# Seconds of robustness radii, and the share of a time budget that they take at most.
+RADII_SECONDS, RADII_SHARE = BOUNDS_SECONDS + SOLVER_SECONDS, 0.05
 
 
 def step_seconds(step: Callable[[], object], *, repeats: int = 4, most: float = 6.0) -> float:
@@ -61,15 +64,27 @@ def threads_for(network: nn.Module, shape: tuple[int, int, int], batch_size: int
     return torch.get_num_threads() if count(network, shape).macs * batch_size >= THREADED_MACS else 1
 
 
-def finish_seconds(model: float, baseline: float, tested: int, batch_size: int, *, exports: int = 4) -> float:
+def radii_share(budget: float | None) -> float:
+    """The share of their usual seconds that robustness radii may take under a time budget, in (0, 1].
+
+    Example:
+        >>> radii_share(None), radii_share(300.0)
+        (1.0, 0.5)
+    """
+    return 1.0 if budget is None else min(1.0, RADII_SHARE * budget / RADII_SECONDS)
+
+
+def finish_seconds(
+    model: float, baseline: float, tested: int, batch_size: int, *, exports: int = 4, budget: float | None = None
+) -> float:
     """Seconds that export, measuring and the report need, from those of a training step of both networks.
 
     Each network is measured before and after pruning. A pass forward counts as a third of a step.
 
     Example:
-        >>> finish_seconds(0.0, 0.0, 1000, 64) == 4 * EXPORT_SECONDS + REPORT_SECONDS
+        >>> finish_seconds(0.0, 0.0, 1000, 64) == 4 * EXPORT_SECONDS + REPORT_SECONDS + RADII_SECONDS
         True
     """
     batches = math.ceil(tested / batch_size)
     forward = 2 * (model + baseline) * (batches + TIMED_BATCHES) + model * batches  # the last: the file is checked
-    return REPORT_SECONDS + exports * EXPORT_SECONDS + forward / 3
+    return REPORT_SECONDS + radii_share(budget) * RADII_SECONDS + exports * EXPORT_SECONDS + forward / 3

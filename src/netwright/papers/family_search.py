@@ -232,12 +232,12 @@ def _searched(
     make, shares = method.searcher, method.shares
     train, validation = small_images.halves(seed, images, batch)
     rehearsed = make(space, seed, [rehearsal] * len(shares), len(validation))
-    pace = rehearse(rehearsed, train, validation, seed=seed, batches=REHEARSED)
-    planned = pace.epochs(seconds, shares)
+    found = rehearse(rehearsed, train, validation, seed=seed, batches=REHEARSED)
+    planned = found.epochs(seconds, shares)
     start = time.perf_counter()
     searcher = make(space, seed, planned, len(validation))
     left = max(seconds - (time.perf_counter() - start), seconds / 10)
-    result = searcher.search(train, validation, seed=seed, on_epoch=Deadline(left, pace))
+    result = searcher.search(train, validation, seed=seed, on_epoch=Deadline(left, found))
     return {
         "genotype": result.genotype.to_dict(),
         "seconds": time.perf_counter() - start,

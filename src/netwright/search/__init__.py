@@ -120,7 +120,7 @@ _NAMES = {
     "Searchable": "protocol",
     "Searcher": "searcher",
     "Deadline": "deadline",
-    "Pace": "deadline",
+    "Rehearsal": "deadline",
     "rehearse": "deadline",
     "SearchModule": "lightning",
     "SearchResult": "result",
@@ -141,7 +141,7 @@ if TYPE_CHECKING:
     from netwright.search.brief import Brief
     from netwright.search.darts import DARTS
     from netwright.search.dass import DASS, DASSStages
-    from netwright.search.deadline import Deadline, Pace, rehearse
+    from netwright.search.deadline import Deadline, Rehearsal, rehearse
     from netwright.search.drawing import draw
     from netwright.search.fbnet import FBNet, GumbelSoftmaxGate, TemperatureSchedule
     from netwright.search.genotype import (
@@ -244,7 +244,6 @@ __all__ = [
     "Network",
     "NetworkCost",
     "Objective",
-    "Pace",
     "PerturbationSelector",
     "Phased",
     "PricedSearch",
@@ -254,6 +253,7 @@ __all__ = [
     "ProxylessMobile14",
     "ProxylessNAS",
     "RandomSearch",
+    "Rehearsal",
     "RelaxedSplit",
     "SampleSelector",
     "ScratchAccuracy",

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Pace(Result):
+class Rehearsal(Result):
     """What a search takes.
 
     Attributes:
@@ -47,7 +47,7 @@ class Pace(Result):
             ValueError: If a number is out of its range, or there is not one share a stage.
 
         Example:
-            >>> Pace({"warmup": 1.0, "search": 2.0}, selection=5.0).epochs(40.0, (0.25, 0.75))
+            >>> Rehearsal({"warmup": 1.0, "search": 2.0}, selection=5.0).epochs(40.0, (0.25, 0.75))
             [5, 15]
         """
         _positive(seconds)
@@ -58,8 +58,8 @@ class Pace(Result):
         return [max(1, round(whole * share)) for share in shares]
 
 
-def rehearse(searcher: Searcher, train: Any, val: Any, *, seed: int, batches: int = 5) -> Pace:
-    """Measures the pace of a method by a small search, which is thrown away.
+def rehearse(searcher: Searcher, train: Any, val: Any, *, seed: int, batches: int = 5) -> Rehearsal:
+    """Measures what a method takes by a small search, which is thrown away.
 
     The last epoch of each stage counts: the first ones also pay for what is done once, and a method may need some
     before its steps are of the usual cost. The selection is that of the real search.
@@ -78,8 +78,8 @@ def rehearse(searcher: Searcher, train: Any, val: Any, *, seed: int, batches: in
         >>> from netwright.search import DARTS, spaces
         >>> supernet = spaces.get("micro-darts-2-shared").supernet(1, 3, channels=2, seed=0)
         >>> batch = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
-        >>> pace = rehearse(DARTS(supernet, epochs=2), [batch] * 20, [batch] * 20, seed=0)
-        >>> list(pace.stages), pace.stages["search"] > pace.selection
+        >>> found = rehearse(DARTS(supernet, epochs=2), [batch] * 20, [batch] * 20, seed=0)
+        >>> list(found.stages), found.stages["search"] > found.selection
         (['search'], True)
     """
     whole("batches", batches, ">= 1")
@@ -99,7 +99,7 @@ def rehearse(searcher: Searcher, train: Any, val: Any, *, seed: int, batches: in
         took[ended.stage] = (time.perf_counter() - start) * scale
     start = time.perf_counter()
     searcher.result(train, val)
-    return Pace(took, time.perf_counter() - start)
+    return Rehearsal(took, time.perf_counter() - start)
 
 
 class _First:
@@ -123,7 +123,7 @@ class Deadline:
 
     Args:
         seconds: Wall time of the search, selection included, > 0.
-        pace: What epochs and selection are expected to take; for a stage under way its last epoch tells better.
+        rehearsal: What epochs and selection are expected to take; for a stage under way its last epoch tells better.
 
     Raises:
         ValueError: If ``seconds`` is not positive.
@@ -133,15 +133,15 @@ class Deadline:
         >>> from netwright.search import DARTS, spaces
         >>> supernet = spaces.get("micro-darts-2-shared").supernet(1, 3, channels=2, seed=0)
         >>> batch = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
-        >>> late = Deadline(1e-3, Pace({"search": 1e-4}))
+        >>> late = Deadline(1e-3, Rehearsal({"search": 1e-4}))
         >>> len(DARTS(supernet, epochs=10).search([batch], [batch], seed=0, on_epoch=late).epochs)
         1
     """
 
-    def __init__(self, seconds: float, pace: Pace):
+    def __init__(self, seconds: float, rehearsal: Rehearsal):
         _positive(seconds)
         self.seconds = seconds
-        self._end, self._pace = seconds - pace.selection, dict(pace.stages)
+        self._end, self._pace = seconds - rehearsal.selection, dict(rehearsal.stages)
         self._before = 0.0
 
     def __call__(self, ended: EpochEnd) -> None:

@@ -88,7 +88,7 @@ def grid_search(
         order: ``"distance"`` finds the nearest counterexample, ``"natural"`` any.
         label: The class; that of ``alpha`` by default.
         max_points: Most points.
-        timeout: Seconds.
+        timeout: Seconds, of which bounds take half at most.
         prune: Whether bounds may decide sub-boxes, where the tail is a network that they know.
 
     Raises:
@@ -108,13 +108,14 @@ def grid_search(
     region.check(flat)
     if region.count > max_points:
         raise ValueError(f"points must be <= {max_points} (max_points), got {region.count}: fewer dims or steps")
-    deadline = time.monotonic() + timeout
+    start = time.monotonic()
+    deadline = start + timeout
     exact = _exact(tail, region.layer)
     if label is None:
         label = int(exact(flat[None])[0].argmax())
     boxes, pruned = [([-int(m) for m in region.limits], region.limits.tolist())], 0
     if prune and isinstance(tail, Network) and tail.graph is not None and region.count > 1:
-        boxes, pruned = _open_boxes(tail, flat, region, label, deadline)
+        boxes, pruned = _open_boxes(tail, flat, region, label, start + timeout / 2)
         if not boxes:
             return GridResult(None, None, 0, pruned, whole_box=True)
     close = _rounding(tail, flat, region, label) if isinstance(tail, Network) else None

@@ -143,6 +143,7 @@ def few_number_radii(
     *,
     steps: int = 8,
     bounds: tuple[float, float] | None = (0.0, 1.0),
+    timeout: float = math.inf,
 ) -> tuple[float | None, ...]:
     """The smallest change of a few numbers that changes the class, among the points of a grid.
 
@@ -154,9 +155,11 @@ def few_number_radii(
         largest: Largest change, > 0.
         steps: Of the grid, to each side.
         bounds: Range of inputs; None for any.
+        timeout: Seconds for all of them, > 0, of which each has its share.
 
     Returns:
-        For each input the largest change of a number in it; None where no point of the grid has another class.
+        For each input the largest change of a number in it; None where no point of the grid has another class, NaN
+        where the time was over before one was found.
 
     Raises:
         ValueError: If the grid has more than 10^7 points, or a number is out of its range.
@@ -169,13 +172,18 @@ def few_number_radii(
     """
     if numbers < 1:
         raise ValueError(f"numbers must be >= 1, got {numbers}")
+    if not timeout > 0:
+        raise ValueError(f"timeout must be > 0, got {timeout}")
+    deadline = time.monotonic() + timeout
     network = network_of(model, inputs.shape[1:])
     found: list[float | None] = []
     for x, label in zip(inputs.detach().double().flatten(1), labels.tolist(), strict=True):
+        share = max(0.0, deadline - time.monotonic()) / (len(inputs) - len(found))
         dims = tuple(ranking(network, x, 0, "gradient", label)[:numbers])
         region = Region(dims, largest / steps, steps, norm="inf", radius=largest, bounds=bounds)
-        distance = grid_search(network, x, region, label=label).distance
-        found.append(None if distance is None else round(distance, 12))
+        seen = grid_search(network, x, region, label=label, timeout=share)
+        nearest = None if seen.finished else math.nan
+        found.append(nearest if seen.distance is None else round(seen.distance, 12))
     return tuple(found)
 
 
