@@ -3,10 +3,14 @@ import copy
 import dataclasses
 import itertools
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from netwright import search
 from netwright.search import fbnet_space, single_path_space, spaces
@@ -252,6 +256,37 @@ def test_factorized_reduce_by_hand():
     mixed = halving(torch.arange(1.0, 13.0).reshape(1, 1, 3, 4))[0]
     assert torch.equal(mixed[1], torch.tensor([[6.0, 8.0], [0.0, 0.0]]))
     assert FactorizedReduce(3, 5)(torch.ones(2, 3, 4, 4)).shape == (2, 5, 2, 2)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (8, 7), (7, 8), (7, 7)])
+def test_gradients_over_few_channels_are_those_of_many(size):
+    """Fewer channels than a vector holds take another way; zeros in further channels change nothing."""
+    few, many = FactorizedReduce(6, 4, affine=False), FactorizedReduce(8, 4, affine=False)
+    for name, weight in few.named_parameters():
+        many.get_parameter(name).data[:, :6] = weight.data
+    x = torch.randn(3, 6, *size, generator=stream(0, "x")).to(memory_format=torch.channels_last).requires_grad_()
+    wide = functional.pad(x.detach(), (0, 0, 0, 0, 0, 2)).requires_grad_()
+    for module, inputs in ((few, x), (many, wide)):
+        (module(inputs) ** 3).sum().backward()
+    torch.testing.assert_close(x.grad, wide.grad[:, :6], rtol=1e-4, atol=1e-4)
+    for name, weight in few.named_parameters():
+        torch.testing.assert_close(weight.grad, many.get_parameter(name).grad[:, :6], rtol=1e-4, atol=1e-3)
+
+
+def test_gradients_over_few_channels_stay_in_their_memory():
+    """Those of torch 2.14 do not on a processor with AVX2 alone; the C library's checks end the process then."""
+    code = """
+import torch
+from netwright.search.spaces.operations import FactorizedReduce
+for channels in range(1, 8):
+    module = FactorizedReduce(channels, 4).to(memory_format=torch.channels_last)
+    for _ in range(5):
+        x = torch.ones(16, channels, 8, 8).to(memory_format=torch.channels_last).requires_grad_()
+        module(x).sum().backward()
+"""
+    checks = {"LD_PRELOAD": "libc_malloc_debug.so.0", "MALLOC_CHECK_": "3", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **checks}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

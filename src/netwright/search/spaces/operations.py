@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from netwright.search.fused import mixture
 from netwright.search.fused.branches import alone
+from netwright.search.fused.library import LANES
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -104,6 +105,10 @@ class Halving(nn.Module):
         shifted = x[..., 1:, 1:]
         if height % 2 or width % 2:
             shifted = functional.pad(x, (0, width % 2, 0, height % 2))[..., 1:, 1:]
+        if x.requires_grad and x.shape[1] < LANES:
+            # The gradient by oneDNN for AVX2 (torch 2.14) writes beyond its memory where the last row or column is not
+            # read; without them the result is the same.
+            x = x[..., : height - 1 + height % 2, : width - 1 + width % 2]
         return torch.cat([self.even(x), self.odd(shifted)], dim=1)
 
 
