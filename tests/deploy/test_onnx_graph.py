@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from netwright.deploy import onnx_graph
 from netwright.deploy.exporters import structure
@@ -79,7 +80,12 @@ def test_pruning_and_training_leave_the_structure(tmp_path, exports):
     written(module, tmp_path / "a.onnx")
     for parameter in module.parameters():
         parameter.requires_grad_(False).mul_(torch.rand_like(parameter) < 0.5)
-    written(module.train(), tmp_path / "b.onnx")
+    plain = written(module.train(), tmp_path / "b.onnx")
+    for layer in module[:2]:
+        parametrize.register_parametrization(layer, "weight", nn.Identity())
+        parametrize.remove_parametrizations(layer, "weight")
+        assert list(layer._parameters) == ["bias", "weight"]
+    assert written(module, tmp_path / "c.onnx") == plain
     assert len(exports) == 1
 
 
