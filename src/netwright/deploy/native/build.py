@@ -29,6 +29,8 @@ FLAGS = (
     "-march=native",
     "-ffp-contract=fast",
     "-fno-math-errno",
+    # gcc for AMD splits products and sums of short kernels otherwise: rounding would depend on how threads share rows
+    "--param=avoid-fma-max-bits=0",
     # a loop over a short row must stay one, not become a call of memset
     "-fno-tree-loop-distribute-patterns",
     "-Wno-psabi",
