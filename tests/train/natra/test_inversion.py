@@ -67,7 +67,7 @@ def test_a_batch_equals_single_images(style, codes):
     chunks = BatchInverter(style, steps=12, num_codes=codes, batch_size=3).invert(x)
     for other in (alone, chunks):
         # Float32 through 12 steps of Adam, whose first is a sign.
-        assert torch.allclose(together.w, other.w, atol=1e-4)
+        assert torch.allclose(together.w, other.w, atol=1e-3)
     generator, _, _ = linear()
     y = images()
     exact = BatchInverter(generator, steps=30)
