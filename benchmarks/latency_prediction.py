@@ -7,10 +7,9 @@ For the space `micro-chain`, for the chain of FBNet's blocks on which its experi
 64x64: a table by operations, corrected by whole calls of other random networks, then random networks of the space by
 the clock, which take turns, twice. PyTorch runs them dense, the sparse runtime with 90 % random zeros, of which each
 measurement takes the mean of three draws. Aimed at: a rank correlation of at least 0.9 and a median error of at most
-15 %, without any constant fitted to the networks. What the two measurements agree in, with other zeros, is what no
-table can exceed. The figures go to benchmarks/results/, from where the
-documentation takes them; --quick looks at three networks and writes nothing. Exit 1 if an aim is missed. Needs as many
-cores of its own as threads.
+15 %, without any constant fitted to the networks. What the two measurements agree in, with other zeros, is about what
+a table can reach. The figures go to benchmarks/results/, from where the documentation takes them; --quick looks at
+three networks and writes nothing. Exit 1 if an aim is missed. Needs as many cores of its own as threads.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from netwright.search import spaces
 from support.record import leave, markdown
 
 RUNTIMES = {"PyTorch": {"runtime": "torch"}, "sparse, 90 % zeros": {"runtime": "native", "sparsity": 0.9}}
-# What an architecture takes is the mean over draws of its zeros: two of one small network differ by a twentieth.
+# What an architecture takes is the mean over draws of its zeros: a small network's time depends on where they lie.
 DRAWS = {"PyTorch": 1, "sparse, 90 % zeros": 3}
 LEAST_CORRELATION, MOST_ERROR = 0.9, 0.15
 

@@ -11,9 +11,11 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from netwright.compress import prune
 from netwright.deploy import onnx_graph
 from netwright.deploy.exporters import structure
 from netwright.deploy.onnx import Session, export
+from netwright.nn.sparse import to_dense
 from netwright.seeding import seeded
 
 
@@ -83,9 +85,17 @@ def test_pruning_and_training_leave_the_structure(tmp_path, exports):
     plain = written(module.train(), tmp_path / "b.onnx")
     for layer in module[:2]:
         parametrize.register_parametrization(layer, "weight", nn.Identity())
-        parametrize.remove_parametrizations(layer, "weight")
-        assert list(layer._parameters) == ["bias", "weight"]
     assert written(module, tmp_path / "c.onnx") == plain
+    assert len(exports) == 1
+
+
+def test_masks_leave_the_structure_of_layers_without_bias(tmp_path, exports):
+    module = network(0)
+    module[0].register_parameter("bias", None)
+    written(module, tmp_path / "a.onnx")
+    prune.magnitude(module, 0.5)
+    written(module, tmp_path / "b.onnx")
+    written(to_dense(module), tmp_path / "c.onnx")
     assert len(exports) == 1
 
 

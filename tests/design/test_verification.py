@@ -258,7 +258,7 @@ def test_a_designed_sparse_network(sparse_run: Path, tmp_path: Path):
 
 def test_radii_stand_in_the_report(sparse_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Bounds, and between them and the attack the exact engine; the page says which it was."""
-    monkeypatch.setattr("netwright.design.examples.SOLVER_SECONDS", 2.0)
+    monkeypatch.setattr("netwright.design.timing.SOLVER_SECONDS", 2.0)
     model, data = load_run(sparse_run), load_data("digits", seed=1)
     probs = model(data.test.images).softmax(1).detach()
     arrays = radii(model.network, data, probs, limit=3)
@@ -285,7 +285,7 @@ def test_radii_without_z3(sparse_run: Path, tmp_path: Path, monkeypatch: pytest.
     page = shown(arrays, data, tmp_path)
     assert "the grid engine looked at the 4 numbers" in page
     assert all(f"with 4 numbers {'no' if np.isnan(x) else 'at'} " in page for x in arrays["few"])
-    monkeypatch.setattr("netwright.design.examples.SOLVER_SECONDS", 1e-6)
+    monkeypatch.setattr("netwright.design.timing.SOLVER_SECONDS", 1e-6)
     late = radii(model.network, data, model(data.test.images).softmax(1).detach(), limit=3)
     assert (late["few"] == UNFINISHED).all()
     assert "with 4 numbers not all looked at" in shown(late, data, tmp_path)

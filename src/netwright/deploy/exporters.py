@@ -70,21 +70,6 @@ def structure(module: nn.Module) -> Hashable | None:
     return classes, hashlib.sha256(text.getvalue()).digest()
 
 
-def put_in_order(module: nn.Module) -> None:
-    """Brings the parameters of torch's own layers into one order: a mask that is taken off leaves its weight last.
-
-    Example:
-        >>> from torch import nn
-        >>> layer = nn.Linear(2, 3)
-        >>> put_in_order(layer)
-        >>> [name for name, _ in layer.named_parameters()]
-        ['bias', 'weight']
-    """
-    for part in module.modules():
-        if type(part).__module__.startswith("torch.nn."):
-            part._parameters = dict(sorted(part._parameters.items()))
-
-
 class _Structure(pickle.Pickler):
     """Writes a module with a description in the place of each parameter and buffer. Nothing ever reads it."""
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from netwright.console import UserError
-from netwright.deploy.exporters import first_line, put_in_order
+from netwright.deploy.exporters import first_line
 from netwright.deploy.onnx_graph import first, graph_of
 from netwright.deploy.session import CHUNK, FileSize, Latency, Session, file_sizes, latency
 from netwright.results import Result
@@ -115,7 +115,6 @@ def export(
     if taken := sorted(set(extra) & set(FACTS)):
         raise ValueError(f"metadata must not set {', '.join(taken)}: the file already tells")
     network = plain_copy(module)
-    put_in_order(network)
     if (size := sum(p.numel() * p.element_size() for p in network.parameters())) > LARGEST_FILE_BYTES:
         raise UserError(f"the network holds {size} bytes of weights; an ONNX file ends at {LARGEST_FILE_BYTES}")
     example = torch.zeros(2, *shape)

@@ -25,7 +25,6 @@ MOST_MISTAKES = 24
 MOST_MAPS = 6  # of right answers, and of wrong ones
 EDGE = 128  # pixels of a picture beside its map
 RADII = 10  # images whose robustness radius is looked for
-BOUNDS_SECONDS, SOLVER_SECONDS = 10.0, 20.0  # by bounds, and by the exact engine or on a grid
 FEW = 4  # numbers that the grid engine varies where there is no solver
 UNFINISHED = -1.0  # in place of their radius, where the time was over
 
@@ -163,6 +162,7 @@ def radii(
 
     from netwright.data.tensors import scaled
     from netwright.design.measure import first_images, onnx_input
+    from netwright.design.timing import BOUNDS_SECONDS, SOLVER_SECONDS
     from netwright.verify import Network, few_number_radii, robustness_radii
     from netwright.verify.encoding import has_z3
 

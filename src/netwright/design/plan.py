@@ -10,6 +10,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -194,6 +195,9 @@ def make_plan(options: Options, data: Data) -> Plan:
     search_channels = options.search_channels or SEARCH_CHANNELS
     times["search"], use["search"] = _time_search(options, shape, classes, stem)
     per_step, pricing, size = {"baseline": baseline}, 0.0, {"cells": cells, "stem": stem}
+    finish = partial(
+        finish_seconds, baseline=baseline, tested=len(data.test), batch_size=batch, budget=options.time_budget
+    )
     if options.time_budget is None:
         epochs = options.epochs or max(DEFAULT_PASSES, math.ceil(DEFAULT_STEPS / per_pass))
         channels, pricing = _within_limits(options, data, size, genotype, options.channels or DEFAULT_CHANNELS)
@@ -206,9 +210,7 @@ def make_plan(options: Options, data: Data) -> Plan:
 
         def room(step: float) -> float:
             """Seconds for search and training when a step of the network takes ``step``."""
-            return (
-                usable_seconds(budget, finish_seconds(step, baseline, len(data.test), batch, budget=budget)) - pricing
-            )
+            return usable_seconds(budget, finish(step)) - pricing
 
         widest = options.channels or widths.largest(lambda step: NETWORK_SHARE * room(step))
         channels, pricing = _within_limits(options, data, size, genotype, widest)
@@ -230,8 +232,7 @@ def make_plan(options: Options, data: Data) -> Plan:
     search["seconds"] += pricing
     model = {"channels": channels, "cells": cells, "stem": stem}
     use["model"] = threads_for(widths.build(channels), shape, batch)
-    finish = finish_seconds(per_step["model"], baseline, len(data.test), batch, budget=options.time_budget)
-    stages = _stages(options, search, model, phases, why, finish)
+    stages = _stages(options, search, model, phases, why, finish(per_step["model"]))
     return Plan(stages, search, model, tuple(phases), {**times, **widths.times}, use)
 
 

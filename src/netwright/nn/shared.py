@@ -117,8 +117,8 @@ def bake(layer: nn.Module, name: str = "weight") -> None:
         (['weight', 'bias'], True)
     """
     parametrize.remove_parametrizations(layer, name, leave_parametrized=True)
-    # torch puts the weight back behind the bias; optimisers and files know parameters by their order
-    for other, parameter in list(layer.named_parameters(recurse=False)) if name.endswith("weight") else ():
+    # torch puts the weight back behind the bias, one that is None too; optimisers, files and exports go by the order
+    for other, parameter in list(layer._parameters.items()) if name.endswith("weight") else ():
         if other != name:
             delattr(layer, other)
             layer.register_parameter(other, parameter)

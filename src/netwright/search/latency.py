@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from netwright.console import task
 from netwright.cost.timing import alternate, cpu_name, threads
+from netwright.nn.sparse import top_k_mask
 from netwright.search.calibration import calibrate
 from netwright.search.latency_table import CONSTANT, Shape, SpaceLatencyTable, operations_of, predict
 from netwright.search.pricing import ExpectedCost
@@ -52,7 +53,7 @@ __all__ = [
 
 Runtime = Literal["torch", "native"]
 MOST_NETWORKS = 60
-# A few zeros more or less are a tenth of the time of a small operation: one pattern does not tell what it takes.
+# Where the zeros lie moves the time of a small operation: one pattern does not tell what it takes.
 SPARSE_READINGS = 3
 
 
@@ -100,10 +101,7 @@ class Setup:
             dense = isinstance(module, nn.Conv2d) and not 1 < module.groups == module.in_channels
             if self.sparsity and (dense or isinstance(module, nn.Linear)):
                 weight = cast(Tensor, module.weight).data
-                kept = max(1, round((1 - self.sparsity) * weight.numel()))
-                keep = torch.zeros(weight.shape)
-                keep.view(-1)[torch.randperm(weight.numel(), generator=draws)[:kept]] = 1
-                weight *= keep
+                weight *= top_k_mask(torch.rand(weight.shape, generator=draws), 1 - self.sparsity)
         return network.eval().to(memory_format=torch.channels_last)
 
     def input(self, shape: Shape) -> Tensor:
@@ -189,7 +187,7 @@ def _networks(
         network = setup.network(space, genotype, shape, num_classes, seed=number)
         keys = operations_of(network, shape)
         own = Counter(key for key in keys.values() if key is not None)
-        if not found or any(short[key] > 0 for key in own):
+        if not found or short & own:
             found.append((network, keys))
             short -= own
         if not short:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -60,14 +62,14 @@ def test_the_prior_gives_the_ridge_solution():
 
 @pytest.mark.parametrize("codes", [1, 3])
 def test_a_batch_equals_single_images(style, codes):
-    x = torch.rand(4, 1, 12, 12, generator=stream(0, "images"))
+    style = copy.deepcopy(style).double()
+    x = torch.rand(4, 1, 12, 12, generator=stream(0, "images")).double()
     inverter = BatchInverter(style, steps=12, num_codes=codes)
     together = inverter.invert(x)
     alone = LatentCodes.joined([inverter.invert(each[None]) for each in x])
     chunks = BatchInverter(style, steps=12, num_codes=codes, batch_size=3).invert(x)
     for other in (alone, chunks):
-        # Float32 through 12 steps of Adam, whose first is a sign.
-        assert torch.allclose(together.w, other.w, atol=1e-3)
+        assert torch.allclose(together.w, other.w, atol=1e-4)
     generator, _, _ = linear()
     y = images()
     exact = BatchInverter(generator, steps=30)
