@@ -1,5 +1,6 @@
 import os
 import time
+import warnings
 
 import pytest
 
@@ -14,6 +15,15 @@ def slow_square(x, seconds):
 
 def fail(x):
     raise UserError(f"trial {x} failed", cure="look at it")
+
+
+KEPT = []
+
+
+def keep(megabytes):
+    KEPT.append(b"x" * (megabytes << 20))
+    time.sleep(0.5)  # joblib looks at the memory of its processes once a second
+    return len(KEPT)
 
 
 def threads():
@@ -41,6 +51,15 @@ def test_an_error_of_a_trial_arrives_whole(jobs):
     with pytest.raises(UserError, match="trial 7 failed") as caught:
         run_all(fail, [(7,)], jobs=jobs)
     assert caught.value.cure == "look at it"
+
+
+def test_a_process_that_keeps_memory_is_replaced_without_a_word():
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        kept = run_all(keep, [(200,)] * 8, jobs=2)
+    assert len(kept) == 8
+    assert max(kept) < 4  # four trials in each process, had none been replaced
+    assert not told
 
 
 def test_no_trials():
