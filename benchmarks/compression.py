@@ -229,8 +229,9 @@ def sizes(rounds: int, quick: bool) -> list[Figure]:
 
     row("float32, torch.save", whole, net)
     for bits in (8, 4, 2):
-        rounded = post_training_quantize(net, bits)
-        row(f"netwright, {bits} bits", len(pack(rounded)), baked(rounded))
+        for ranges in ("minmax", "mse") if bits < 8 else ("minmax",):
+            rounded = post_training_quantize(net, bits, ranges=ranges)
+            row(f"netwright, {bits} bits, {ranges}", len(pack(rounded)), baked(rounded))
     for name, make in {**_torch_ao(), **_torchao()}.items():
         try:
             with warnings.catch_warnings():

@@ -37,7 +37,7 @@ def fit(net: nn.Module, loss, steps: int = 400) -> nn.Module:
 net = fit(network(), lambda logits, batch: nn.functional.cross_entropy(logits, y[batch]))
 
 # %% Rounded to four levels a bucket, and then trained so: the optimiser moves the weights behind the rounding
-rounded = post_training_quantize(net, bits=2)
+rounded = post_training_quantize(net, bits=2, ranges="mse")
 distilled = post_training_quantize(net, bits=2)
 learn = DistillationLoss(temperature=2.0, weight=0.7)
 fit(distilled, lambda logits, batch: learn(logits, net(x[batch]), y[batch]))

@@ -158,3 +158,12 @@ def test_damage_is_one_line(tmp_path):
         file.write_bytes(damaged)
         with pytest.raises(UserError, match="damaged weights file"):
             run(tmp_path, steps=STEPS[:1])
+
+
+def test_rounding_without_data_is_kept_with_its_ends(tmp_path):
+    small, again = (
+        compress(network(), [Quantize(2, 32)], example=X, folder=tmp_path, rounds=1, runtime=False)[0] for _ in range(2)
+    )
+    assert any(name.endswith(".ends") for name in small.state_dict())
+    assert same(again, small)
+    assert torch.equal(baked(again).eval()(X), small.eval()(X))

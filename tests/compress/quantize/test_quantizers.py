@@ -41,6 +41,39 @@ def test_the_layer_computes_with_rounded_weights():
     assert not parametrize.is_parametrized(net[0])
 
 
+def test_fitted_ends_lose_less_and_travel_in_the_state():
+    net = network()
+    fitted, plain = (post_training_quantize(net, 2, ranges=ranges) for ranges in ("mse", "minmax"))
+    for i in (0, 3, 5):
+        lost = [(copy[i].weight - net[i].weight).square().mean() for copy in (fitted, plain)]
+        assert lost[0] < 0.8 * lost[1]
+        assert len(fitted[i].weight.unique()) <= 4 * -(-net[i].weight.numel() // 256)
+    plain.load_state_dict(fitted.state_dict())
+    assert torch.equal(plain.eval()(X), fitted.eval()(X))
+    plain.load_state_dict(post_training_quantize(net, 2).state_dict())
+    assert torch.equal(plain[0].weight, uniform_quantize(net[0].weight, 2))
+
+
+@pytest.mark.parametrize("grad", ["ste", "truncated", "exact"])
+def test_gradients_between_fitted_ends(grad):
+    w = torch.tensor([-2.0, -0.4, -0.3, -0.1, 0.0, 0.2, 0.3, 0.5])
+    found = UniformQuantizer(2, None, grad=grad)
+    found.fit_ends_(w)
+    assert 0 < found.ends[0, 0] < found.ends[0, 1] <= 1
+    passed = gradient(found, w, torch.ones(8))
+    if grad != "exact":
+        assert passed.tolist() == [0.0 if grad == "truncated" else 1.0, 1, 1, 1, 1, 1, 1, 1]
+    else:  # what lies beyond the ends moves with the range of its bucket alone
+        low, high = found.ends[0].double()
+        v = w.double().requires_grad_()
+        span, least = v.max() - v.min(), v.min()
+        u = ((v - least) / span - low) / (high - low)
+        u = u.clamp(0, 1)
+        q = (u.detach() * 3).round() / 3 + u - u.detach()
+        (span * ((high - low) * q + low) + least).sum().backward()
+        assert torch.allclose(passed.double(), v.grad, atol=1e-5)
+
+
 def test_straight_through_is_bit_for_bit():
     w, factor = (torch.randn(40, generator=stream(i, "w")) for i in range(2))
     assert torch.equal(gradient(UniformQuantizer(2, 16), w, factor), factor)

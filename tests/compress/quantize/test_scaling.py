@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from netwright.compress.quantize import BucketScaler, nonuniform_quantize, uniform_quantize
-from netwright.compress.quantize.scaling import nearest
+from netwright.compress.quantize.scaling import least_error_ends, nearest, rounded
 from netwright.seeding import stream
 
 V = torch.tensor([-1.0, -0.2, 0.1, 0.9])
@@ -96,9 +96,44 @@ def test_torch_fake_quantise_agrees_where_zero_is_a_level():
     assert torch.allclose(uniform_quantize(v, 4, 64), theirs, atol=1e-5)
 
 
+def error(u, low, high, bits):
+    """Mean squared error of levels from low to high, by its definition."""
+    levels = low + (high - low) * torch.arange(2**bits) / (2**bits - 1)
+    return float((u[:, None] - levels).abs().min(1).values.square().mean())
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+def test_even_weights_have_their_ends_half_a_step_inside(bits):
+    inside = 2.0 ** -(bits + 1)
+    (ends,) = least_error_ends(torch.linspace(0, 1, 4001)[None], bits)
+    assert ends.tolist() == pytest.approx([inside, 1 - inside], abs=0.0126)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3])
+@pytest.mark.parametrize("shape", ["normal", "exponential", "outlier"])
+def test_ends_have_nearly_the_least_error_of_all_on_a_grid(bits, shape):
+    v = weights(1024)
+    v = {"normal": v, "exponential": -(v.abs() + 0.01).log(), "outlier": torch.cat([v[:1023], v[:1] * 0 + 9])}[shape]
+    u, _, _ = BucketScaler().scale(v)
+    for row, (low, high) in zip(u, least_error_ends(u, bits).tolist(), strict=True):
+        grid = torch.linspace(0, 1, 41).tolist()
+        least = min(error(row, a, b, bits) for a in grid for b in grid if b - a > 0.05)
+        assert error(row, low, high, bits) <= 1.03 * least
+        assert error(row, low, high, bits) < error(row, 0.0, 1.0, bits)
+
+
+def test_weights_on_their_levels_keep_them():
+    u = rounded(torch.rand(3, 64, generator=stream(0, "u")), 3) / 7
+    u[:, 0], u[:, 1] = 0, 1
+    assert torch.equal(least_error_ends(u, 3), torch.tensor([[0.0, 1.0]] * 3))
+    assert least_error_ends(torch.zeros(2, 5), 1).tolist() == [[0, 1], [0, 1]]  # constant buckets
+    assert least_error_ends(torch.zeros(0, 5), 1).shape == (0, 2)
+
+
 @pytest.mark.parametrize(
     ("call", "told"),
     [
+        (lambda: least_error_ends(torch.zeros(1, 2), 0), r"bits must lie in 1..16, got 0"),
         (lambda: uniform_quantize(V, 0), r"bits must lie in 1..16, got 0"),
         (lambda: uniform_quantize(V, 17), "bits"),
         (lambda: uniform_quantize(V, 2, 0), "bucket_size must be >= 1 or None, got 0"),

@@ -50,6 +50,7 @@ def test_training_with_rounded_weights_beats_rounding_afterwards(trained):
     found = quantized_distillation(net, net, batches, bits=2, epochs=EPOCHS, lr=0.02)
     again = quantized_distillation(net, net, batches, bits=2, epochs=EPOCHS, lr=0.02)
     assert score(found) > rounded + 0.05
+    assert score(post_training_quantize(net, 2, ranges="mse")) > rounded
     assert torch.equal(found[1].weight, again[1].weight)
     shadow = found[1].parametrizations.weight.original
     assert len(shadow.unique()) > 1000

@@ -251,7 +251,7 @@ class Quantize:
     def apply(self, network: nn.Module, teacher: nn.Module, how: Training) -> Applied:
         """The network with quantisers; zeros stay zeros."""
         if how.data is None:
-            return Applied(post_training_quantize(network, self.bits, self.bucket_size))
+            return Applied(post_training_quantize(network, self.bits, self.bucket_size, ranges="mse"))
         return Applied(quantized_distillation(network, teacher, how.data, lr=how.lr, **self._settings(how)))
 
     def _settings(self, how: Training) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from netwright.nn.sparse import LAYERS, mask_of, unparametrized
 
 WEIGHTS = ("weight", "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 Which = Literal["weights", "all"]
+Ranges = Literal["minmax", "mse"]
 _M = TypeVar("_M", bound=nn.Module)
 
 
@@ -133,6 +134,7 @@ def post_training_quantize(
     quantize: Which = "weights",
     quantize_first_last: bool = True,
     grad: Gradient = "ste",
+    ranges: Ranges = "minmax",
 ) -> _M:
     """A copy of a network that computes with weights rounded to 2^bits levels; nothing is trained.
 
@@ -146,6 +148,8 @@ def post_training_quantize(
         quantize: ``"weights"`` of convolutions and linear layers, or ``"all"`` parameters.
         quantize_first_last: Whether the first and the last of these layers take part.
         grad: As for :class:`UniformQuantizer`, for those who train on.
+        ranges: ``"minmax"``, the paper's, begins and ends the levels of a bucket at its least and largest weight;
+            ``"mse"`` where the mean squared error is least, which is better at 2 to 4 bits if nothing is trained on.
 
     Raises:
         ValueError: If an argument is out of its range, or a weight is not finite.
@@ -155,9 +159,14 @@ def post_training_quantize(
         >>> len(net[2].weight.unique()) <= 4
         True
     """
+    if ranges not in get_args(Ranges):
+        raise ValueError(f"ranges must be one of {', '.join(map(repr, get_args(Ranges)))}, got {ranges!r}")
 
     def make(parameter: Tensor, kept: Tensor | None, number: int) -> Quantizer:
-        return UniformQuantizer(bits, bucket_size, grad=grad, kept=kept)
+        quantizer = UniformQuantizer(bits, bucket_size, grad=grad, kept=kept)
+        if ranges == "mse":
+            quantizer.fit_ends_(parameter)
+        return quantizer
 
     return quantize_with(model, make, quantize, quantize_first_last)[0]
 
