@@ -60,7 +60,7 @@ CARD = Paper(
 )
 
 BITS = (2, 4)
-ROUNDED = (2, 3, 4)
+ROUNDED = (1, 2, 3, 4)
 POINT_RATES = (1e-4, 3e-4, 1e-3)
 BATCH, BUCKET = 64, 256
 LR = 1e-3
@@ -120,7 +120,7 @@ def reproduce(run: Run) -> Evidence:
         run.size("epochs of learned levels", full=2, fast=4),
     ]
     bits = list(BITS[:1] if run.fast else BITS)
-    rounded = list(ROUNDED[:1] if run.fast else ROUNDED)
+    rounded = list(BITS[:1] if run.fast else ROUNDED)
     rates = list(POINT_RATES[2:] if run.fast else POINT_RATES)
     data = "digits" if run.fast else "fashion-mnist"
     found = run.arms({"all": [data, images, epochs, bits, rounded, rates]}, _everything)["all"]
