@@ -10,7 +10,16 @@ SEEDS = 3
 
 
 def arms(
-    *, trained=0.80, learned=0.75, rounded=0.6, single=0.5, labels=0.79, four=(0.868, 0.866), size=1000.0, bits=(2, 4)
+    *,
+    trained=0.80,
+    learned=0.75,
+    fitted=0.65,
+    rounded=0.6,
+    single=0.5,
+    labels=0.79,
+    four=(0.868, 0.866),
+    size=1000.0,
+    bits=(2, 4),
 ):
     def arm(level, **more):
         return {"accuracy": [level + 0.002 * i for i in range(SEEDS)]} | {k: [v] * SEEDS for k, v in more.items()}
@@ -20,6 +29,7 @@ def arms(
         "student, distilled": arm(0.87),
         "rounded, 2 bits": arm(single),
         "rounded in buckets, 2 bits": arm(rounded),
+        "rounded, least error, 2 bits": arm(fitted),
         "learned, 2 bits": arm(learned),
         "labels, 2 bits": arm(labels),
     }
@@ -42,6 +52,8 @@ def arms(
         ({}, "four-bits", "supported"),
         ({"four": (0.868, 0.85)}, "four-bits", "not supported"),
         ({"bits": (2,)}, "four-bits", "inconclusive"),
+        ({}, "ends", "supported"),
+        ({"fitted": 0.82}, "ends", "not supported"),
         ({}, "buckets", "supported"),
         ({"single": 0.7}, "buckets", "not supported"),
         ({}, "teacher", "supported"),

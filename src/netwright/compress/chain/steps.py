@@ -19,7 +19,7 @@ from netwright.compress.quantize import (
     post_training_quantize,
     quantized_distillation,
 )
-from netwright.compress.quantize.placing import quantize_with
+from netwright.compress.quantize.placing import Ranges, quantize_with
 from netwright.compress.quantize.scaling import BucketScaler, check_bits
 from netwright.nn.sparse import clone
 from netwright.storage import tensors_digest
@@ -249,9 +249,10 @@ class Quantize:
         return post_training_quantize(network, self.bits, self.bucket_size)
 
     def apply(self, network: nn.Module, teacher: nn.Module, how: Training) -> Applied:
-        """The network with quantisers; zeros stay zeros."""
+        """The network with quantisers; zeros stay zeros. Without data, ends of least error serve from 2 bits on."""
         if how.data is None:
-            return Applied(post_training_quantize(network, self.bits, self.bucket_size, ranges="mse"))
+            ranges: Ranges = "mse" if self.bits > 1 else "minmax"
+            return Applied(post_training_quantize(network, self.bits, self.bucket_size, ranges=ranges))
         return Applied(quantized_distillation(network, teacher, how.data, lr=how.lr, **self._settings(how)))
 
     def _settings(self, how: Training) -> dict[str, Any]:

@@ -149,7 +149,8 @@ def post_training_quantize(
         quantize_first_last: Whether the first and the last of these layers take part.
         grad: As for :class:`UniformQuantizer`, for those who train on.
         ranges: ``"minmax"``, the paper's, begins and ends the levels of a bucket at its least and largest weight;
-            ``"mse"`` where the mean squared error is least, which is better at 2 to 4 bits if nothing is trained on.
+            ``"mse"`` where the mean squared error is least, which is better at 2 bits if nothing is trained on, and
+            worse at 1.
 
     Raises:
         ValueError: If an argument is out of its range, or a weight is not finite.
