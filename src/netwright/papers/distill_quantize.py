@@ -120,7 +120,7 @@ def reproduce(run: Run) -> Evidence:
         run.size("epochs of learned levels", full=2, fast=4),
     ]
     bits = list(BITS[:1] if run.fast else BITS)
-    rounded = list(BITS[:1] if run.fast else ROUNDED)
+    rounded = bits if run.fast else list(ROUNDED)
     rates = list(POINT_RATES[2:] if run.fast else POINT_RATES)
     data = "digits" if run.fast else "fashion-mnist"
     found = run.arms({"all": [data, images, epochs, bits, rounded, rates]}, _everything)["all"]
