@@ -14,7 +14,7 @@ from netwright.console import UserError
 from netwright.design import charts
 from netwright.design.charts import NETWORKS
 from netwright.design.measure import wilson
-from netwright.design.report import build, readme_text
+from netwright.design.report import build, readme_text, settings_blocks
 from netwright.design.verdict import doubts, goals, speed, verdict
 from netwright.page import text_of
 
@@ -589,3 +589,10 @@ def test_a_finished_run_has_the_coherence_of_its_training(finished):
     assert all(0 <= value <= 100 for value in seen)
     assert epochs[-1]["coherence_examples"] == 100
     assert "Do examples agree?" in (finished / "report.md").read_text()
+
+
+def test_a_setting_that_names_nothing_is_a_dash():
+    named = {"train_method": [], "download": False, "seed": 0, "latency_ms": None, "space": "micro-darts"}
+    *_, values = settings_blocks({"options": named})
+    lines = values.markdown().splitlines()
+    assert lines == ["- train_method: –", "- download: no", "- seed: 0", "- latency_ms: –", "- space: micro-darts"]

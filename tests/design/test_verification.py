@@ -283,12 +283,13 @@ def test_radii_without_z3(sparse_run: Path, tmp_path: Path, monkeypatch: pytest.
     arrays = radii(model.network, data, model(data.test.images).softmax(1).detach(), limit=3)
     assert not arrays["exact"].any()
     page = shown(arrays, data, tmp_path)
-    assert "the grid engine looked at the 4 numbers" in page
-    assert all(f"with 4 numbers {'no' if np.isnan(x) else 'at'} " in page for x in arrays["few"])
+    assert "the grid engine looked at the 4 values of pixels" in page
+    outcomes = ["no other class" if np.isnan(x) else f"another class at {255 * x:.3g}" for x in arrays["few"]]
+    assert all(f"by 4 values alone: {outcome}" in page for outcome in outcomes)
     monkeypatch.setattr("netwright.design.timing.SOLVER_SECONDS", 1e-6)
     late = radii(model.network, data, model(data.test.images).softmax(1).detach(), limit=3)
     assert (late["few"] == UNFINISHED).all()
-    assert "with 4 numbers not all looked at" in shown(late, data, tmp_path)
+    assert "by 4 values alone: search not finished" in shown(late, data, tmp_path)
 
 
 def shown(arrays: dict[str, np.ndarray], data, folder: Path) -> str:

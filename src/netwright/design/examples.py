@@ -232,7 +232,7 @@ def radius_blocks(file: Path, classes: Sequence[str]) -> list[Block]:
         else:
             reading += (
                 "Bounds prove the first, the gradient leads to the second; without Z3, the grid engine looked at the "
-                f"{FEW} numbers that the class depends on most, from level to level of a grid. "
+                f"{FEW} values of pixels that the class depends on most, from level to level of a grid. "
             )
             told = [f"{each}; {_few(size)}" for each, size in zip(told, few, strict=True)]
     reading += "What lies between is open."
@@ -245,8 +245,10 @@ def radius_blocks(file: Path, classes: Sequence[str]) -> list[Block]:
 
 def _few(size: float) -> str:
     if size == UNFINISHED:
-        return f"with {FEW} numbers not all looked at"
-    return f"with {FEW} numbers at {255 * size:.3g}" if np.isfinite(size) else f"with {FEW} numbers no other class"
+        told = "search not finished"
+    else:
+        told = f"another class at {255 * size:.3g}" if np.isfinite(size) else "no other class"
+    return f"by {FEW} values alone: {told}"
 
 
 def _holds(file: Path, name: str) -> bool:

@@ -372,4 +372,6 @@ def settings_blocks(run: Mapping[str, Any] | None) -> list[Block]:
 def _shown(value: Any) -> Cell:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, (list, dict)) and not value:
+        return None
     return value if value is None or isinstance(value, (int, float, str)) else json.dumps(value, ensure_ascii=False)
