@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -15,6 +17,7 @@ SPIKE = {
     "oscillation, same losses": 0.2,
     "spikes": 10.0,
     "spikes opposed": 9.0,
+    "spikes opposed along the step": 10.0,
     "share over even": 5.0,
     "sharpness over limit": 1.1,
     "rise with half a step": -0.01,
@@ -58,6 +61,8 @@ def arms(arm: str = "", **change: float | None):
         ("", {}, "slopes", "supported"),
         ("digits, lr 1", {"spikes opposed": 7.0}, "slopes", "not supported"),
         ("digits, lr 1", {"spikes": 0.0}, "slopes", "inconclusive"),
+        ("", {}, "slopes along the step", "supported"),
+        ("digits, lr 0.5", {"spikes opposed along the step": 7.0}, "slopes along the step", "not supported"),
         ("", {}, "share", "supported"),
         ("digits, lr 1", {"share over even": 2.9}, "share", "not supported"),
         ("", {}, "edge", "supported"),
@@ -222,6 +227,53 @@ def test_a_rate_at_the_end_of_its_grid_is_looked_beyond(tmp_path, monkeypatch):
     assert found["tuned, SplitSGD, large step"]["value"] == [0.09]
     assert found["tuned, SplitSGD"] == {"value": [2.7], "inside the grid": [1.0]}
     assert found["SplitSGD"]["learning rate"] == [2.7] * 3
+
+
+def test_a_rate_with_which_a_seed_diverges_is_cut_to_a_third(tmp_path, monkeypatch):
+    from netwright.papers.run import Run
+
+    def optimise(seed, name, lr, lr_large, images, steps):
+        diverged = name == "SGD" and seed == 2 and lr > 0.5
+        return {"training loss": None if diverged else abs(lr - 1.0), "learning rate": lr}
+
+    monkeypatch.setattr(oscillating, "optimise", optimise)
+    optimise.__qualname__ = "optimise"
+    found = paper._optimised(Run("opposing-signals", seeds=3, out=tmp_path), 200, 5)
+    assert found["tuned, SGD"]["value"] == [1.0]
+    assert found["final: SGD 1"]["training loss"] == [0.0, 0.0, None]
+    assert found["SGD"]["learning rate"] == [0.33] * 3
+    assert not [name for name in found if name.startswith("final: SplitSGD")]
+
+
+def test_slopes_along_the_step_are_those_of_its_own_first_order_changes():
+    """Over a tiny step: a group whose loss falls and one whose loss rises have slopes of opposite signs."""
+    from netwright.diagnose import OpposingSignalTracker, full_batch_descent
+
+    x, y = oscillating.one_hot_problem("digits", 0, 60)
+    network = perceptron((64, 8, 10), 0)
+    tracker = OpposingSignalTracker(network, oscillating.squared_error, (x, y), snapshots=5)
+    optimizer = torch.optim.SGD(network.parameters(), 1e-3)
+    full_batch_descent(network, oscillating.squared_error, (x, y), optimizer, 3, tracker=tracker)
+    report = tracker.report(1, curvature=False)
+    delta = tracker.deltas()[tracker.delta_steps.index(1)]
+    opposed = bool(delta[list(report.groups.up)].mean() * delta[list(report.groups.down)].mean() < 0)
+    assert oscillating._opposed_along_the_step(tracker, report) is opposed
+    same = dataclasses.replace(report, groups=dataclasses.replace(report.groups, up=report.groups.down))
+    assert oscillating._opposed_along_the_step(tracker, same) is False
+
+
+def test_how_well_the_planted_are_fitted():
+    x, y, chosen = planted(0, 200)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10))
+    with torch.no_grad():
+        network[1].weight.zero_()
+        network[1].bias.copy_(torch.eye(10)[PLANTED_CLASSES[0]])  # answers the first planted class always
+    found = oscillating._fitted(network, x, y, chosen)
+    others = torch.ones(200, dtype=torch.bool)
+    others[chosen] = False
+    assert found["right, planted"] == 0.5
+    assert found["loss, planted"] == pytest.approx(0.1)  # 0 or 2 / 10
+    assert found["right, others"] == pytest.approx(float((y[others].argmax(1) == PLANTED_CLASSES[0]).float().mean()))
 
 
 def test_the_patch_is_turned_up_on_images_without_it():

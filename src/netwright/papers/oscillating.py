@@ -106,6 +106,17 @@ def _pair_alone(tracker: OpposingSignalTracker, report: OpposingReport, lr: floa
     return {"oscillation, pair alone": rho, "sharpness over limit, pair alone": top * share / 2}
 
 
+def _opposed_along_the_step(tracker: OpposingSignalTracker, report: OpposingReport) -> bool:
+    """Whether the slopes of both groups have opposite signs along the step that all examples take together."""
+    from netwright.diagnose import gradient_opposition
+    from netwright.diagnose.opposing_signals.opposition import mean_gradient
+
+    up, down = (tracker.examples(group) for group in (report.groups.up, report.groups.down))
+    with tracker.parameters_of(report.step):
+        step = mean_gradient(tracker.model, squared_error, tracker.x, tracker.y)
+        return gradient_opposition(tracker.model, squared_error, up, down, step) < 0
+
+
 def watch(seed: int, data: str, images: int, lr: float, steps: int) -> dict[str, Any]:
     """The groups at the spikes of one training."""
     from netwright.diagnose import replay_step
@@ -116,7 +127,7 @@ def watch(seed: int, data: str, images: int, lr: float, steps: int) -> dict[str,
     every |= _first_quarter_too(tracker)
     spikes = _late_spikes(tracker, steps)
     if not spikes:
-        return {**every, "spikes": 0.0, "spikes opposed": 0.0, **dict.fromkeys(_OF_A_SPIKE)}
+        return {**every, **dict.fromkeys(_COUNTS, 0.0), **dict.fromkeys(_OF_A_SPIKE)}
     reports = [tracker.report(step) for step in spikes]
     top = reports[0]
     delta = tracker.deltas()[tracker.delta_steps.index(top.step)].abs()
@@ -128,6 +139,7 @@ def watch(seed: int, data: str, images: int, lr: float, steps: int) -> dict[str,
         **_pair_alone(tracker, top, lr),
         "spikes": float(len(spikes)),
         "spikes opposed": float(sum(report.pair.slope_product < 0 for report in reports)),
+        "spikes opposed along the step": float(sum(_opposed_along_the_step(tracker, report) for report in reports)),
         "oscillation": top.pair.oscillation,
         "oscillation, random": top.random.oscillation,
         "oscillation, same losses": top.matched.oscillation,
@@ -147,6 +159,7 @@ def watch(seed: int, data: str, images: int, lr: float, steps: int) -> dict[str,
 
 
 _CORRELATIONS = ("oscillation", "oscillation, random", "oscillation, same losses")
+_COUNTS = ("spikes", "spikes opposed", "spikes opposed along the step")
 _OF_A_SPIKE = (
     *_CORRELATIONS, "share over even", "sharpness over limit", "rise with half a step", "oscillation, pair alone",
 )  # fmt: skip
@@ -172,20 +185,36 @@ def _swept(network: nn.Module, x: Tensor, chosen: Tensor) -> dict[str, float]:
     }
 
 
+def _fitted(network: nn.Module, x: Tensor, y: Tensor, chosen: Tensor) -> dict[str, float]:
+    """Mean loss and share of right answers of the planted examples and of the others."""
+    import torch
+
+    with torch.no_grad():
+        outputs = network(x)
+    losses, right = squared_error(outputs, y), outputs.argmax(1) == y.argmax(1)
+    own = torch.zeros(len(x), dtype=torch.bool)
+    own[chosen] = True
+    return {
+        f"{told}, {whose}": float(values.float()[mask].mean())
+        for told, values in (("loss", losses), ("right", right))
+        for whose, mask in (("planted", own), ("others", ~own))
+    }
+
+
 def find_planted(seed: int, images: int, lr: float, steps: int) -> dict[str, Any]:
     """How many of the examples in the groups at the spikes are planted ones."""
     x, y, chosen = planted(seed, images)
     tracker, _, _ = _descend(seed, x, y, WIDTHS["fashion-mnist"], lr, steps, KEPT)
-    swept = _swept(tracker.model, x, chosen)
+    learned = _swept(tracker.model, x, chosen) | _fitted(tracker.model, x, y, chosen)
     spikes = _late_spikes(tracker, steps)
     if not spikes:
-        return {"precision": None, "spikes": 0.0, **swept}
+        return {"precision": None, "spikes": 0.0, **learned}
     known = set(chosen.tolist())
     groups = [tracker.groups(step) for step in spikes]
     hits = [sum(one in known for one in (*each.up, *each.down)) / (2 * len(each.up)) for each in groups]
     deltas, rows = tracker.deltas().abs(), [tracker.delta_steps.index(step) for step in spikes]
     shares = [float(deltas[row][chosen].sum() / deltas[row].sum()) * images / len(chosen) for row in rows]
-    return {"precision": mean(hits), "planted share over even": mean(shares), "spikes": float(len(spikes)), **swept}
+    return {"precision": mean(hits), "planted share over even": mean(shares), "spikes": float(len(spikes)), **learned}
 
 
 def _kept(seed: int, images: int, kind: str) -> tuple[Tensor, Tensor]:
