@@ -123,8 +123,9 @@ class TestMap:
         values, vectors = torch.linalg.eigh(gram)
         for component in {0, size // 2, size - 1}:
             found, leading = eigen._eigenpairs(gram.clone(), component)
-            both = [values[:, -1 - c] if c < size else torch.zeros(2) for c in (component, component + 1)]
-            assert torch.allclose(found, torch.stack(both, 1).double(), atol=1e-9 * float(values.max()))
+            ends = torch.cat([torch.full((2, 1), math.inf), values.flip(1), torch.zeros(2, 1)], 1)
+            three = ends[:, component : component + 3]
+            assert torch.allclose(found, three, atol=1e-9 * float(values.max()))
             assert torch.allclose((leading * vectors[:, :, -1 - component]).sum(1).abs(), torch.ones(2).double())
 
     @pytest.mark.parametrize("shape", [(32, 7, 7), (160, 13, 13)])
@@ -188,11 +189,31 @@ class TestMap:
         constant = torch.linspace(0, 1, 6)[:, None, None].expand(6, 4, 4)
         assert not eigen_cam(constant, center=True).any()
 
+    @pytest.mark.parametrize("channels", [2, 49, 300])
+    def test_constants_of_any_size_give_zeros_when_centred(self, channels):
+        levels = 10 * torch.rand(20, channels, generator=stream(0, "levels"))
+        constant = levels[:, :, None, None].expand(-1, -1, 7, 7)
+        assert not eigen_cam(constant, center=True, normalize=False).any()
+        small = constant + 1e-5 * torch.randn(20, channels, 7, 7, generator=stream(0, "small"))
+        assert eigen_cam(small, center=True, normalize=False).flatten(1).any(1).all()
+
+    @pytest.mark.parametrize("offset", [0.0, 10.0, 1000.0])
+    def test_the_sign_of_a_tie_is_the_first_places_in_every_precision(self, offset):
+        """Two places are opposite after centring, whatever they hold."""
+        pairs = offset + torch.rand(200, 5, 1, 2, generator=stream(0, "pairs"))
+        for activations in (pairs, pairs.double()):
+            found = eigen_cam(activations, center=True, normalize=False)[:, 0]
+            assert (found[:, 0] > 0).all()
+            assert (found[:, 1] < 0).all()
+
     def test_two_equal_singular_values_are_told(self):
         square = torch.eye(4).view(4, 2, 2)
         found = eigen_cam(square, return_info=True)
         assert found.degenerate.all()
         assert found.map.isfinite().all()
+        wide = torch.diag(torch.tensor([3.0, 3.0, 1.0, 0.5])).view(4, 2, 2)
+        degenerate = [bool(eigen_cam(wide, component=c, return_info=True).degenerate) for c in range(4)]
+        assert degenerate == [True, True, False, False]
 
     def test_halves_are_computed_in_single_precision(self):
         activations = features(12, 5, 6)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -107,6 +109,8 @@ def test_one_class_for_all_and_one_layer_by_itself():
         (lambda: GradCAM(network())(X, -1), ValueError, r"target must lie in 0\.\.4, got -1"),
         (lambda: GradCAM(network())(X, torch.tensor([0, 1])), ValueError, r"3 classes, one an image, got shape \(2,\)"),
         (lambda: GradCAM(network())(X, torch.ones(3)), ValueError, r"3 classes, .* of torch\.float32"),
+        (lambda: GradCAM(network(), "1")(X.byte()), ValueError, r"must be floating-point numbers, .* got torch\.uint8"),
+        (lambda: GradCAM(network())(X * math.nan), ValueError, "must be finite, got NaN or infinity"),
         (lambda: GradCAM(network(), "nine"), TypeError, "must name parts of the model, got 'nine'"),
         (lambda: GradCAM(network(), [nn.ReLU()])(X), ValueError, "got ReLU, which was never called"),
         (lambda: GradCAM(network(), ["7"])(X), ValueError, "give a reshape_transform"),

@@ -68,6 +68,7 @@ def test_any_of_several_boxes_will_do():
         (lambda: largest_component_box(torch.zeros(2, 2), threshold=1.0), r"threshold must lie in \[0, 1\), got 1.0"),
         (lambda: largest_component_box(torch.zeros(2, 2), connectivity=6), "connectivity must be 4 or 8, got 6"),
         (lambda: localization_error(torch.zeros(2, 2), []), "cams must be"),
+        (lambda: localization_error(torch.full((1, 2, 2), torch.nan), [[(0, 0, 1, 1)]]), "cams must be finite"),
         (lambda: localization_error(torch.zeros(1, 2, 2), []), "one list for each of 1 maps, got 0"),
         (lambda: localization_error(torch.zeros(1, 2, 2), [[]]), "at least 1 box, got 0"),
         (lambda: localization_error(torch.zeros(1, 2, 2), [[(1, 0, 1, 2)]]), "x0 < x1 and y0 < y1"),

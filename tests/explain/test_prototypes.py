@@ -78,6 +78,33 @@ def test_distances_are_those_of_independent_packages(shift):
     assert torch.allclose(single.double(), torch.cdist(z, p) ** 2, rtol=1e-4, atol=0)
 
 
+def test_distances_close_to_prototypes_keep_their_digits_under_autocast():
+    z, points = drawn(60, 40, dtype=torch.float32), drawn(15, 40, seed=1, dtype=torch.float32)
+    z = points[torch.arange(60) % 15] + 0.1 * z
+    exact = torch.cdist(z.double(), points.double()) ** 2
+    with torch.autocast("cpu", torch.bfloat16):
+        found = squared_distances(z, points)
+        lent = squared_distances(z.bfloat16(), points)
+    assert found.dtype == lent.dtype == torch.float32
+    assert torch.allclose(found.double(), exact, rtol=1e-4)
+    assert torch.allclose(lent.double(), torch.cdist(z.bfloat16().double(), points.double()) ** 2, rtol=1e-4)
+    half = squared_distances(z.bfloat16(), points.bfloat16())
+    assert half.dtype == torch.bfloat16
+    rounded = torch.cdist(z.bfloat16().double(), points.bfloat16().double()) ** 2
+    assert torch.allclose(half.double(), rounded, rtol=1e-2)
+
+
+def test_a_first_batch_under_autocast_leaves_prototypes_in_single_precision():
+    x = drawn(7, 5, dtype=torch.float32)
+    network = PrototypeClassifier(nn.Linear(5, 6), None, 4, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        network(x)
+    assert network.prototypes.dtype == torch.float32
+    assert network(x).logits.dtype == torch.float32
+    half = small(decoder=False).bfloat16()
+    assert half(x.bfloat16()).logits.dtype == torch.bfloat16
+
+
 def test_the_gradient_where_two_points_meet_is_finite_and_zero():
     for dtype in (torch.float32, DOUBLE):
         p = drawn(3, 7, dtype=dtype).requires_grad_()
@@ -222,6 +249,11 @@ def test_initialisations():
     weight = paper[2].weight
     assert weight.std().item() == pytest.approx(0.01, rel=0.05)
     assert kaiming[2].weight.std().item() == pytest.approx((2 / (9 * 32)) ** 0.5, rel=0.05)
+    # An output of a transposed layer hears 9 weights of each input channel before strides, whatever comes out.
+    with seeded(0, "init"):
+        back = conv_decoder(64, (64, 10), 28)
+    assert back[0].weight.std().item() == pytest.approx((2 / (9 * 10)) ** 0.5, rel=0.05)
+    assert back[2].weight.std().item() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.05)
     for layer in (*paper, *mnist_conv_decoder()):
         assert getattr(layer, "bias", None) is None or not layer.bias.any()
     network = small(n_prototypes=200)

@@ -12,6 +12,7 @@ the first pair is needed: the first eigenvector of the Gram matrix O O^T, or the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args, overload
 
@@ -42,8 +43,8 @@ class EigenMap(NamedTuple):
 
     Attributes:
         map: (batch, rows, columns), or without the batch.
-        singular_values: The first two, of the component asked for and the one after it, (batch, 2).
-        degenerate: Whether they are so close that the direction is not unique.
+        singular_values: Of the component asked for and the one after it, (batch, 2).
+        degenerate: Whether the one before or after is so close that the direction is not unique.
     """
 
     map: Tensor
@@ -125,26 +126,34 @@ def eigen_cam(
         raise IndexError(f"component must lie in [0, {most}), got {component}")
     if not batch.isfinite().all():
         raise ValueError("activations must be finite, got NaN or infinity")
-    precise = batch.double() if batch.dtype == torch.float64 else batch.float()
-    matrix = precise.flatten(2).mT  # (batch, places, channels)
-    if center:
-        matrix = matrix - matrix.mean(1, keepdim=True)
+    given = torch.float64 if batch.dtype == torch.float64 else torch.float32
+    # In double precision from the start: what single precision loses of a mean can be as large as what is left of it.
+    whole = batch.double().flatten(2).mT  # (batch, places, channels)
+    matrix = whole - whole.mean(1, keepdim=True) if center else whole
     scores, values = _scores(matrix, component)
-    scores = scores * _direction(scores, precise.mean(1).flatten(1), center, sign)[:, None]
+    # What is left of constant activations after their mean, or of others beyond their rank, is rounding.
+    rounding = torch.finfo(torch.float64).eps * whole.abs().amax((1, 2))
+    rounding = max(matrix.shape[1:]) * torch.maximum(rounding, torch.finfo(given).eps * matrix.abs().amax((1, 2)))
+    scores = torch.where(values[:, 1:2] > rounding[:, None], scores, 0.0)
+    scores = scores * _direction(scores, whole.mean(2), center, sign)[:, None]
     if normalize:
         scores = unit(scores.clamp_min(0))
     found = scores.view(-1, rows, columns).to(activations.dtype)
     found = found if activations.ndim == 4 else found[0]
     if not return_info:
         return found
-    first, second = values.unbind(1)
-    return EigenMap(found, values, (first - second <= DEGENERATE * first) & (first > 0))
+    return EigenMap(found, values[:, 1:].to(given), (_gap(values) <= DEGENERATE * values[:, 1]) & (values[:, 1] > 0))
 
 
-def _scores(matrix: Float[Tensor, "batch places channels"], component: int) -> tuple[Tensor, Tensor]:
-    """L of each image, its sign open, and the two singular values."""
-    places, channels = matrix.shape[1:]
-    wide = matrix.double()
+def _gap(values: Float[Tensor, "batch three"]) -> Float[Tensor, " batch"]:
+    """How far the value in the middle is from the nearer of the others."""
+    before, own, after = values.unbind(1)
+    return torch.minimum(before - own, own - after)
+
+
+def _scores(wide: Float[Tensor, "batch places channels"], component: int) -> tuple[Tensor, Tensor]:
+    """L of each image, its sign open, and three singular values: before it (or infinity), its own, after it (or 0)."""
+    places, channels = wide.shape[1:]
     if min(places, channels) <= DECOMPOSED:
         scores, values = _decomposed(wide, component)
     else:
@@ -153,15 +162,17 @@ def _scores(matrix: Float[Tensor, "batch places channels"], component: int) -> t
         if len(rest):
             scores[rest], values[rest] = _decomposed(wide[rest], component)
     # Squaring singular values that are close costs the digits that tell them apart.
-    close = (values[:, 0] - values[:, 1] < CLOSE * values[:, 0]) & (values[:, 0] > 0)
+    close = (_gap(values) < CLOSE * values[:, 1]) & (values[:, 1] > 0)
     for image in close.nonzero().flatten().tolist():
         left, exact, _ = torch.linalg.svd(wide[image], full_matrices=False)
         scores[image] = exact[component] * left[:, component]
-        values[image] = functional.pad(exact, (0, 1))[component : component + 2]
-    # What is left of constant activations after their mean is rounding.
-    floor = torch.finfo(matrix.dtype).eps * max(places, channels) * matrix.abs().amax((1, 2))
-    scores = torch.where((values[:, :1] > floor[:, None].double()), scores, 0.0)
-    return scores.to(matrix.dtype), values.to(matrix.dtype)
+        values[image] = _with_ends(exact)[component : component + 3]
+    return scores, values
+
+
+def _with_ends(values: Float[Tensor, "*batch values"]) -> Tensor:
+    """Descending values between infinity and 0."""
+    return functional.pad(functional.pad(values, (1, 0), value=math.inf), (0, 1))
 
 
 def _decomposed(wide: Float[Tensor, "batch places channels"], component: int) -> tuple[Tensor, Tensor]:
@@ -169,27 +180,28 @@ def _decomposed(wide: Float[Tensor, "batch places channels"], component: int) ->
     places, channels = wide.shape[1:]
     squares, leading = _eigenpairs(wide @ wide.mT if places <= channels else wide.mT @ wide, component)
     values = squares.clamp_min(0).sqrt()
-    return (values[:, :1] * leading if places <= channels else (wide @ leading[:, :, None]).squeeze(2)), values
+    return (values[:, 1:2] * leading if places <= channels else (wide @ leading[:, :, None]).squeeze(2)), values
 
 
 def _eigenpairs(gram: Float[Tensor, "batch size size"], component: int) -> tuple[Tensor, Tensor]:
-    """An eigenvector and its eigenvalue, before the next smaller one or 0.
+    """An eigenvalue between the one before and the one after it, infinity and 0 beyond the ends, and its eigenvector.
 
     LAPACK's eigenvectors one by one take a third of the time of all of them, which is what torch has.
     """
-    last = gram.shape[1] - 1 - component
-    wanted = [max(0, last - 1), last]
-    if gram.device.type == "cpu" and gram.shape[1] > 1:
+    size = gram.shape[1]
+    place = size - 1 - component  # ascending
+    low, high = max(0, place - 1), min(size - 1, place + 1)
+    if gram.device.type == "cpu" and size > 1:
         found = [
-            eigh(matrix.numpy(), subset_by_index=wanted, driver="evr", overwrite_a=True, check_finite=False)
+            eigh(matrix.numpy(), subset_by_index=[low, high], driver="evr", overwrite_a=True, check_finite=False)
             for matrix in gram
         ]
         squares, vectors = (torch.from_numpy(np.stack(parts)) for parts in zip(*found, strict=True))
     else:
         squares, vectors = torch.linalg.eigh(gram)
-        squares, vectors = squares[:, wanted[0] : last + 1], vectors[:, :, wanted[0] : last + 1]
-    # Ascending; of the least there is no next one.
-    return functional.pad(squares.flip(1), (0, 1))[:, :2], vectors[:, :, -1]
+        squares, vectors = squares[:, low : high + 1], vectors[:, :, low : high + 1]
+    first = 0 if component == 0 else 1
+    return _with_ends(squares.flip(1))[:, first : first + 3], vectors[:, :, place - low]
 
 
 def _iterated(wide: Float[Tensor, "batch places channels"], component: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -212,7 +224,7 @@ def _iterated(wide: Float[Tensor, "batch places channels"], component: int) -> t
             whole[going] = part
     converged = found.residual <= CONVERGED * found.gap
     values = found.squares.clamp_min(0).sqrt()
-    return (found.image if channels <= places else values[:, :1] * found.vector), values, converged
+    return (found.image if channels <= places else values[:, 1:2] * found.vector), values, converged
 
 
 class _Ritz(NamedTuple):
@@ -221,9 +233,9 @@ class _Ritz(NamedTuple):
     Attributes:
         vector: (batch, columns), of length 1.
         image: tall times it, (batch, rows).
-        squares: (batch, 2): its eigenvalue and the next.
+        squares: (batch, 3): its eigenvalue between the one before, or infinity, and the one after.
         residual: (batch,): how far it is from being one.
-        gap: (batch,): between the two.
+        gap: (batch,): from its eigenvalue to the nearer of the others.
         rate: (batch,): the last eigenvalue that the basis shows over its own.
     """
 
@@ -249,8 +261,8 @@ def _ritz(tall: Tensor, basis: Tensor, component: int) -> _Ritz:
     vector, square = (basis @ turn)[:, :, at], squares[:, at]
     residual = ((product @ turn)[:, :, at] - square[:, None] * vector).norm(dim=1)
     rate = squares[:, 0] / square.clamp_min(torch.finfo(square.dtype).tiny)
-    pair = squares.flip(1)[:, component : component + 2]
-    return _Ritz(vector, (image @ turn)[:, :, at], pair, residual, square - squares[:, at - 1], rate)
+    three = _with_ends(squares.flip(1))[:, component : component + 3]
+    return _Ritz(vector, (image @ turn)[:, :, at], three, residual, _gap(three), rate)
 
 
 def _direction(
@@ -265,7 +277,7 @@ def _direction(
         undecided = decision == 0
     elif sign == "minmax" or (sign == "auto" and center):
         decision = scores.amax(1) + scores.amin(1)
-        undecided = decision.abs() <= torch.finfo(scores.dtype).eps * absolute.amax(1)
+        undecided = decision.abs() <= UNDECIDED * absolute.amax(1)
     else:
         decision = scores.sum(1)
         undecided = decision.abs() < UNDECIDED * absolute.sum(1)

@@ -36,7 +36,7 @@ class GradCAM(LayerMaps):
 
     Raises:
         ValueError: If no layer is given; in a call if ``method`` is unknown, a layer did not run, has no places or no
-            part in the score, or the network gives no logits.
+            part in the score, the network gives no logits, images are whole numbers, or a map is not finite.
         TypeError: If there is no layer of a name.
 
     Example:
@@ -69,4 +69,6 @@ class GradCAM(LayerMaps):
             method=self.method,
             transform=lambda layer, output: self._places(layer, output, x),
         )
+        if not all(cam.isfinite().all() for cam in found):
+            raise ValueError("activations and their gradients must be finite, got NaN or infinity")
         return self._joined([unit(cam.flatten(1)).view_as(cam) for cam in found], x)

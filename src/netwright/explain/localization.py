@@ -135,6 +135,8 @@ def pointing_game(
 def _check(cams: Tensor, boxes: Sequence[Sequence[Box]]) -> None:
     if cams.ndim != 3:
         raise ValueError(f"cams must be (batch, height, width), got shape {tuple(cams.shape)}")
+    if not cams.isfinite().all():
+        raise ValueError("cams must be finite, got NaN or infinity")
     if len(boxes) != len(cams):
         raise ValueError(f"boxes must be one list for each of {len(cams)} maps, got {len(boxes)}")
     for known in boxes:

@@ -224,11 +224,13 @@ def class_maps(
         transform: Turns a layer's output into (batch, channels, rows, columns), being given the layer and the output.
 
     Raises:
-        ValueError: If ``method`` is unknown, the network gives no (batch, classes), a layer does not run or its output
-            has no places, or no gradient reaches it.
+        ValueError: If ``method`` is unknown, images are no floating-point numbers, the network gives no (batch,
+            classes), a layer does not run or its output has no places, or no gradient reaches it.
     """
     if method not in get_args(CamMethod):
         raise ValueError(f"method must be one of {', '.join(map(repr, get_args(CamMethod)))}, got {method!r}")
+    if not images.is_floating_point():
+        raise ValueError(f"images must be floating-point numbers, for their gradient, got {images.dtype}")
     # Images ask for their gradient, so that the layer has one even where every parameter is frozen.
     with in_mode(model, training=False), frozen_statistics(model), torch.enable_grad(), ExitStack() as stack:
         seen = [stack.enter_context(caught(layer)) for layer in layers]

@@ -16,7 +16,7 @@ def squared_distances(
 
     Both sides are first moved by the mean of ``points``, which changes no distance and keeps the expanded square
     ||z||^2 + ||p||^2 - 2 z.p from losing its digits far from the origin. The gradient is finite everywhere, and 0 where
-    two points meet.
+    two points meet. Half precision, of autocast too, is computed in single: the expanded square would lose its digits.
 
     Args:
         z: One row an example.
@@ -34,10 +34,14 @@ def squared_distances(
         raise ValueError(
             f"z and points must be matrices with rows of one length, got {tuple(z.shape)} and {tuple(points.shape)}"
         )
+    given = torch.promote_types(z.dtype, points.dtype)
+    wide = torch.promote_types(given, torch.float32)
+    z, points = z.to(wide), points.to(wide)
     centre = points.detach().mean(0)
     z, points = z - centre, points - centre
     squares = z.square().sum(1, keepdim=True) + points.square().sum(1)
-    return torch.addmm(squares, z, points.T, alpha=-2).relu()
+    with torch.autocast(z.device.type, enabled=False):
+        return torch.addmm(squares, z, points.T, alpha=-2).relu().to(given)
 
 
 class PrototypeLayer(nn.Module):
@@ -106,5 +110,7 @@ class LazyPrototypeLayer(LazyModuleMixin, PrototypeLayer):
         """Draws the prototypes for vectors as long as those of ``z``."""
         if isinstance(self.prototypes, UninitializedParameter):
             with torch.no_grad():
-                self.prototypes.materialize((self.n_prototypes, z.shape[1]), device=z.device, dtype=z.dtype)
+                lent = torch.is_autocast_enabled(z.device.type)  # half precision for this call alone
+                dtype = torch.get_default_dtype() if lent else z.dtype
+                self.prototypes.materialize((self.n_prototypes, z.shape[1]), device=z.device, dtype=dtype)
                 self.prototypes.uniform_()

@@ -128,7 +128,9 @@ def _initialised(network: nn.Sequential, init: Init) -> nn.Sequential:
             if init == "paper":
                 nn.init.normal_(layer.weight, std=PAPER_STD)
             else:
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                # Of a transposed layer torch counts what one input reaches as the fan-in.
+                mode = "fan_out" if isinstance(layer, nn.ConvTranspose2d) else "fan_in"
+                nn.init.kaiming_normal_(layer.weight, mode=mode, nonlinearity="relu")
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
     return network
