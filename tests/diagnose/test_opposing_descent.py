@@ -119,6 +119,23 @@ def test_steps_grow_while_the_loss_falls_and_shrink_where_it_rises():
     assert tracker.interesting_steps("rise") == [1, 3]
 
 
+def test_what_grew_unseen_while_steps_became_long_does_not_run_away():
+    """A long shallow descent beside a sharp direction with next to nothing along it, as in a network that is fitted."""
+    net = nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[1e-6, 1.0]]))
+    x = torch.cat([torch.tensor([[100.0, 0.0]]).repeat(5, 1), torch.tensor([[0.0, 0.5]]).repeat(5, 1)])
+    loss = lambda output, _: 0.5 * output[:, 0] ** 2  # noqa: E731
+    tracker, top, lrs = edge_replay(net, loss, (x, torch.zeros(10)), steps=60)
+    means = tracker.losses().mean(1)
+    (rise, *_) = tracker.interesting_steps("rise")
+    assert max(lrs[: rise + 1]) > 1.5 * lrs[0]
+    assert len(means) == 61
+    assert means.max() < 10 * means[0]
+    pair = tracker.report(rise).groups
+    assert set(pair.up) == set(range(5))
+
+
 def test_what_has_no_edge():
     x = torch.ones(12, 2)
     flat_net = nn.Linear(2, 1)

@@ -130,7 +130,8 @@ def edge_replay(
     With a step size of ``beyond * 2 / sharpness`` what is left along the sharpest direction grows by a factor of
     ``2 * beyond - 1`` a step and changes its sign. A network that is still learning may become flatter meanwhile, and
     one that was thrown out of a valley sharper: the step after one in which the mean loss fell is ``growth`` times as
-    long, that after a rise shorter by as much. It ends early where a loss overflows.
+    long. A rise shows that what grew unseen has become large: the step after it is at most as long as the first, and
+    ``growth`` times shorter after each further rise. It ends early where a loss overflows.
 
     Args:
         model: Maps a batch of inputs to outputs; left as it was.
@@ -164,14 +165,18 @@ def edge_replay(
     top, _ = sharpness(model, loss_fn, (x, y))
     if not top > 0:
         raise NoEdgeError(f"the sharpness must be > 0, got {top:.3g}")
-    optimizer = torch.optim.SGD(params.values(), lr=beyond * 2 / top)
+    first = beyond * 2 / top
+    optimizer = torch.optim.SGD(params.values(), lr=first)
     (group,) = optimizer.param_groups
     lrs: list[float] = []
 
     def lengthen(step: int) -> None:
         means = tracker.losses()[-2:].mean(1).tolist()
         if len(means) == 2:
-            group["lr"] *= growth if means[1] < means[0] else 1 / growth
+            if means[1] < means[0]:
+                group["lr"] *= growth
+            else:
+                group["lr"] = first if group["lr"] > first else group["lr"] / growth
         if step < steps:
             lrs.append(group["lr"])
 
