@@ -126,7 +126,7 @@ def test_what_grew_unseen_while_steps_became_long_does_not_run_away():
         net.weight.copy_(torch.tensor([[1e-6, 1.0]]))
     x = torch.cat([torch.tensor([[100.0, 0.0]]).repeat(5, 1), torch.tensor([[0.0, 0.5]]).repeat(5, 1)])
     loss = lambda output, _: 0.5 * output[:, 0] ** 2  # noqa: E731
-    tracker, top, lrs = edge_replay(net, loss, (x, torch.zeros(10)), steps=60)
+    tracker, _, lrs = edge_replay(net, loss, (x, torch.zeros(10)), steps=60)
     means = tracker.losses().mean(1)
     (rise, *_) = tracker.interesting_steps("rise")
     assert max(lrs[: rise + 1]) > 1.5 * lrs[0]

@@ -19,8 +19,9 @@ Removal is compared at learning rate 0.2, below the edge, since at the edge 2 / 
 0.5, where training oscillates, beside gradients clipped to the median norm so far and batch norm by the statistics of
 all images: the rises of the mean loss after the first quarter, each over the loss before it, are added up.
 Optimisers: on the planted images, momentum 0.9, the learning rate of each chosen by the final training loss from five,
-and from more while the best is at an end; a third of it, or a ninth, where a seed diverges with it. The length of SplitSGD's large steps is chosen at the rate of SGD, beginning
-with the rates of Adam, and then its rate with that length.
+and from more while the best is at an end; a third of it, or a ninth, where a seed diverges with it. The length of
+SplitSGD's large steps is chosen at the rate of SGD, beginning with the rates of Adam, and then its rate with that
+length.
 
 Not tested: CIFAR-10 and text with networks of the paper's sizes, and what groups mean to the eye.
 """
@@ -299,8 +300,8 @@ def _optimised(run: Run, images: int, steps: int) -> Arms:
     large = chosen("SplitSGD, large step", RATES["Adam"], lambda rate: ["SplitSGD", rates["SGD"], rate, images, steps])
     around = [float(f"{rates['SGD'] * factor:.2g}") for factor in (0.1, 0.3, 1.0, 3.0, 10.0)]
     rates["SplitSGD"] = chosen("SplitSGD", around, lambda rate: ["SplitSGD", rate, large, images, steps])
-    for name, rate in rates.items():
-        for _ in range(CUTS + 1):
+    for name, best_rate in rates.items():
+        for rate in (float(f"{best_rate / 3**cut:.2g}") for cut in range(CUTS + 1)):
             label = f"final: {name} {rate:g}"
             arms |= run.arms(
                 {label: [name, rate, large if name == "SplitSGD" else 0.0, images, steps]},
@@ -311,5 +312,4 @@ def _optimised(run: Run, images: int, steps: int) -> Arms:
             if None not in arms[name]["training loss"]:
                 del arms[label]
                 break
-            rate = float(f"{rate / 3:.2g}")
     return arms
