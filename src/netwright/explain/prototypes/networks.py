@@ -129,7 +129,7 @@ def _initialised(network: nn.Sequential, init: Init) -> nn.Sequential:
                 nn.init.normal_(layer.weight, std=PAPER_STD)
             else:
                 # Of a transposed layer torch counts what one input reaches as the fan-in.
-                mode = "fan_out" if isinstance(layer, nn.ConvTranspose2d) else "fan_in"
+                mode: Literal["fan_in", "fan_out"] = "fan_out" if isinstance(layer, nn.ConvTranspose2d) else "fan_in"
                 nn.init.kaiming_normal_(layer.weight, mode=mode, nonlinearity="relu")
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
