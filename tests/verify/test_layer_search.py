@@ -236,6 +236,23 @@ def test_the_greedy_search_keeps_to_the_region(more):
     assert free.distance == pytest.approx(0.2 * 3**0.5)
 
 
+@pytest.mark.parametrize(("norm", "expected"), [(1, 0.6), (2, 0.2 * 3**0.5), ("inf", 0.2), (None, 0.2 * 3**0.5)])
+def test_distances_are_in_the_norm_of_the_region(norm, expected):
+    """A sum of 1.5 must fall to 1.0, for which every number changes by 0.2; also where the sum is a hidden number."""
+    deep = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))
+    with torch.no_grad():
+        deep[0].weight.copy_(torch.eye(3))
+        deep[0].bias.zero_()
+        deep[2].weight.copy_(torch.tensor([[1.0, 1, 1], [0, 0, 0]]))
+        deep[2].bias.copy_(torch.tensor([-1.0, 0.0]))
+    x, radius = torch.full((3,), 0.5), None if norm is None else 0.61
+    for engine in ("grid", "layerwise", *(["smt"] if norm in (None, "inf") else [])):
+        for layer in (0, 1):
+            found = verify_point(deep, x, Region((0, 1, 2), 0.2, layer=layer, norm=norm, radius=radius), engine)
+            assert (found.status, found.layer) == ("unsafe", layer)
+            assert found.distance == pytest.approx(expected, abs=1e-5)
+
+
 def test_blocks_are_searched_one_by_one():
     """Unsafe where a block by itself is; safe says that of blocks alone, for the sum of their grids."""
     found = []

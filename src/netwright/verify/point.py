@@ -61,7 +61,7 @@ class Point:
         rivals = logits.clone()
         rivals[self.label] = -math.inf
         if distance is None:
-            distance = float(size_of((witness - self.x.flatten())[None], None))
+            distance = float(size_of((witness - self.x.flatten())[None], self.region.norm))
         found = {"witness": witness.reshape(self.x.shape), "witness_class": int(rivals.argmax()), "distance": distance}
         return self.result("unsafe", scope, reason=reason, **found, **more)
 

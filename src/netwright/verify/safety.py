@@ -24,7 +24,7 @@ from netwright.verify.grid import grid_search, other_class
 from netwright.verify.layer_search import DLV
 from netwright.verify.network import Network, network_of
 from netwright.verify.point import Point
-from netwright.verify.region import Region, size_of
+from netwright.verify.region import Region
 from netwright.verify.result import VerificationResult
 
 __all__ = ["DLV", "verify_point"]
@@ -138,6 +138,5 @@ def _by_box(point: Point, solver: bool) -> VerificationResult:
         return point.result(found.status, "box", reason=found.reason, **more)
     assert found.witness is not None
     if region.layer == 0:
-        moved = found.witness - point.x.flatten()
-        return point.unsafe(found.witness, "box", found.reason, float(size_of(moved[None], region.norm)), **more)
+        return point.unsafe(found.witness, "box", found.reason, **more)
     return _deep(point, found.witness, "box", more)
