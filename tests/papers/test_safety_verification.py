@@ -150,6 +150,36 @@ def test_ways_of_looking_for_counterexamples(kind, strength):
     if kind == "layerwise":
         assert found["success"]
         assert found["forward passes"] <= 12 * 2**5
+    if kind == "FGSM":
+        assert found["forward passes"] == 1
+    if kind == "JSMA":
+        # One to begin with, and one after each pair, of which an image takes several.
+        assert found["forward passes"] > 2
+
+
+def test_counterexamples_are_validated_in_float32_too(monkeypatch):
+    """(2^20 + 1) a - 2^20 a is a up to a sixteenth in float32: 0.5 for an a above 0.51."""
+    import torch
+    from torch import nn
+
+    from netwright import verify
+
+    model = nn.Sequential(nn.Linear(1, 2, bias=False), nn.ReLU(), nn.Linear(2, 2))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[2.0**20 + 1], [2.0**20]]))
+        model[2].weight.copy_(torch.tensor([[0.0, 0.0], [1.0, -1.0]]))
+        model[2].bias.copy_(torch.tensor([0.51, 0.0]))
+    x, network = torch.tensor([[0.4], [0.4]]), verify.Network(model, (1,))
+    witnesses = iter([torch.tensor([0.512]).double(), torch.tensor([0.6]).double()])
+    labels = torch.zeros(2, dtype=torch.long)
+    monkeypatch.setattr(verified, "_trained", lambda *_: (network, 1.0))
+    monkeypatch.setattr(verified, "_right", lambda *_: (x, labels))
+    monkeypatch.setattr(
+        verify.DLV, "verify",
+        lambda self, x, label: verify.VerificationResult("unsafe", "grid", label, next(witnesses), 1, 0.1),
+    )  # fmt: skip
+    assert network.logits(torch.tensor([[0.512], [0.6]])).argmax(1).tolist() == [1, 1]
+    assert verified.layer_search(0, 1, 2, 1.0, 1, IMAGES)["validated"] == 0.5
 
 
 def test_the_solver_sees_images_that_all_networks_get_right(monkeypatch):
