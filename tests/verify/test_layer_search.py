@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from torch import nn
@@ -54,6 +56,31 @@ def test_a_mapped_region_covers_what_it_says(name, selector):
     assert len(few.region.dims) == 2
     assert not few.covers
     assert max(few.region.steps) <= 2
+
+
+def test_points_are_mapped_in_batches_until_the_time_is_over(monkeypatch):
+    made = network("perceptron")  # whose first layer has 10 numbers
+    x = torch.full(made.shape, 0.5, dtype=torch.float64).flatten()
+    region = Region(tuple(range(6)), span=0.01, steps=2)
+    whole = map_region(made, x, region, 4, "activation", 0)
+    monkeypatch.setattr("netwright.verify.layerwise.AT_ONCE", 200)
+    forward, seen = Network.forward, []
+    monkeypatch.setattr(Network, "forward", lambda self, x, *a, **k: seen.append(len(x)) or forward(self, x, *a, **k))
+    parts = map_region(made, x, region, 4, "activation", 0)
+    assert max(seen) == 20
+    assert sum(seen) >= 3**6 + 5**6
+    assert (parts.region.dims, parts.region.steps, parts.covers) == (
+        whole.region.dims,
+        whole.region.steps,
+        whole.covers,
+    )
+    assert parts.region.span == pytest.approx(whole.region.span)
+    monkeypatch.setattr(Network, "forward", lambda *a, **k: time.sleep(0.1) or forward(*a, **k))
+    begin = time.monotonic()
+    found = DLV(made, 0, 1, n_dims=6, span=0.001, timeout=0.5).verify(x)
+    assert time.monotonic() - begin < 4  # all 74 batches take 7 s
+    assert (found.status, found.reason, found.covers_input) == ("unknown", "the time was over", False)
+    assert found.stats["layers"][0]["layer"] == 0
 
 
 def test_a_span_is_the_smallest_change_of_a_move():

@@ -136,6 +136,9 @@ class DLV:
         lines: list[dict[str, Any]] = []
         points, unknown = 0, ""
         for number, block in enumerate(blocks):
+            if time.monotonic() > point.deadline:
+                unknown = unknown or "the time was over"
+                break
             found = self._exhaustive(dataclasses.replace(point, region=self._region(block, point.alpha)))
             points += found.n_points
             lines += [{"block": number, **line} for line in found.stats["layers"]]
@@ -184,10 +187,13 @@ class DLV:
                 bar.advance()
                 if layer == self.end_layer:
                     break
-                mapped = map_region(
-                    network, alpha, region, self.n_dims, self._selector, point.label, max_steps=self.max_steps,
-                    seed=self.seed,
-                )  # fmt: skip
+                try:
+                    mapped = map_region(
+                        network, alpha, region, self.n_dims, self._selector, point.label, max_steps=self.max_steps,
+                        seed=self.seed, deadline=point.deadline,
+                    )  # fmt: skip
+                except TimeoutError:
+                    return point.result("unknown", "grid", reason="the time was over", covers_input=False, **more)
                 alpha = network.forward(alpha[None], layer, layer + 1)[0]
                 covers = covers and mapped.covers
                 if mapped.region is None:
