@@ -260,6 +260,13 @@ def test_bad_input(x, region, more, told):
         verify_point(captured(0, 2, 2), torch.tensor(x), region, **more)
 
 
+def test_a_grid_of_more_points_than_python_prints_is_refused():
+    with pytest.raises(
+        ValueError, match=r"points must be <= 10000000 .max_points., got 1.63e.4771: fewer dims or steps"
+    ):
+        grid_search(lambda x: x[:, :2], torch.zeros(5000), Region(tuple(range(5000)), 0.1, 4))
+
+
 def test_a_time_limit_ends_a_grid():
     made = Network(drawn(0, lambda: MLP(20, [64, 64, 5])), (20,))
     x = torch.full((20,), 0.5)

@@ -167,6 +167,23 @@ class Region:
         return torch.cartesian_prod(*axes).reshape(-1, len(axes))
 
 
+def short_count(count: int) -> str:
+    """A number of points in a few characters, however large: floats and digits end before grids do.
+
+    Example:
+        >>> short_count(5**4), short_count(3**16), short_count(3**784), short_count(10**5000 - 1)
+        ('625', '4.3e+07', '1.16e+374', '1e+5000')
+    """
+    if count < 10**6:
+        return str(count)
+    size = math.log10(count)
+    exponent = math.floor(size)
+    digits = round(10 ** (size - exponent), 2)
+    if digits == 10:
+        digits, exponent = 1.0, exponent + 1
+    return f"{digits:g}e+{exponent:02d}"
+
+
 def size_of(moved: Float[Tensor, "points dims"], norm: Norm | None) -> Float[Tensor, " points"]:
     """Length of each change; with no norm the Euclidean one.
 
