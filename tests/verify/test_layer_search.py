@@ -145,6 +145,38 @@ def test_what_no_input_leads_to():
         back_map(made, 1, target, x, region, tol=0.0)
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"target": torch.zeros(2)}, r"target must hold 10 numbers, as layer 1 does, got shape \(2,\)"),
+        ({"target": torch.zeros(2, 5)}, r"got shape \(2, 5\)"),
+        ({"target": torch.full((10,), torch.nan)}, "target must be finite"),
+        ({"dims": (0, 10)}, r"dims must lie in 0\.\.9, got \[0, 10\]"),
+        ({"dims": (-1,)}, r"dims must lie in 0\.\.9, got \[-1\]"),
+        ({"region": Region((6,), 0.1)}, r"dims must lie in 0\.\.5, got 6"),
+        ({"x": torch.full((6,), 2.0)}, r"x must lie within bounds \(0.0, 1.0\), got 2\.\.2"),
+        ({"x": torch.full((6,), torch.inf)}, "x must be finite"),
+    ],
+)
+def test_bad_targets(change, told):
+    given = {"target": torch.zeros(10), "x": torch.full((6,), 0.5), "region": Region((0,), 0.1, bounds=(0.0, 1.0))}
+    with pytest.raises(ValueError, match=told):
+        back_map(network("perceptron"), 1, **given | change)
+
+
+def test_inputs_of_hidden_regions_lie_within_their_bounds():
+    made, x = network("perceptron"), torch.full((6,), 1.5)
+    told = r"x must lie within bounds \(0.0, 1.0\), got 1.5\.\.1.5"
+    for engine in ("grid", "layerwise", "bounds"):
+        with pytest.raises(ValueError, match=told):
+            verify_point(made, x, Region((0,), 1e-6, layer=1), engine)
+        assert verify_point(made, x, Region((0,), 1e-6, layer=1), engine, inputs=None).layer == 1
+    for mode in ("exhaustive", "blocks", "features"):
+        with pytest.raises(ValueError, match=told):
+            DLV(made, 1, mode=mode).verify(x)
+    assert DLV(made, 1, span=1e-6, bounds=None).verify(x).layer == 1
+
+
 def test_the_search_at_the_input_is_the_grid():
     made = captured(1, 6, 12, 8, 3)
     seen = set()

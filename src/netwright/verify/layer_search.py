@@ -105,6 +105,10 @@ class DLV:
             The verdict. Safe means that the grid of ``start_layer`` has one class (``covers_input`` says whether that
             is the input), and that the grids mapped from it have too; ``stats["layers"]`` has a line for each. Of
             blocks it means that each of them is safe by itself, and ``covers_input`` is false.
+
+        Raises:
+            ValueError: If ``x`` is not finite or outside the bounds, a layer or a class is none, or there are too many
+                points.
         """
         begin = time.monotonic()
         if not bool(x.isfinite().all()):
@@ -125,7 +129,7 @@ class DLV:
         point = Point(network, x.detach().double(), label, region, alpha, self.bounds, begin + self.timeout, begin)
         if bool(other_class(logits, label)[0]):
             return point.unsafe(x.double().flatten(), "grid", "the input itself has another class", 0.0)
-        region.check(alpha)
+        point.check()
         blocks = [order[i : i + self.n_dims] for i in range(0, len(order), self.n_dims)]
         if self.mode == "features":
             return greedy_search(point, blocks)

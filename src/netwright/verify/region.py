@@ -100,9 +100,7 @@ class Region:
         if not bool(alpha.isfinite().all()):
             raise ValueError("x must be finite, got a number that is not")
         if self.bounds is not None:
-            low, high = float(alpha.min()), float(alpha.max())
-            if low < self.bounds[0] or high > self.bounds[1]:
-                raise ValueError(f"x must lie within bounds {self.bounds}, got {low:g}..{high:g}")
+            check_within(alpha, self.bounds)
 
     def box(self, alpha: Float[Tensor, " numbers"]) -> tuple[Tensor, Tensor]:
         """Least and largest value of each number, cut off at the bounds."""
@@ -165,6 +163,17 @@ class Region:
         last = [int(m) for m in self.steps] if high is None else high  # type: ignore[union-attr]
         axes = [torch.arange(a, b + 1, dtype=torch.int32) for a, b in zip(first, last, strict=True)]
         return torch.cartesian_prod(*axes).reshape(-1, len(axes))
+
+
+def check_within(x: Tensor, bounds: tuple[float, float]) -> None:
+    """Refuses an activation with a number outside its bounds.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    low, high = float(x.min()), float(x.max())
+    if low < bounds[0] or high > bounds[1]:
+        raise ValueError(f"x must lie within bounds {bounds}, got {low:g}..{high:g}")
 
 
 def short_count(count: int) -> str:

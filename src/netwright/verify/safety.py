@@ -56,7 +56,8 @@ def verify_point(
         max_points: Most points of a grid.
         timeout: Seconds, > 0.
         label: The class; that of ``x`` by default.
-        inputs: Range of inputs to which counterexamples of a hidden layer may be taken back.
+        inputs: Range of inputs to which counterexamples of a hidden layer may be taken back, ``x`` among them; None for
+            any.
 
     Raises:
         ValueError: If the region does not fit, ``x`` is not finite or outside the bounds, there are too many points, or
@@ -91,7 +92,7 @@ def verify_point(
     point = Point(network, x.detach().double(), label, region, alpha, inputs, begin + timeout, begin)
     if bool(other_class(logits, label)[0]):
         return point.unsafe(x.double().flatten(), "grid", "the input itself has another class", 0.0)
-    region.check(alpha)
+    point.check()
     if engine == "layerwise":
         return greedy_search(point, [region.dims[i : i + FEATURE] for i in range(0, len(region.dims), FEATURE)])
     if engine == "grid":
