@@ -48,6 +48,9 @@ def cases():
     decoder = nn.Sequential(nn.Linear(3, 16), nn.Unflatten(1, (1, 4, 4)))
     return PrototypeClassifier(encoder, decoder, 4, 2, input_shape=(1, 4, 4))
 
+def large():
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 2))
+
 class Named(nn.Module):
     def forward(self, x):
         return {"logits": x.flatten(1)}
@@ -356,6 +359,14 @@ def test_bad_input(here: Path, words: list[str], told: str):
     assert "Traceback" not in found.stderr
     assert found.stdout == ""
     assert {p.name for p in here.iterdir()} - {"__pycache__"} == {"light.png", "nets.py"}
+
+
+@pytest.mark.parametrize("engine", ["grid", "layers"])
+def test_a_grid_of_more_points_than_a_float_holds_is_refused(here: Path, engine: str):
+    Image.fromarray(np.full((28, 28), 153, np.uint8)).save(here / "large.png")
+    found = verify("nets.py:large", "large.png", "--radius", "0.1", "--engine", engine)
+    assert found.exit_code == 2, found.output
+    assert "the grid has 1.16e+374 points, more than 10000000" in found.stderr
 
 
 def test_a_network_by_name(here: Path, monkeypatch: pytest.MonkeyPatch):

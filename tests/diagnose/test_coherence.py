@@ -140,6 +140,19 @@ def test_alignments_have_their_means(trained):
     assert torch.allclose(batched, share)
 
 
+def test_alignments_need_the_same_examples_twice():
+    """Norms of one reading and products of another would not belong to one another; losses cannot tell: all are 0."""
+    data = torch.utils.data.TensorDataset(torch.randn(12, 4, generator=stream(0, "x")).double(), torch.zeros(12))
+    loaders = {
+        shuffle: torch.utils.data.DataLoader(data, 5, shuffle=shuffle, generator=stream(0, "order"))
+        for shuffle in (False, True)
+    }
+    expected = shares(data.tensors[0], "cosine")
+    assert torch.allclose(per_example_alignment(Row(4), first, loaders[False], "cosine"), expected)
+    with pytest.raises(ValueError, match="the same examples in the same order again, got others"):
+        per_example_alignment(Row(4), first, loaders[True], "cosine")
+
+
 def test_alignments_by_their_definition():
     assert shares(CORNER).tolist() == pytest.approx([0.75, 1.5, 0.75])
     G, m = random(6, 4), 6

@@ -6,6 +6,7 @@ import pytest
 
 from netwright.papers import safety_verification as paper
 from netwright.papers import verified
+from netwright.papers.run import Run
 
 
 def arms(
@@ -19,12 +20,13 @@ def arms(
             "regions": [120] * 3, "disagreements": [faults, 0, 0], "contradictions": [0] * 3, "gaps": [gaps, 0, 0],
         }
     }  # fmt: skip
-    for model, dims in (("MLP", (3, 5, 7)), ("CNN", (3, 5))):
-        for i, n in enumerate(dims):
+    for model in ("MLP", "CNN"):
+        for i, n in enumerate((3, 5, 7)):
             ours = [0.4 + more * i + j for j in jitter]
             found[f"{model}, tool's {n}"] = {"success": ours, "validated": [validated] * 3}
             found[f"{model}, random {n}"] = {"success": [v - chosen for v in ours], "validated": [1.0, None, 1.0]}
-            found[f"{model}, random points {n}"] = {"success": [points] * 3, "validated": [1.0, None, 1.0]}
+            if n in paper.POINTS[model]:
+                found[f"{model}, random points {n}"] = {"success": [points] * 3, "validated": [1.0, None, 1.0]}
             found[f"{model}, gradient's {n}"] = {"success": [v + 0.1 for v in ours], "validated": [1.0] * 3}
         found[f"{model}, FGSM 0.4"] = {"success": [0.9] * 3, "common L1": [0.1, 0.1, 0.1], "validated": [1.0] * 3}
         found[f"{model}, tool's 5"]["common L1"] = [0.05 + far, 0.06 + far, 0.05 + far]
@@ -70,6 +72,20 @@ def arms(
 )
 def test_verdicts(change, key, verdict):
     assert paper.judge(arms(**change))[key].verdict == verdict
+
+
+def test_both_networks_are_searched_with_three_five_and_seven_numbers(monkeypatch, tmp_path):
+    asked = {}
+    run = Run("safety-verification", out=tmp_path)
+    monkeypatch.setattr(run, "arms", lambda arms, function: asked.update(arms) or {})
+    monkeypatch.setattr(run, "evidence", lambda *_: None)
+    for name in ("_with_common", "_with_shared", "_with_asked", "judge"):
+        monkeypatch.setattr(paper, name, lambda *_: {})
+    paper.reproduce(run)
+    for model in ("MLP", "CNN"):
+        for kind in ("tool's", "random", "gradient's"):
+            assert [n for n in range(10) if f"{model}, {kind} {n}" in asked] == [3, 5, 7]
+        assert [n for n in range(10) if f"{model}, random points {n}" in asked] == list(paper.POINTS[model])
 
 
 def test_every_claim_has_a_verdict():
@@ -150,6 +166,36 @@ def test_ways_of_looking_for_counterexamples(kind, strength):
     if kind == "layerwise":
         assert found["success"]
         assert found["forward passes"] <= 12 * 2**5
+    if kind == "FGSM":
+        assert found["forward passes"] == 1
+    if kind == "JSMA":
+        # One to begin with, and one after each pair, of which an image takes several.
+        assert found["forward passes"] > 2
+
+
+def test_counterexamples_are_validated_in_float32_too(monkeypatch):
+    """(2^20 + 1) a - 2^20 a is a up to a sixteenth in float32: 0.5 for an a above 0.51."""
+    import torch
+    from torch import nn
+
+    from netwright import verify
+
+    model = nn.Sequential(nn.Linear(1, 2, bias=False), nn.ReLU(), nn.Linear(2, 2))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[2.0**20 + 1], [2.0**20]]))
+        model[2].weight.copy_(torch.tensor([[0.0, 0.0], [1.0, -1.0]]))
+        model[2].bias.copy_(torch.tensor([0.51, 0.0]))
+    x, network = torch.tensor([[0.4], [0.4]]), verify.Network(model, (1,))
+    witnesses = iter([torch.tensor([0.512]).double(), torch.tensor([0.6]).double()])
+    labels = torch.zeros(2, dtype=torch.long)
+    monkeypatch.setattr(verified, "_trained", lambda *_: (network, 1.0))
+    monkeypatch.setattr(verified, "_right", lambda *_: (x, labels))
+    monkeypatch.setattr(
+        verify.DLV, "verify",
+        lambda self, x, label: verify.VerificationResult("unsafe", "grid", label, next(witnesses), 1, 0.1),
+    )  # fmt: skip
+    assert network.logits(torch.tensor([[0.512], [0.6]])).argmax(1).tolist() == [1, 1]
+    assert verified.layer_search(0, 1, 2, 1.0, 1, IMAGES)["validated"] == 0.5
 
 
 def test_the_solver_sees_images_that_all_networks_get_right(monkeypatch):

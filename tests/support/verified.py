@@ -60,6 +60,13 @@ def convolutional() -> nn.Module:
     )  # fmt: skip
 
 
+def adaptive() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.AdaptiveMaxPool2d(2), nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Flatten(),
+        nn.Linear(16, 3),
+    )  # fmt: skip
+
+
 NETS = {
     "perceptron": (lambda: perceptron(6, 10, 8, 3), (6,)),
     "leaky": (lambda: perceptron(6, 10, 3, act=lambda: nn.LeakyReLU(0.2)), (6,)),
@@ -67,6 +74,7 @@ NETS = {
     "hard sigmoid": (lambda: perceptron(5, 8, 3, act=nn.Hardsigmoid), (5,)),
     "convolutional": (convolutional, (1, 8, 8)),
     "branches": (Branches, (1, 4, 4)),
+    "adaptive": (adaptive, (1, 6, 6)),
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from torch import nn
@@ -54,6 +56,31 @@ def test_a_mapped_region_covers_what_it_says(name, selector):
     assert len(few.region.dims) == 2
     assert not few.covers
     assert max(few.region.steps) <= 2
+
+
+def test_points_are_mapped_in_batches_until_the_time_is_over(monkeypatch):
+    made = network("perceptron")  # whose first layer has 10 numbers
+    x = torch.full(made.shape, 0.5, dtype=torch.float64).flatten()
+    region = Region(tuple(range(6)), span=0.01, steps=2)
+    whole = map_region(made, x, region, 4, "activation", 0)
+    monkeypatch.setattr("netwright.verify.layerwise.AT_ONCE", 200)
+    forward, seen = Network.forward, []
+    monkeypatch.setattr(Network, "forward", lambda self, x, *a, **k: seen.append(len(x)) or forward(self, x, *a, **k))
+    parts = map_region(made, x, region, 4, "activation", 0)
+    assert max(seen) == 20
+    assert sum(seen) >= 3**6 + 5**6
+    assert (parts.region.dims, parts.region.steps, parts.covers) == (
+        whole.region.dims,
+        whole.region.steps,
+        whole.covers,
+    )
+    assert parts.region.span == pytest.approx(whole.region.span)
+    monkeypatch.setattr(Network, "forward", lambda *a, **k: time.sleep(0.1) or forward(*a, **k))
+    begin = time.monotonic()
+    found = DLV(made, 0, 1, n_dims=6, span=0.001, timeout=0.5).verify(x)
+    assert time.monotonic() - begin < 4  # all 74 batches take 7 s
+    assert (found.status, found.reason, found.covers_input) == ("unknown", "the time was over", False)
+    assert found.stats["layers"][0]["layer"] == 0
 
 
 def test_a_span_is_the_smallest_change_of_a_move():
@@ -116,6 +143,38 @@ def test_what_no_input_leads_to():
         back_map(made, 0, target, x, region)
     with pytest.raises(ValueError, match="tol must be > 0"):
         back_map(made, 1, target, x, region, tol=0.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"target": torch.zeros(2)}, r"target must hold 10 numbers, as layer 1 does, got shape \(2,\)"),
+        ({"target": torch.zeros(2, 5)}, r"got shape \(2, 5\)"),
+        ({"target": torch.full((10,), torch.nan)}, "target must be finite"),
+        ({"dims": (0, 10)}, r"dims must lie in 0\.\.9, got \[0, 10\]"),
+        ({"dims": (-1,)}, r"dims must lie in 0\.\.9, got \[-1\]"),
+        ({"region": Region((6,), 0.1)}, r"dims must lie in 0\.\.5, got 6"),
+        ({"x": torch.full((6,), 2.0)}, r"x must lie within bounds \(0.0, 1.0\), got 2\.\.2"),
+        ({"x": torch.full((6,), torch.inf)}, "x must be finite"),
+    ],
+)
+def test_bad_targets(change, told):
+    given = {"target": torch.zeros(10), "x": torch.full((6,), 0.5), "region": Region((0,), 0.1, bounds=(0.0, 1.0))}
+    with pytest.raises(ValueError, match=told):
+        back_map(network("perceptron"), 1, **given | change)
+
+
+def test_inputs_of_hidden_regions_lie_within_their_bounds():
+    made, x = network("perceptron"), torch.full((6,), 1.5)
+    told = r"x must lie within bounds \(0.0, 1.0\), got 1.5\.\.1.5"
+    for engine in ("grid", "layerwise", "bounds"):
+        with pytest.raises(ValueError, match=told):
+            verify_point(made, x, Region((0,), 1e-6, layer=1), engine)
+        assert verify_point(made, x, Region((0,), 1e-6, layer=1), engine, inputs=None).layer == 1
+    for mode in ("exhaustive", "blocks", "features"):
+        with pytest.raises(ValueError, match=told):
+            DLV(made, 1, mode=mode).verify(x)
+    assert DLV(made, 1, span=1e-6, bounds=None).verify(x).layer == 1
 
 
 def test_the_search_at_the_input_is_the_grid():
@@ -234,6 +293,23 @@ def test_the_greedy_search_keeps_to_the_region(more):
     free = verify_point(model, x, Region((0, 1, 2), 0.2), "layerwise")
     assert free.status == "unsafe"
     assert free.distance == pytest.approx(0.2 * 3**0.5)
+
+
+@pytest.mark.parametrize(("norm", "expected"), [(1, 0.6), (2, 0.2 * 3**0.5), ("inf", 0.2), (None, 0.2 * 3**0.5)])
+def test_distances_are_in_the_norm_of_the_region(norm, expected):
+    """A sum of 1.5 must fall to 1.0, for which every number changes by 0.2; also where the sum is a hidden number."""
+    deep = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2))
+    with torch.no_grad():
+        deep[0].weight.copy_(torch.eye(3))
+        deep[0].bias.zero_()
+        deep[2].weight.copy_(torch.tensor([[1.0, 1, 1], [0, 0, 0]]))
+        deep[2].bias.copy_(torch.tensor([-1.0, 0.0]))
+    x, radius = torch.full((3,), 0.5), None if norm is None else 0.61
+    for engine in ("grid", "layerwise", *(["smt"] if norm in (None, "inf") else [])):
+        for layer in (0, 1):
+            found = verify_point(deep, x, Region((0, 1, 2), 0.2, layer=layer, norm=norm, radius=radius), engine)
+            assert (found.status, found.layer) == ("unsafe", layer)
+            assert found.distance == pytest.approx(expected, abs=1e-5)
 
 
 def test_blocks_are_searched_one_by_one():

@@ -19,7 +19,7 @@ from netwright.results import Result
 from netwright.verify.encoding import has_z3
 from netwright.verify.layer_search import DLV
 from netwright.verify.layerwise import ranking
-from netwright.verify.region import Region
+from netwright.verify.region import Region, short_count
 from netwright.verify.result import VerificationResult
 from netwright.verify.safety import ENGINES, verify_point
 
@@ -145,7 +145,7 @@ def verify_model(
     )
     if (engine == "grid" or (engine == "layers" and not first)) and region.count > LARGEST:
         raise UserError(
-            f"the grid has {float(region.count):.3g} points, more than {LARGEST}",
+            f"the grid has {short_count(region.count)} points, more than {LARGEST}",
             cure="let fewer numbers vary (--manipulation pixels:8), or take --engine smt",
         )
     if engine == "layers":

@@ -14,9 +14,10 @@ grows with m, so only figures of the same m compare; without the pairs z = z' th
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, get_args
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -263,7 +264,7 @@ def per_example_alignment(
     Args:
         model: As for :func:`m_coherence`.
         loss_fn: Likewise.
-        data: Likewise; batches are read twice.
+        data: Likewise; batches are read twice, and must come alike: without shuffling and random augmentation.
         kind: With g the mean gradient: ``"share"``, g_i . g / ||g||^2, whose mean is 1; ``"cosine"`` of the two; or
             ``"coherence"``, g_i . g over the mean ||g_j||^2, whose mean is alpha.
         leave_one_out: Take for g the mean over the other examples wherever it stands, so that no example agrees with
@@ -275,7 +276,8 @@ def per_example_alignment(
         One number an example, float64; NaN where the denominator is zero, with a warning.
 
     Raises:
-        ValueError: As for :func:`m_coherence`; and if ``kind`` is unknown, or data can be read only once.
+        ValueError: As for :func:`m_coherence`; and if ``kind`` is unknown, data can be read only once, or gives other
+            examples, or another order, the second time.
 
     Example:
         >>> net = nn.Linear(2, 1, bias=False)
@@ -288,8 +290,23 @@ def per_example_alignment(
     if iter(data) is data:
         raise ValueError("data must be such that it can be read twice, got an iterator: give a list or a loader")
     gradients = ExampleGradients(model, loss_fn, params, bn=bn)
-    sums = Sums().add(gradients, data)
-    return alignment(gradients, data, sums, kind, leave_one_out)
+    first, second = hashlib.blake2b(), hashlib.blake2b()
+    sums = Sums().add(gradients, _noted(data, first))
+    found = alignment(gradients, _noted(data, second), sums, kind, leave_one_out)
+    if first.digest() != second.digest():
+        raise ValueError(
+            "data must give the same examples in the same order again, got others: take a loader without shuffling and "
+            "random augmentation"
+        )
+    return found
+
+
+def _noted(data: Batched, note: hashlib.blake2b) -> Iterator[tuple[Tensor, Any]]:
+    """The batches, whose bytes go into ``note``."""
+    for x, y in batches(data):
+        for part in (x, y):
+            note.update(part.detach().cpu().flatten().view(torch.uint8).numpy().data)
+        yield x, y
 
 
 def alignment(

@@ -145,12 +145,6 @@ def falsify(
     changes = [None if w is None else (w.flatten() - x.double().flatten()) for w, x in zip(found, pixels, strict=True)]
     broken = [change for change in changes if change is not None]
     size = float(pixels[0].numel())
-    single = copy.deepcopy(network.double).float()
-    held = [
-        float(single(w.float()[None]).argmax() != label)
-        for w, label in zip(found, labels, strict=True)
-        if w is not None
-    ]
     return {
         "success": len(broken) / len(found),
         # As the paper measures: the root of the mean square, and the mean absolute change.
@@ -158,17 +152,28 @@ def falsify(
         "L1": mean([float(c.abs().mean()) for c in broken]) if broken else None,
         "numbers changed": mean([float((c != 0).sum()) for c in broken]) if broken else None,
         "each L1": [None if c is None else float(c.abs().mean()) for c in changes],
-        "validated": mean(held) if held else None,
+        "validated": _validated(network, found, labels),
         "forward passes": tried / len(found),
         "seconds": seconds / len(found),
         "accuracy": accuracy,
     }
 
 
+def _validated(network: Network, witnesses: Sequence[Tensor | None], labels: Tensor) -> float | None:
+    """The share of the counterexamples that are some for the network as it runs, in float32, too."""
+    single = copy.deepcopy(network.double).float()
+    held = [
+        float(single(w.float()[None]).argmax() != label)
+        for w, label in zip(witnesses, labels, strict=True)
+        if w is not None
+    ]
+    return mean(held) if held else None
+
+
 def _witness(
     network: Network, x: Tensor, label: int, kind: str, strength: float, draw: int
 ) -> tuple[Tensor | None, float]:
-    """A counterexample or nothing, and how many points were evaluated."""
+    """A counterexample or nothing, and how many points the network was evaluated at."""
     import torch
 
     from netwright.seeding import stream
@@ -179,12 +184,14 @@ def _witness(
 
     flat = x.double().flatten()
     if kind in ("FGSM", "JSMA"):
-        if kind == "FGSM":
-            made = fgsm(network.double, x.double()[None], torch.tensor([label]), strength)[0]
-        else:
-            made = jsma(network.double, x.double(), label, strength)
+        passes: list[Any] = []
+        with network.double.register_forward_pre_hook(lambda *_: passes.append(None)):
+            if kind == "FGSM":
+                made = fgsm(network.double, x.double()[None], torch.tensor([label]), strength)[0]
+            else:
+                made = jsma(network.double, x.double(), label, strength)
         wrong = bool(other_class(network.logits(made[None]), label)[0])
-        return (made if wrong else None), 1
+        return (made if wrong else None), len(passes)
     if kind == "points":
         count = (2 * STEPS + 1) ** int(strength)  # as many as a grid of so many numbers has
         generator = stream(draw, "points")
@@ -214,14 +221,14 @@ def layer_search(seed: int, start: int, count: int, timeout: float, epochs: int,
 
     network, accuracy = _trained("MLP", seed, epochs, tuple(images))
     search = DLV(network, start, n_dims=5, selector="activation", timeout=timeout, steps=1)
-    results = [search.verify(x, int(y)) for x, y in zip(*_right([network], "MLP", seed, images, count), strict=True)]
+    pixels, labels = _right([network], "MLP", seed, images, count)
+    results = [search.verify(x, int(y)) for x, y in zip(pixels, labels, strict=True)]
     broken = [result for result in results if result.status == "unsafe"]
-    checked = [float(network.logits(r.witness[None]).argmax() != r.label) for r in broken if r.witness is not None]
     spurious = [line["spurious"] for result in results for line in result.stats.get("layers", [])]
     return {
         "success": len(broken) / len(results),
         "each": [result.status == "unsafe" for result in results],
-        "validated": mean(checked) if checked else None,
+        "validated": _validated(network, [result.witness for result in results], labels),
         "L2": mean([float(r.distance or 0.0) / 28 for r in broken]) if broken else None,
         "spurious": sum(spurious),
         "seconds": mean([result.seconds for result in results]),

@@ -76,7 +76,8 @@ def back_map(
 
     Raises:
         ImportError: If Z3 is needed and not installed.
-        ValueError: If the layer does not lie behind the region's, or ``tol`` is not positive.
+        ValueError: If the layer does not lie behind the region's, the region does not fit ``x``, the target is not
+            flat, finite and as long as the layer, ``dims`` name numbers that it has not, or ``tol`` is not positive.
         TypeError: If a layer on the way is not piecewise linear.
     """
     if not tol > 0:
@@ -86,13 +87,21 @@ def back_map(
         raise ValueError(f"layer must lie in {region.layer + 1}..{len(network.layers) - 1}, got {layer}")
     deadline = time.monotonic() + timeout
     centre = x.detach().double().flatten()
+    region.check(centre)
+    size = network.layer(layer).size
+    if target.shape != (size,):
+        raise ValueError(f"target must hold {size} numbers, as layer {layer} does, got shape {tuple(target.shape)}")
+    if not bool(target.isfinite().all()):
+        raise ValueError("target must be finite, got a number that is not")
+    chosen = torch.arange(size) if dims is None else torch.as_tensor(dims)
+    if not bool(((chosen >= 0) & (chosen < size)).all()):
+        raise ValueError(f"dims must lie in 0..{size - 1}, got {chosen.tolist()}")
     low, high = region.box(centre)
     try:
         analysis = analyse(network, low, high, first=region.layer, last=layer, deadline=deadline)
     except (TooLargeError, TimeoutError):
         return BackMapped("unknown")
     assert analysis.basis is not None
-    chosen = torch.arange(len(target)) if dims is None else torch.as_tensor(dims)
     goal = target.detach().double().flatten()[chosen]
     forms = analysis.layers[-1].matrix(analysis.basis)[chosen]
     reached = analysis.layers[-1]

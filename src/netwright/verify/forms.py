@@ -240,7 +240,7 @@ def _adaptive(op: AdaptivePool, node: Node, shape: tuple[int, ...], inputs: list
     if basis is not None and not (height % shape[2] == 0 and width % shape[3] == 0):
         raise TypeError(f"the exact engine does not know uneven adaptive max pooling, as in {node.path}")
     if basis is None:
-        return Form(kernel(x.low), kernel(x.high), -kernel(-x.error), None)
+        return Form(kernel(x.low), kernel(x.high), kernel(x.error), None)
     return _pool(_as_windows(x.low.shape, shape), node, shape, inputs, basis)
 
 

@@ -25,7 +25,7 @@ from netwright.deploy.graph.ir import IDENTITY, Activation, Affine, Channels, Co
 from netwright.deploy.graph.reference import activation, kernel_of
 from netwright.verify.bounds import analyse, flat_margin
 from netwright.verify.network import Network
-from netwright.verify.region import Region, size_of
+from netwright.verify.region import Region, short_count, size_of
 from netwright.verify.relaxation import Relaxation
 
 Tail = Callable[[Float[Tensor, "batch numbers"]], Float[Tensor, "batch classes"]]
@@ -107,7 +107,8 @@ def grid_search(
     flat = alpha.detach().double().flatten()
     region.check(flat)
     if region.count > max_points:
-        raise ValueError(f"points must be <= {max_points} (max_points), got {region.count}: fewer dims or steps")
+        told = short_count(region.count)
+        raise ValueError(f"points must be <= {max_points} (max_points), got {told}: fewer dims or steps")
     start = time.monotonic()
     deadline = start + timeout
     exact = _exact(tail, region.layer)

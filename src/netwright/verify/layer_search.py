@@ -105,6 +105,10 @@ class DLV:
             The verdict. Safe means that the grid of ``start_layer`` has one class (``covers_input`` says whether that
             is the input), and that the grids mapped from it have too; ``stats["layers"]`` has a line for each. Of
             blocks it means that each of them is safe by itself, and ``covers_input`` is false.
+
+        Raises:
+            ValueError: If ``x`` is not finite or outside the bounds, a layer or a class is none, or there are too many
+                points.
         """
         begin = time.monotonic()
         if not bool(x.isfinite().all()):
@@ -125,7 +129,7 @@ class DLV:
         point = Point(network, x.detach().double(), label, region, alpha, self.bounds, begin + self.timeout, begin)
         if bool(other_class(logits, label)[0]):
             return point.unsafe(x.double().flatten(), "grid", "the input itself has another class", 0.0)
-        region.check(alpha)
+        point.check()
         blocks = [order[i : i + self.n_dims] for i in range(0, len(order), self.n_dims)]
         if self.mode == "features":
             return greedy_search(point, blocks)
@@ -136,6 +140,9 @@ class DLV:
         lines: list[dict[str, Any]] = []
         points, unknown = 0, ""
         for number, block in enumerate(blocks):
+            if time.monotonic() > point.deadline:
+                unknown = unknown or "the time was over"
+                break
             found = self._exhaustive(dataclasses.replace(point, region=self._region(block, point.alpha)))
             points += found.n_points
             lines += [{"block": number, **line} for line in found.stats["layers"]]
@@ -184,10 +191,13 @@ class DLV:
                 bar.advance()
                 if layer == self.end_layer:
                     break
-                mapped = map_region(
-                    network, alpha, region, self.n_dims, self._selector, point.label, max_steps=self.max_steps,
-                    seed=self.seed,
-                )  # fmt: skip
+                try:
+                    mapped = map_region(
+                        network, alpha, region, self.n_dims, self._selector, point.label, max_steps=self.max_steps,
+                        seed=self.seed, deadline=point.deadline,
+                    )  # fmt: skip
+                except TimeoutError:
+                    return point.result("unknown", "grid", reason="the time was over", covers_input=False, **more)
                 alpha = network.forward(alpha[None], layer, layer + 1)[0]
                 covers = covers and mapped.covers
                 if mapped.region is None:

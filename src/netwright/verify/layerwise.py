@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from netwright.console import nearest
@@ -22,6 +23,7 @@ SELECTORS = ("activation", "gradient", "random")
 FLOOR = 1e-6  # of the range of a layer: the smallest span
 MOST_DIAGONAL = 7  # dimensions up to which all 3^d - 1 moves are made
 ENUMERATED = 20_000  # grid points up to which the reach is that of the points, not of the box
+AT_ONCE = 2**20  # numbers of the larger of two layers in a batch of points
 
 
 def ranking(
@@ -120,6 +122,7 @@ def map_region(
     *,
     max_steps: int | None = 2,
     seed: int = 0,
+    deadline: float = math.inf,
 ) -> Mapped:
     """The region of the next layer that a region is mapped to.
 
@@ -136,6 +139,10 @@ def map_region(
         label: The class, for the selector.
         max_steps: Most steps to one side; None for any number.
         seed: Of a random choice.
+        deadline: Of ``time.monotonic()``.
+
+    Raises:
+        TimeoutError: If the time is over.
     """
     layer = region.layer + 1
     flat = alpha.double().flatten()
@@ -143,24 +150,25 @@ def map_region(
     moves = diagonal_moves if len(region.dims) <= MOST_DIAGONAL else axis_moves
     one = torch.tensor(list(moves(len(region.dims))))
     one = one[region.kept(one, flat)]
-    changes = (network.forward(region.points(one, flat), region.layer, layer) - middle).abs()
-    analysis = analyse(network, *region.box(flat), first=region.layer, last=layer, forms=False)
+    floor = FLOOR * float(middle.max() - middle.min()) or FLOOR
+    smallest = torch.full_like(middle, math.inf)
+    for change in _changes(network, flat, region, one, middle, deadline):
+        smallest = torch.minimum(smallest, change.masked_fill(change <= floor, math.inf).amin(0))
+    analysis = analyse(network, *region.box(flat), first=region.layer, last=layer, forms=False, deadline=deadline)
     box = torch.maximum(analysis.layers[-1].high.flatten() - middle, middle - analysis.layers[-1].low.flatten())
     reach = box
     if region.count <= ENUMERATED:
         steps = region.grid()
-        points = region.points(steps[region.kept(steps, flat)], flat)
-        parts = [network.forward(part, region.layer, layer) - middle for part in points.split(1024)]
-        reach = torch.cat(parts).abs().amax(0)
-    floor = FLOOR * float(middle.max() - middle.min()) or FLOOR
+        reach = torch.zeros_like(middle)
+        for change in _changes(network, flat, region, steps[region.kept(steps, flat)], middle, deadline):
+            reach = torch.maximum(reach, change.amax(0))
     moving = set((reach > floor).nonzero().flatten().tolist())
     chosen = [i for i in ranking(network, middle, layer, selector, label, seed) if i in moving][:n_dims]
     if not chosen:
         return Mapped(None, not moving)
     places = torch.tensor(chosen)
-    smallest = changes[:, places].masked_fill(changes[:, places] <= floor, math.inf).amin(0)
     far = reach[places]
-    span = torch.minimum(torch.where(smallest.isfinite(), smallest, far), far).clamp(min=floor)
+    span = torch.minimum(smallest[places], far).clamp(min=floor)
     steps = (far / span - 1e-9).ceil().clamp(min=1)
     if max_steps is not None:
         span = torch.where(steps > max_steps, far / max_steps, span)
@@ -169,3 +177,20 @@ def map_region(
     covers = set((box > floor).nonzero().flatten().tolist()) <= set(chosen)
     covers = covers and bool((span * steps >= box[places] - floor).all())
     return Mapped(Region(tuple(chosen), tuple(span.tolist()), tuple(steps.tolist()), layer=layer), covers)
+
+
+def _changes(
+    network: Network,
+    alpha: Tensor,
+    region: Region,
+    steps: Int[Tensor, "points dims"],
+    middle: Tensor,
+    deadline: float,
+) -> Iterator[Float[Tensor, "points numbers"]]:
+    """How much points of a region change the next layer, batch by batch."""
+    widest = max(alpha.numel(), middle.numel())
+    for part in steps.split(max(1, AT_ONCE // widest)):
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        points = region.points(part, alpha)
+        yield (network.forward(points, region.layer, region.layer + 1) - middle).abs()

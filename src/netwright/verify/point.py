@@ -13,7 +13,7 @@ from torch import Tensor
 from netwright.verify.back import back_map
 from netwright.verify.grid import other_class
 from netwright.verify.network import Network
-from netwright.verify.region import Region, size_of
+from netwright.verify.region import Region, check_within, size_of
 from netwright.verify.result import VerificationResult
 
 TOLERANCE = 1e-6  # of the largest activation: how far an input may miss an activation that it is to lead to
@@ -48,6 +48,16 @@ class Point:
         """Seconds that are left."""
         return max(1e-3, self.deadline - time.monotonic())
 
+    def check(self) -> None:
+        """Refuses an input or a region that does not fit.
+
+        Raises:
+            ValueError: If a dimension lies outside its layer, or a number outside its bounds.
+        """
+        self.region.check(self.alpha)
+        if self.region.layer and self.inputs is not None:
+            check_within(self.x, self.inputs)
+
     def result(self, status: str, scope: str, **more: Any) -> VerificationResult:
         """A verdict without a witness."""
         seconds = time.monotonic() - self.begin
@@ -61,7 +71,7 @@ class Point:
         rivals = logits.clone()
         rivals[self.label] = -math.inf
         if distance is None:
-            distance = float(size_of((witness - self.x.flatten())[None], None))
+            distance = float(size_of((witness - self.x.flatten())[None], self.region.norm))
         found = {"witness": witness.reshape(self.x.shape), "witness_class": int(rivals.argmax()), "distance": distance}
         return self.result("unsafe", scope, reason=reason, **found, **more)
 

@@ -100,9 +100,7 @@ class Region:
         if not bool(alpha.isfinite().all()):
             raise ValueError("x must be finite, got a number that is not")
         if self.bounds is not None:
-            low, high = float(alpha.min()), float(alpha.max())
-            if low < self.bounds[0] or high > self.bounds[1]:
-                raise ValueError(f"x must lie within bounds {self.bounds}, got {low:g}..{high:g}")
+            check_within(alpha, self.bounds)
 
     def box(self, alpha: Float[Tensor, " numbers"]) -> tuple[Tensor, Tensor]:
         """Least and largest value of each number, cut off at the bounds."""
@@ -165,6 +163,34 @@ class Region:
         last = [int(m) for m in self.steps] if high is None else high  # type: ignore[union-attr]
         axes = [torch.arange(a, b + 1, dtype=torch.int32) for a, b in zip(first, last, strict=True)]
         return torch.cartesian_prod(*axes).reshape(-1, len(axes))
+
+
+def check_within(x: Tensor, bounds: tuple[float, float]) -> None:
+    """Refuses an activation with a number outside its bounds.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    low, high = float(x.min()), float(x.max())
+    if low < bounds[0] or high > bounds[1]:
+        raise ValueError(f"x must lie within bounds {bounds}, got {low:g}..{high:g}")
+
+
+def short_count(count: int) -> str:
+    """A number of points in a few characters, however large: floats and digits end before grids do.
+
+    Example:
+        >>> short_count(5**4), short_count(3**16), short_count(3**784), short_count(10**5000 - 1)
+        ('625', '4.3e+07', '1.16e+374', '1e+5000')
+    """
+    if count < 10**6:
+        return str(count)
+    size = math.log10(count)
+    exponent = math.floor(size)
+    digits = round(10 ** (size - exponent), 2)
+    if digits == 10:
+        digits, exponent = 1.0, exponent + 1
+    return f"{digits:g}e+{exponent:02d}"
 
 
 def size_of(moved: Float[Tensor, "points dims"], norm: Norm | None) -> Float[Tensor, " points"]:

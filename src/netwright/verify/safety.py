@@ -24,7 +24,7 @@ from netwright.verify.grid import grid_search, other_class
 from netwright.verify.layer_search import DLV
 from netwright.verify.network import Network, network_of
 from netwright.verify.point import Point
-from netwright.verify.region import Region, size_of
+from netwright.verify.region import Region
 from netwright.verify.result import VerificationResult
 
 __all__ = ["DLV", "verify_point"]
@@ -56,7 +56,8 @@ def verify_point(
         max_points: Most points of a grid.
         timeout: Seconds, > 0.
         label: The class; that of ``x`` by default.
-        inputs: Range of inputs to which counterexamples of a hidden layer may be taken back.
+        inputs: Range of inputs to which counterexamples of a hidden layer may be taken back, ``x`` among them; None for
+            any.
 
     Raises:
         ValueError: If the region does not fit, ``x`` is not finite or outside the bounds, there are too many points, or
@@ -91,7 +92,7 @@ def verify_point(
     point = Point(network, x.detach().double(), label, region, alpha, inputs, begin + timeout, begin)
     if bool(other_class(logits, label)[0]):
         return point.unsafe(x.double().flatten(), "grid", "the input itself has another class", 0.0)
-    region.check(alpha)
+    point.check()
     if engine == "layerwise":
         return greedy_search(point, [region.dims[i : i + FEATURE] for i in range(0, len(region.dims), FEATURE)])
     if engine == "grid":
@@ -138,6 +139,5 @@ def _by_box(point: Point, solver: bool) -> VerificationResult:
         return point.result(found.status, "box", reason=found.reason, **more)
     assert found.witness is not None
     if region.layer == 0:
-        moved = found.witness - point.x.flatten()
-        return point.unsafe(found.witness, "box", found.reason, float(size_of(moved[None], region.norm)), **more)
+        return point.unsafe(found.witness, "box", found.reason, **more)
     return _deep(point, found.witness, "box", more)
