@@ -6,6 +6,7 @@ import math
 import warnings
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
@@ -61,6 +62,52 @@ def test_the_nearest_key_gives_its_value_and_ties_go_to_the_first():
     assert out.tolist() == [[1, 0], [0, 1], [1, 0]]
     assert codes.flatten().tolist() == [0, 1, 0]
     assert on_a_line([3.0, 3.0, 3.0]).encode(torch.tensor([[1.0]])).item() == 0
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=30, deadline=None)
+def test_ties_of_whole_numbers_go_to_the_first(seed):
+    generator = torch.Generator().manual_seed(seed)
+    dim = 1 + seed % 3
+    heads, keys = (torch.randint(-20, 40, (3, count, dim), generator=generator) for count in (50, 1 + seed % 40))
+    distances = (heads[:, :, None] - keys[:, None]).square().sum(3).numpy()
+    assert (nearest_keys(heads.float(), keys.float()).numpy() == distances.argmin(2)).all(), "NumPy's is the first"
+
+
+def test_a_tie_that_the_mean_of_the_keys_would_break():
+    keys = torch.tensor([4.0, 16, 21, 5, 11, 14, 39]).view(1, -1, 1)
+    assert nearest_keys(torch.full((1, 1, 1), 8.0), keys).item() == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("limit", [64, lookup.CACHED])
+def test_of_equal_keys_the_first_is_found_in_batches_of_any_size(dtype, limit, monkeypatch):
+    monkeypatch.setattr(lookup, "CACHED", limit)
+    layer = KeyValueBottleneck(12, 10, 16, generator=stream(0, "init")).to(dtype)
+    layer.init_keys(random(5, 12, name="first", dtype=dtype), stream(0, "keys"))
+    z = random(100, 12, name="z", dtype=dtype)
+    codes = layer.encode(z)
+    assert lookup.repeated(layer.keys).any(1).all()
+    assert not lookup.repeated(layer.keys).gather(1, codes.T).any()
+    assert torch.equal(codes, torch.cat([layer.encode(one[None]) for one in z]))
+
+
+def test_repeated_keys():
+    keys = torch.tensor([[0.0, 1.0], [1.0, 0.0], [-0.0, 1.0], [0.0, 1.0], [1.0, 1e-30]])
+    both = torch.stack([keys, keys.flip(0)])
+    expected = [[False, False, True, True, False], [False, False, True, False, True]]
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        assert lookup.repeated(both.to(dtype)).tolist() == expected
+    compiled = torch.compile(lookup.repeated, backend="eager", fullgraph=True)
+    assert compiled(both).tolist() == expected
+    assert not lookup.repeated(both[:, :1]).any()
+
+
+def test_a_layer_that_has_not_run_is_exported_to_onnx(tmp_path):
+    layer, z = bottleneck().eval(), random(7, 12, name="z")
+    torch.onnx.export(layer, (z,), tmp_path / "layer.onnx", dynamo=True, verbose=False)
+    (found,) = onnxruntime.InferenceSession(tmp_path / "layer.onnx").run(None, {"z": z.numpy()})
+    assert np.allclose(found, layer(z).detach(), atol=1e-6)
 
 
 def test_one_step_moves_what_was_fetched_and_nothing_else():
