@@ -562,11 +562,38 @@ def test_a_decoder_is_trained_until_it_is_frozen():
         ]
 
     assert step() == [True, True]
+    before = model.state_dict()
     model.freeze_decoder()
     assert step() == [False, True]
     assert not decoder[0].training
+    model.load_state_dict(before)
+    assert step() == [False, True], "for good"
     with pytest.raises(RuntimeError, match="no decoder"):
         DKVBClassifier(encoder(), bottleneck()).freeze_decoder()
+
+
+def test_a_decoder_is_frozen_after_a_state_dict_too():
+    def made():
+        return DKVBClassifier(encoder(), bottleneck(pool=None), nn.Sequential(nn.Dropout(0.5), nn.Linear(15, 4)))
+
+    def loaded(state):
+        file, other = io.BytesIO(), nn.ModuleDict({"model": made()})
+        torch.save({f"model.{name}": value for name, value in state.items()}, file)
+        file.seek(0)
+        other.load_state_dict(torch.load(file, weights_only=True))
+        return other["model"].train()
+
+    model = made()
+    free = model.state_dict()
+    old = {name: value for name, value in free.items() if name != "decoder_frozen"}
+    for state in (free, old):
+        assert all(p.requires_grad for p in loaded(state).decoder.parameters())
+    model.freeze_decoder()
+    for other in (loaded(model.state_dict()), copy.deepcopy(model).train()):
+        assert [n for n, p in other.named_parameters() if p.requires_grad] == ["bottleneck.values"]
+        assert not other.decoder[0].training
+        assert torch.equal(other.state_dict()["decoder_frozen"], torch.tensor(1, dtype=torch.uint8))
+    assert "decoder_frozen" not in DKVBClassifier(encoder(), bottleneck()).state_dict()
 
 
 def test_keys_are_fitted_without_labels_to_where_the_data_are():
