@@ -471,6 +471,13 @@ def test_bad_calls():
         layer(z.index_put((torch.tensor([0, 1]), torch.tensor([3, 3])), torch.tensor(float("nan"))))
     with pytest.raises(ValueError, match=r"codes must have shape \(batch, \[positions,\] 3\)"):
         layer.fetch(torch.zeros(5, 4, dtype=torch.long))
+    for wrong, found in ((4, r"0\.\.4"), (-1, r"-1\.\.0"), (2**32, r"0\.\.4294967296")):
+        with pytest.raises(ValueError, match=rf"codes must lie in 0\.\.3, got {found}"):
+            layer.fetch(torch.tensor([[0, 0, 0], [0, wrong, 0]]))
+    for dtype in (torch.float32, torch.bool, torch.complex64):
+        with pytest.raises(TypeError, match=f"codes must hold integers, got {dtype}"):
+            layer.fetch(torch.zeros(5, 3, dtype=dtype))
+    assert layer.fetch(torch.zeros(0, 3, dtype=torch.long)).shape == (0, 10)
     with pytest.raises(ValueError, match="keys must be finite and of shape"):
         layer.set_keys(torch.zeros(3, 4, 7))
 
