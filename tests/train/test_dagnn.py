@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
+import lightning
 import pytest
 import torch
 from torch import nn
 
-from netwright.data.graphs import Graph, digits_graph, per_class_split
+from netwright.data.graphs import FullBatch, Graph, digits_graph, per_class_split
 from netwright.nn.dagnn import DAGNN
 from netwright.train.dagnn import NodeClassifier, fit_node_classifier, node_accuracy
 
@@ -91,6 +92,18 @@ def test_when_training_stops(losses, patience, stopped):
     module = Module(losses, 6, patience)
     assert module.run() == stopped
     assert module.best["val_loss"] == min(losses[: stopped or 6])
+
+
+def test_only_epochs_of_training_are_noted(digits):
+    module, loader = NodeClassifier(network(), patience=1000), FullBatch(digits)
+    options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = lightning.Trainer(max_epochs=3, enable_checkpointing=False, num_sanity_val_steps=1, **options)
+    trainer.fit(module, loader, loader)
+    best = dict(module.best)
+    (found,) = trainer.validate(module, loader, verbose=False)
+    assert len(module._losses) == 3
+    assert module.best == best
+    assert found["val_loss"] == pytest.approx(best["val_loss"])
 
 
 def test_the_penalty_is_coupled_and_on_every_parameter(digits):

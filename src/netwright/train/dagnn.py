@@ -72,7 +72,8 @@ class NodeClassifier(lightning.LightningModule):
         loss, accuracy = F.cross_entropy(logits, labels), (logits.argmax(1) == labels).float().mean()
         self.log("val_loss", loss, batch_size=1)
         self.log("val_accuracy", accuracy, batch_size=1)
-        self.note_epoch(float(loss), float(accuracy))
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self.note_epoch(float(loss), float(accuracy))
 
     def note_epoch(self, loss: float, accuracy: float) -> None:
         """Keeps the weights of an epoch that is the best so far, and asks the Trainer to stop where it should."""
