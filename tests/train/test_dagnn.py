@@ -124,6 +124,27 @@ def test_a_stopped_training_goes_on_from_its_checkpoint(digits, tmp_path):
         assert torch.equal(a, b)
 
 
+def test_a_training_that_stopped_early_has_stopped_for_good(digits, tmp_path):
+    # With wrong labels there the validation loss rises as the network learns.
+    graph = dataclasses.replace(digits, y=torch.where(digits.val_mask, (digits.y + 1) % 10, digits.y))
+    options = {"lr": 0.05, "weight_decay": 0.0, "patience": 2}
+
+    def trained(epochs, name):
+        model = network()
+        history = fit_node_classifier(model, graph, epochs=epochs, checkpoint=tmp_path / name, **options)
+        return torch.cat([p.detach().flatten() for p in model.parameters()]), history.column("val_loss")
+
+    first, again = trained(12, "last.ckpt"), trained(12, "last.ckpt")
+    assert 6 < len(first[1]) < 12
+    assert again[1] == first[1]
+    assert torch.equal(again[0], first[0])
+    # In a longer training it would not have stopped there.
+    longer, whole = trained(24, "last.ckpt"), trained(24, "whole.ckpt")
+    assert len(longer[1]) > 12
+    assert longer[1] == whole[1]
+    assert torch.equal(longer[0], whole[0])
+
+
 def test_a_graph_of_torch_geometric_will_do(digits):
     data = pytest.importorskip("torch_geometric.data")
     names = ("x", "edge_index", "y", "train_mask", "val_mask", "test_mask")
