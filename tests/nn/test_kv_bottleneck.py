@@ -6,6 +6,7 @@ import math
 import warnings
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
@@ -61,6 +62,52 @@ def test_the_nearest_key_gives_its_value_and_ties_go_to_the_first():
     assert out.tolist() == [[1, 0], [0, 1], [1, 0]]
     assert codes.flatten().tolist() == [0, 1, 0]
     assert on_a_line([3.0, 3.0, 3.0]).encode(torch.tensor([[1.0]])).item() == 0
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=30, deadline=None)
+def test_ties_of_whole_numbers_go_to_the_first(seed):
+    generator = torch.Generator().manual_seed(seed)
+    dim = 1 + seed % 3
+    heads, keys = (torch.randint(-20, 40, (3, count, dim), generator=generator) for count in (50, 1 + seed % 40))
+    distances = (heads[:, :, None] - keys[:, None]).square().sum(3).numpy()
+    assert (nearest_keys(heads.float(), keys.float()).numpy() == distances.argmin(2)).all(), "NumPy's is the first"
+
+
+def test_a_tie_that_the_mean_of_the_keys_would_break():
+    keys = torch.tensor([4.0, 16, 21, 5, 11, 14, 39]).view(1, -1, 1)
+    assert nearest_keys(torch.full((1, 1, 1), 8.0), keys).item() == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("limit", [64, lookup.CACHED])
+def test_of_equal_keys_the_first_is_found_in_batches_of_any_size(dtype, limit, monkeypatch):
+    monkeypatch.setattr(lookup, "CACHED", limit)
+    layer = KeyValueBottleneck(12, 10, 16, generator=stream(0, "init")).to(dtype)
+    layer.init_keys(random(5, 12, name="first", dtype=dtype), stream(0, "keys"))
+    z = random(100, 12, name="z", dtype=dtype)
+    codes = layer.encode(z)
+    assert lookup.repeated(layer.keys).any(1).all()
+    assert not lookup.repeated(layer.keys).gather(1, codes.T).any()
+    assert torch.equal(codes, torch.cat([layer.encode(one[None]) for one in z]))
+
+
+def test_repeated_keys():
+    keys = torch.tensor([[0.0, 1.0], [1.0, 0.0], [-0.0, 1.0], [0.0, 1.0], [1.0, 1e-30]])
+    both = torch.stack([keys, keys.flip(0)])
+    expected = [[False, False, True, True, False], [False, False, True, False, True]]
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        assert lookup.repeated(both.to(dtype)).tolist() == expected
+    compiled = torch.compile(lookup.repeated, backend="eager", fullgraph=True)
+    assert compiled(both).tolist() == expected
+    assert not lookup.repeated(both[:, :1]).any()
+
+
+def test_a_layer_that_has_not_run_is_exported_to_onnx(tmp_path):
+    layer, z = bottleneck().eval(), random(7, 12, name="z")
+    torch.onnx.export(layer, (z,), tmp_path / "layer.onnx", dynamo=True, verbose=False)
+    (found,) = onnxruntime.InferenceSession(tmp_path / "layer.onnx").run(None, {"z": z.numpy()})
+    assert np.allclose(found, layer(z).detach(), atol=1e-6)
 
 
 def test_one_step_moves_what_was_fetched_and_nothing_else():
@@ -424,6 +471,13 @@ def test_bad_calls():
         layer(z.index_put((torch.tensor([0, 1]), torch.tensor([3, 3])), torch.tensor(float("nan"))))
     with pytest.raises(ValueError, match=r"codes must have shape \(batch, \[positions,\] 3\)"):
         layer.fetch(torch.zeros(5, 4, dtype=torch.long))
+    for wrong, found in ((4, r"0\.\.4"), (-1, r"-1\.\.0"), (2**32, r"0\.\.4294967296")):
+        with pytest.raises(ValueError, match=rf"codes must lie in 0\.\.3, got {found}"):
+            layer.fetch(torch.tensor([[0, 0, 0], [0, wrong, 0]]))
+    for dtype in (torch.float32, torch.bool, torch.complex64):
+        with pytest.raises(TypeError, match=f"codes must hold integers, got {dtype}"):
+            layer.fetch(torch.zeros(5, 3, dtype=dtype))
+    assert layer.fetch(torch.zeros(0, 3, dtype=torch.long)).shape == (0, 10)
     with pytest.raises(ValueError, match="keys must be finite and of shape"):
         layer.set_keys(torch.zeros(3, 4, 7))
 
@@ -515,11 +569,38 @@ def test_a_decoder_is_trained_until_it_is_frozen():
         ]
 
     assert step() == [True, True]
+    before = model.state_dict()
     model.freeze_decoder()
     assert step() == [False, True]
     assert not decoder[0].training
+    model.load_state_dict(before)
+    assert step() == [False, True], "for good"
     with pytest.raises(RuntimeError, match="no decoder"):
         DKVBClassifier(encoder(), bottleneck()).freeze_decoder()
+
+
+def test_a_decoder_is_frozen_after_a_state_dict_too():
+    def made():
+        return DKVBClassifier(encoder(), bottleneck(pool=None), nn.Sequential(nn.Dropout(0.5), nn.Linear(15, 4)))
+
+    def loaded(state):
+        file, other = io.BytesIO(), nn.ModuleDict({"model": made()})
+        torch.save({f"model.{name}": value for name, value in state.items()}, file)
+        file.seek(0)
+        other.load_state_dict(torch.load(file, weights_only=True))
+        return other["model"].train()
+
+    model = made()
+    free = model.state_dict()
+    old = {name: value for name, value in free.items() if name != "decoder_frozen"}
+    for state in (free, old):
+        assert all(p.requires_grad for p in loaded(state).decoder.parameters())
+    model.freeze_decoder()
+    for other in (loaded(model.state_dict()), copy.deepcopy(model).train()):
+        assert [n for n, p in other.named_parameters() if p.requires_grad] == ["bottleneck.values"]
+        assert not other.decoder[0].training
+        assert torch.equal(other.state_dict()["decoder_frozen"], torch.tensor(1, dtype=torch.uint8))
+    assert "decoder_frozen" not in DKVBClassifier(encoder(), bottleneck()).state_dict()
 
 
 def test_keys_are_fitted_without_labels_to_where_the_data_are():

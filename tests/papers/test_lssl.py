@@ -8,6 +8,7 @@ import torch
 from netwright.data.sources import DEBIAN_FASHION_MNIST
 from netwright.papers import lssl as paper
 from netwright.papers.evidence import mean
+from netwright.seeding import seeded
 
 JITTER = (-0.002, 0.0, 0.002)
 
@@ -76,12 +77,27 @@ def test_memory(system):
 
 def test_networks_are_of_one_size():
     sizes = [48, 32, 2]
-    wanted = paper._size(paper._network("LSSL", sizes, 196))
+    wanted = paper._size(paper._network("LSSL", sizes, 196, 0))
     for arm in ("random A", "GRU", "CNN"):
-        assert abs(paper._size(paper._network(arm, sizes, 196)) - wanted) <= 0.1 * wanted, arm
+        assert abs(paper._size(paper._network(arm, sizes, 196, 0)) - wanted) <= 0.1 * wanted, arm
     x = torch.randn(2, 1, 1, 50)
     for arm in paper.ARMS:
-        assert paper._network(arm, sizes, 50)(x).shape == (2, 10)
+        assert paper._network(arm, sizes, 50, 0)(x).shape == (2, 10)
+
+
+def test_a_random_matrix_is_beside_the_initialisation_of_lssl():
+    states = {}
+    for arm, seed in (("LSSL", 3), ("random A", 3), ("random A", 4)):
+        with seeded(3, "init"):
+            states[arm, seed] = paper._network(arm, [8, 8, 2], 50, seed).state_dict()
+    ours, paired, other = states.values()
+    alike = [name for name in ours if "layer.A." not in name and not name.endswith("layer.b")]
+    assert {"C", "D", "log_dt"} <= {name.rsplit(".")[-1] for name in alike}
+    for name in alike:
+        assert torch.equal(ours[name], paired[name]), name
+    A = "blocks.0.layer.A.A"
+    assert torch.equal(paired[A], paired["blocks.1.layer.A.A"])
+    assert not torch.equal(paired[A], other[A])
 
 
 def test_the_convolutional_network_is_causal_before_its_mean():
@@ -114,7 +130,7 @@ def test_arms_on_images():
     for arm, rates in (("LSSL", both), ("CNN", {"accuracy at half the rate, step 1"})):
         found = paper._train(0, "fashion-mnist", arm, 4e-3, [8, 8, 1], [64, 32, 64, 1], False)
         assert rates == {key for key in found if "half" in key}
-    fixed = paper._network("random A", [8, 8, 1], 196)
+    fixed = paper._network("random A", [8, 8, 1], 196, 0)
     assert not fixed.blocks[0].layer.A.A.requires_grad
     assert fixed.blocks[0].layer.log_dt.requires_grad
     assert mean([found["accuracy"]]) >= 0

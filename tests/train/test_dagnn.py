@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
+import lightning
 import pytest
 import torch
 from torch import nn
 
-from netwright.data.graphs import Graph, digits_graph, per_class_split
+from netwright.data.graphs import FullBatch, Graph, digits_graph, per_class_split
 from netwright.nn.dagnn import DAGNN
 from netwright.train.dagnn import NodeClassifier, fit_node_classifier, node_accuracy
 
@@ -93,6 +94,18 @@ def test_when_training_stops(losses, patience, stopped):
     assert module.best["val_loss"] == min(losses[: stopped or 6])
 
 
+def test_only_epochs_of_training_are_noted(digits):
+    module, loader = NodeClassifier(network(), patience=1000), FullBatch(digits)
+    options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = lightning.Trainer(max_epochs=3, enable_checkpointing=False, num_sanity_val_steps=1, **options)
+    trainer.fit(module, loader, loader)
+    best = dict(module.best)
+    (found,) = trainer.validate(module, loader, verbose=False)
+    assert len(module._losses) == 3
+    assert module.best == best
+    assert found["val_loss"] == pytest.approx(best["val_loss"])
+
+
 def test_the_penalty_is_coupled_and_on_every_parameter(digits):
     model = network(K=1)
     (group,) = NodeClassifier(model, weight_decay=0.3).configure_optimizers().param_groups
@@ -109,6 +122,27 @@ def test_a_stopped_training_goes_on_from_its_checkpoint(digits, tmp_path):
     fit_node_classifier(halves, digits, epochs=6, patience=1000, checkpoint=file)
     for a, b in zip(whole.parameters(), halves.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_training_that_stopped_early_has_stopped_for_good(digits, tmp_path):
+    # With wrong labels there the validation loss rises as the network learns.
+    graph = dataclasses.replace(digits, y=torch.where(digits.val_mask, (digits.y + 1) % 10, digits.y))
+    options = {"lr": 0.05, "weight_decay": 0.0, "patience": 2}
+
+    def trained(epochs, name):
+        model = network()
+        history = fit_node_classifier(model, graph, epochs=epochs, checkpoint=tmp_path / name, **options)
+        return torch.cat([p.detach().flatten() for p in model.parameters()]), history.column("val_loss")
+
+    first, again = trained(12, "last.ckpt"), trained(12, "last.ckpt")
+    assert 6 < len(first[1]) < 12
+    assert again[1] == first[1]
+    assert torch.equal(again[0], first[0])
+    # In a longer training it would not have stopped there.
+    longer, whole = trained(24, "last.ckpt"), trained(24, "whole.ckpt")
+    assert len(longer[1]) > 12
+    assert longer[1] == whole[1]
+    assert torch.equal(longer[0], whole[0])
 
 
 def test_a_graph_of_torch_geometric_will_do(digits):

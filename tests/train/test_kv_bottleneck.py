@@ -6,6 +6,7 @@ import lightning
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from netwright.data import Batches, TensorImages
 from netwright.nn.kv_bottleneck import DKVBClassifier, KeyValueBottleneck, fit_keys
@@ -48,6 +49,30 @@ def test_the_training_data_are_the_default():
     first_pass = list(Batches(images(), 16))
     fit_keys(other.bottleneck, other.encoder, first_pass, 2, generator=stream(0, "keys"))
     assert torch.equal(network.bottleneck.keys, other.bottleneck.keys)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_trainer_of_ones_own_may_validate_before_it_trains(given, tmp_path):
+    data = images()
+    loader = DataLoader(TensorDataset(data.images, data.labels), 16)
+    network, other = model(), model()
+    callback = KeyInitCallback(loader if given else None, epochs=2)
+    trainer = lightning.Trainer(
+        max_epochs=1,
+        callbacks=[callback],
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(module(network), loader, loader)
+    expected = fit_keys(other.bottleneck, other.encoder, loader, 2, generator=stream(0, "keys"))
+    assert callback.history == expected
+    assert network.bottleneck.keys_frozen
+    assert torch.equal(network.bottleneck.keys, other.bottleneck.keys)
+    assert network.bottleneck.values.any()
 
 
 def test_a_resumed_run_keeps_its_keys(tmp_path):

@@ -198,7 +198,7 @@ def _train(
 
     parts = _sequences(data, arm, seed, images[:3])
     with seeded(seed, "init"):
-        network = _network(arm, sizes, parts[0]["train"].images.shape[3])
+        network = _network(arm, sizes, parts[0]["train"].images.shape[3], seed)
 
     def optimizer(params: Sequence[Any]) -> torch.optim.Optimizer:
         return torch.optim.Adam(network.param_groups(lr) if isinstance(network, LSSLModel) else params, lr=lr)
@@ -252,13 +252,14 @@ def _at_half_the_rate(network: nn.Module, parts: tuple[dict[str, TensorImages], 
     }
 
 
-def _network(arm: str, sizes: Sequence[int], length: int) -> nn.Module:
-    """The network of an arm; others than LSSL are as wide as makes them its size."""
+def _network(arm: str, sizes: Sequence[int], length: int, seed: int) -> nn.Module:
+    """The network of an arm; others than LSSL are as wide as makes them its size. The seed draws the random matrix."""
     import torch
     from torch import nn
 
     from netwright.nn.convnet import MLP
     from netwright.nn.lssl import LSSLModel
+    from netwright.seeding import stream
 
     features, state, layers = sizes
 
@@ -270,7 +271,8 @@ def _network(arm: str, sizes: Sequence[int], length: int) -> nn.Module:
     if arm == "LSSL-f":
         return ours(learn=0)
     if arm == "random A":
-        A = torch.randn(state, state) / math.sqrt(state) - 1.5 * torch.eye(state)
+        drawn = torch.randn(state, state, generator=stream(seed, "random A"))
+        A = drawn / math.sqrt(state) - 1.5 * torch.eye(state)
         model = ours(measure=(A, torch.ones(state)))
         for block in model.blocks:
             block.layer.A.requires_grad_(False)  # type: ignore[union-attr]

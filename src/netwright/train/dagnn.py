@@ -72,7 +72,8 @@ class NodeClassifier(lightning.LightningModule):
         loss, accuracy = F.cross_entropy(logits, labels), (logits.argmax(1) == labels).float().mean()
         self.log("val_loss", loss, batch_size=1)
         self.log("val_accuracy", accuracy, batch_size=1)
-        self.note_epoch(float(loss), float(accuracy))
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self.note_epoch(float(loss), float(accuracy))
 
     def note_epoch(self, loss: float, accuracy: float) -> None:
         """Keeps the weights of an epoch that is the best so far, and asks the Trainer to stop where it should."""
@@ -80,11 +81,19 @@ class NodeClassifier(lightning.LightningModule):
         if not self.best or loss < self.best["val_loss"]:
             self.best = {"val_loss": loss, "val_accuracy": accuracy, "epoch": epoch}
             self._weights = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
-        recent = self._losses[-self.patience :]
         self._losses.append(loss)
-        late = epoch + 1 > int(self.trainer.max_epochs or 0) // 2
+        self._stop_where_due()
+
+    def _stop_where_due(self) -> None:
+        *recent, loss = self._losses[-self.patience - 1 :]
+        late = len(self._losses) > int(self.trainer.max_epochs or 0) // 2
         if late and recent and loss > sum(recent) / len(recent):
             self.trainer.should_stop = True
+
+    def on_fit_start(self) -> None:
+        """Stops at once where a training that is taken up again had stopped."""
+        if self.trainer.ckpt_path is not None and self._losses:
+            self._stop_where_due()
 
     def on_fit_end(self) -> None:
         """Goes back to the weights of the best epoch."""

@@ -30,7 +30,8 @@ class KeyInitCallback(lightning.Callback):
         history: What each epoch recorded, when the keys have been fitted.
 
     Raises:
-        ValueError: If ``epochs`` is below 1; when training starts, if there is not exactly one classifier.
+        ValueError: If ``epochs`` is below 1; when training starts, or the validation before it, if there is not exactly
+            one classifier.
 
     Example:
         >>> import torch
@@ -64,6 +65,12 @@ class KeyInitCallback(lightning.Callback):
         if len(found) != 1:
             raise ValueError(f"module must hold exactly 1 DKVBClassifier, got {len(found)}: name it with classifier")
         return found[0]
+
+    def on_sanity_check_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Fits and freezes, where a Trainer validates before it trains."""
+        if self.loader is None:
+            trainer.fit_loop.setup_data()
+        self.on_train_start(trainer, pl_module)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Fits and freezes, before the first batch."""

@@ -202,9 +202,11 @@ def test_what_is_remembered_is_never_stale(learn):
     with torch.no_grad():
         before = net(u)
         assert torch.equal(net(u), before)
-        for change in ("data", "in place", "state", "rate", "longer"):
+        for change in ("data", "in place", "state", "alpha", "rate", "longer"):
             if change == "data":
                 net.log_dt.data += 0.1
+            elif change == "alpha":
+                net.alpha = 1.0
             elif change == "in place":
                 net.C.mul_(1.1)
             elif change == "state":
@@ -240,6 +242,10 @@ def test_a_fixed_system_keeps_its_powers(monkeypatch):
         small.setattr(module, "KRYLOV_LIMIT", 1)
         assert torch.allclose(net(u), net(u, mode="recurrence"), atol=1e-10)
     assert len(calls) == 1
+    net.alpha = 1.0
+    assert torch.equal(net(u), copy.deepcopy(net)(u))
+    net.log_dt += 0.1
+    assert torch.equal(net(u), copy.deepcopy(net)(u))
 
 
 def test_remembered():

@@ -234,12 +234,19 @@ class KeyValueBottleneck(nn.Module):
         """The values of codes from :meth:`encode`, kept in any type of integers: training needs nothing else.
 
         Raises:
-            ValueError: If the shape is wrong.
+            TypeError: If they are no integers.
+            ValueError: If the shape is wrong, or a code is none of 0..K-1.
         """
+        if codes.is_floating_point() or codes.is_complex() or codes.dtype is torch.bool:
+            raise TypeError(f"codes must hold integers, got {codes.dtype}")
         if codes.ndim not in {2, 3} or codes.shape[-1] != self.num_codebooks:
             raise ValueError(
                 f"codes must have shape (batch, [positions,] {self.num_codebooks}), got {tuple(codes.shape)}"
             )
+        if not torch.compiler.is_compiling() and codes.numel():
+            least, most = (int(end) for end in codes.long().aminmax())
+            if not 0 <= least <= most < self.num_pairs:
+                raise ValueError(f"codes must lie in 0..{self.num_pairs - 1}, got {least}..{most}")
         dtype = torch.int32 if len(self.values) < 2**31 else torch.int64
         start = torch.arange(0, len(self.values), self.num_pairs, device=codes.device, dtype=dtype)
         rows = codes.to(dtype) + start

@@ -87,6 +87,8 @@ class DKVBClassifier(nn.Module):
         (torch.Size([20, 3]), ['bottleneck.values'])
     """
 
+    decoder_frozen: Tensor | None
+
     def __init__(
         self,
         encoder: nn.Module,
@@ -98,6 +100,7 @@ class DKVBClassifier(nn.Module):
         super().__init__()
         self.encoder, self.bottleneck, self.layer = encoder.requires_grad_(False), bottleneck, layer
         self.decoder = decoder
+        self.register_buffer("decoder_frozen", None if decoder is None else torch.tensor(0, dtype=torch.uint8))
         self.train(self.training)
 
     def train(self, mode: bool = True) -> DKVBClassifier:
@@ -109,14 +112,24 @@ class DKVBClassifier(nn.Module):
         return self
 
     def freeze_decoder(self) -> None:
-        """Fixes the decoder, which is then in evaluation mode for good.
+        """Fixes the decoder, which is then in evaluation mode, for good, also in a state dict.
 
         Raises:
             RuntimeError: If there is none.
         """
         if self.decoder is None:
             raise RuntimeError("there is no decoder to freeze: the values themselves are the logits")
+        self.decoder_frozen = torch.tensor(1, dtype=torch.uint8, device=self.bottleneck.values.device)
         self.decoder.requires_grad_(False).eval()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any, **named: Any) -> None:
+        own = self.decoder_frozen
+        frozen = own is not None and not own.is_meta and bool(own)
+        if own is not None:  # files of earlier versions say nothing of it
+            state_dict.setdefault(f"{prefix}decoder_frozen", torch.zeros_like(own, device="cpu"))
+        super()._load_from_state_dict(state_dict, prefix, *arguments, **named)
+        if self.decoder_frozen is not None and (frozen or bool(self.decoder_frozen)):
+            self.freeze_decoder()
 
     def encode(self, x: Tensor) -> Int[Tensor, "batch *positions codebooks"]:
         """Codes of inputs, in the smallest type that holds them."""

@@ -2,27 +2,69 @@
 
     argmin_j |z - k_j|^2 = argmax_j (z - m) . (k_j - m) - |k_j - m|^2 / 2
 
-for any point m. The mean key of the codebook is taken, so that keys far from the origin lose no digits.
+for any point m. It is the key of the codebook nearest to their mean: keys far from the origin lose no digits, and where
+all numbers are integers the scores are too, so that equal distances are equal scores. Equal keys have unequal rounding
+errors in a product of matrices: all but the first of them get a score of minus infinity.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 SCORES_LIMIT = 2**26  # scores that are held at once, on an accelerator
 CACHED = 2**18  # on a CPU: a block that its cache keeps between the product and the search for the largest
+HASH_BASE = 6364136223846793005  # Knuth's multiplier modulo 2^64
 
 
 @torch.no_grad()
 def prepared(
     keys: Float[Tensor, "codebooks pairs dim"],
 ) -> tuple[Float[Tensor, "codebooks dim pairs"], Float[Tensor, "codebooks 1 pairs"], Float[Tensor, "codebooks 1 dim"]]:
-    """Centred keys, transposed, minus half their squared norms, and the centres: what a lookup needs of the keys."""
-    centre = keys.mean(1, keepdim=True)
+    """Centred keys, transposed, minus half their squared norms, and the centres: what a lookup needs of the keys.
+
+    Of equal keys all but the first have minus infinity in place of minus half their squared norm.
+    """
+    limit = CACHED if keys.device.type == "cpu" else SCORES_LIMIT
+    books = len(keys) if torch.compiler.is_compiling() else max(1, limit // keys[0].numel())
+    columns, half_norms, centres = zip(*map(_prepared, keys.split(books)), strict=True)
+    return torch.cat(columns), torch.cat(half_norms), torch.cat(centres)
+
+
+def _prepared(keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    middle = (keys - keys.mean(1, keepdim=True)).square().sum(2).argmin(1)
+    centre = keys.take_along_dim(middle[:, None, None], 1)
     centred = keys - centre
-    return centred.mT.contiguous(), centred.square().sum(2)[:, None] / -2, centre
+    half_norms = centred.square().sum(2).div(-2).masked_fill(repeated(centred), -torch.inf)
+    return centred.mT.contiguous(), half_norms[:, None], centre
+
+
+@torch.no_grad()
+def repeated(keys: Float[Tensor, "codebooks pairs dim"]) -> Bool[Tensor, "codebooks pairs"]:
+    """Which keys equal an earlier one of their codebook.
+
+    Example:
+        >>> repeated(torch.tensor([[[2.0], [3.0], [2.0], [2.0]]]))
+        tensor([[False, False,  True,  True]])
+    """
+    found = torch.zeros_like(keys[..., 0], dtype=torch.bool)
+    if (
+        torch.compiler.is_exporting()
+    ):  # ONNX has no bits of a number; frozen keys that were looked up before know the answer
+        return found
+    words = (keys + 0.0).view(torch.int16 if keys.element_size() == 2 else torch.int32).long()  # -0 + 0 = 0
+    # Integers wrap, so that no order of summation matters: equal keys have equal hashes, which sorting puts together.
+    words *= torch.full_like(words[0, 0], HASH_BASE).cumprod(0)
+    hashes = words.sum(2)
+    if not torch.compiler.is_compiling():
+        ordered = np.sort(hashes.numpy(force=True), 1)  # several times as fast as torch on a CPU
+        if not (ordered[:, 1:] == ordered[:, :-1]).any():
+            return found
+    order = hashes.argsort(dim=1, stable=True)
+    placed = keys.take_along_dim(order[..., None], 1)
+    return found.scatter_(1, order[:, 1:], (placed[:, 1:] == placed[:, :-1]).all(2))
 
 
 @torch.no_grad()

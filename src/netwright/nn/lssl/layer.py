@@ -170,7 +170,7 @@ class LSSL(nn.Module):
                 B = self.b * self.A.P if isinstance(self.A, QuasiSeparable) else self.b
                 return self.A.discretize(B, dt, self.alpha)
 
-        return self._system_kept((rate, self._dtype), self._sources(), compute)
+        return self._system_kept((rate, self.alpha, self._dtype), self._sources(), compute)
 
     def kernel(self, L: int, rate: float = 1.0) -> Float[Tensor, "H read_outs L"]:
         """K_i = C A_bar^i B_bar for i = 0..L-1; with two directions, the channels of the second follow.
@@ -192,10 +192,10 @@ class LSSL(nn.Module):
                 if self.learn or self.d_model * self.d_state * L > KRYLOV_LIMIT:
                     return ssm_kernel(A_bar, B_bar, C, L)
                 # A fixed system: its powers stay, and a step of training costs one product.
-                key = (L, rate, self._dtype)
+                key = (L, rate, self.alpha, self._dtype)
                 return C @ self._krylov_kept(key, self._sources(), lambda: krylov(A_bar, B_bar, L))
 
-        return self._kernel_kept((L, rate, self._dtype), [*self._sources(), self.C], compute)
+        return self._kernel_kept((L, rate, self.alpha, self._dtype), [*self._sources(), self.C], compute)
 
     def core(
         self,
