@@ -122,10 +122,32 @@ def test_simplification_drops_what_does_not_help_and_keeps_what_does():
     assert found[0].confidence == 1
     assert found[0].support == pytest.approx((X[:, 0] > 0.5).mean())
     assert found[1] == empty
+    unseen = Rule({1: (7.0, np.inf)}, 0, 0.2, 1.0)
+    assert RuleList((unseen,), 2, 0).simplified(X, y)[0] == empty
     # Brute force: no single removal keeps the confidence.
     tight = Rule({0: (0.5, np.inf), 1: (-np.inf, 0.4)}, 1, 0.1, 1.0)
     both = ((X[:, 0] > 0.5) & (X[:, 1] <= 0.4)).astype(int)
     assert RuleList((tight,), 2, 0).simplified(X, both)[0].bounds == tight.bounds
+
+
+@pytest.mark.parametrize("kind", ["tree", "forest"])
+def test_simplified_rules_are_judged_on_rows_that_they_do_not_come_from(kind):
+    """Nothing predicts this black box, so no rule can be right for much more than half of any new rows."""
+    random = numpy_stream(0, "noise")
+    X, fresh = random.normal(size=(1200, 4)), random.normal(size=(4000, 4))
+    f = lambda X: (lambda p: np.stack([p, 1 - p], 1))(np.sin(X @ np.full(4, 1e4)) * 1e4 % 1)  # noqa: E731
+    found = SurrogateExplainer(f, kind, k=4, ranks=np.arange(4), random_state=0).fit(X)
+    rules = found.rules(simplify=True)
+    assert (rules.predict(fresh) == f(fresh).argmax(1)).mean() == pytest.approx(0.5, abs=0.03)
+    told = np.average([rule.confidence for rule in rules], weights=[rule.support for rule in rules])
+    assert told < 0.65
+    table, held = found._held
+    assert set(held.tolist()).isdisjoint(found._train.tolist())
+    for rule in rules:
+        holds = rule.holds(table)
+        assert rule.support == pytest.approx(holds.mean())
+        right = (found._predicted[held] == rule.prediction)[holds]
+        assert rule.confidence == pytest.approx(right.mean() if len(right) else 0)
 
 
 def test_rules_of_a_forest_are_chosen_by_new_rows_got_right(X, forest):

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float, Int
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
@@ -169,7 +169,8 @@ class SurrogateExplainer(BaseEstimator):
             self.k_agreements_, self.k_ = {}, int(self.k)
         self.columns_ = first(self.ranks_, self.k_)
         self.settings_ = tuned(self.kind, train[0].single(self.columns_), train[1], seed, self.balanced_, self.cv)
-        self._values, self._predicted, self._held = table.single(self.columns_), predicted, (table.rows(held), held)
+        self._values, self._predicted = table.single(self.columns_), predicted
+        self._train, self._held = rows, (table.rows(held), held)
         self.surrogate_ = make_model(self.kind, seed, self.balanced_, self.settings_).fit(self._values, predicted)
         return self
 
@@ -234,12 +235,14 @@ class SurrogateExplainer(BaseEstimator):
         return found
 
     def rules(self, max_rules: int | None = None, *, simplify: bool = False) -> RuleList:
-        """The surrogate as rules.
+        """The surrogate as rules, with support and confidence of the rows that it was fitted on.
 
         Args:
             max_rules: At most so many; all leaves of a tree by default, 50 paths of a forest.
-            simplify: Whether conditions that do not raise the confidence on the held-out rows are dropped. The rules of
-                a tree then overlap, and the first that holds decides.
+            simplify: Whether conditions that do not raise the confidence on the held-out rows are dropped; support and
+                confidence are then of these. For held-out rows to judge them, the rules are those of a model of the
+                surrogate's settings that is fitted on the others alone. The rules of a tree then overlap, and the first
+                that holds decides.
 
         Raises:
             ValueError: If ``max_rules`` is below 1, or the surrogate is neither tree nor forest.
@@ -249,7 +252,11 @@ class SurrogateExplainer(BaseEstimator):
             raise ValueError(f"max_rules must be >= 1, got {max_rules}")
         kind = tree_rules if self.kind == "tree" else forest_rules
         more: Any = {} if self.kind == "tree" or max_rules is None else {"max_rules": max_rules}
-        found = kind(self.surrogate_, self.columns_, self._values, self._predicted, **more)
+        model, values, predicted = self.surrogate_, self._values, self._predicted
+        if simplify:
+            values, predicted = values[self._train], predicted[self._train]
+            model = clone(model).fit(values, predicted)
+        found = kind(model, self.columns_, values, predicted, **more)
         common = int(np.bincount(self._predicted).argmax())
         listed = RuleList(found, self.n_features_in_, common, self._names, self._class_names)
         if simplify:
