@@ -14,6 +14,7 @@ from scipy import sparse
 from sklearn.base import clone
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.tree import DecisionTreeClassifier
 from torch import nn
@@ -436,6 +437,23 @@ def test_classes_that_are_rare_or_never_predicted(X):
     assert found.fidelity(X)["agreement"] == 1
     assert found.counterfactual(X[0], 1) is None
     assert found.counterfactual(X[0], 2).target == 2
+
+
+@pytest.mark.parametrize("names", [("no", "yes"), (1, 2), (2.0, 1.0)])
+def test_labels_are_those_of_the_black_box(X, names):
+    y = np.array(names)[(X[:, 0] + X[:, 1] > 0).astype(int)]
+    model = LogisticRegression().fit(X, y)
+    found = SurrogateExplainer(model, k=2, n_repeats=1, random_state=0).fit(X)
+    for given in (y, pd.Series(y), y.tolist()):
+        told = found.fidelity(X, given)
+        assert told["black_box_accuracy"] == model.score(X, y)
+        assert told["accuracy"] == pytest.approx((model.classes_[found.predict(X)] == y).mean())
+    assert {rule.text(classes=found.rules().classes).split("THEN ")[1] for rule in found.rules()} == set(map(str, names))
+    assert found.counterfactual(X[0], str(names[0])) is not None
+    with pytest.raises(ValueError, match="y must hold classes of the black box"):
+        found.fidelity(X, np.full(400, 7))
+    with pytest.raises(ValueError, match=r"classes of the black box, 0\.\.1, got"):
+        SurrogateExplainer(model.predict_proba, k=2, n_repeats=1, random_state=0).fit(X).fidelity(X, y)
 
 
 def test_boosting_has_fidelity_alone(X, tree):

@@ -26,7 +26,7 @@ from netwright.explain.tabular.contributions import saabas, tree_shap
 from netwright.explain.tabular.counterfactuals import Counterfactual, deviations, limits_of, nearest
 from netwright.explain.tabular.explanation import Explanation
 from netwright.explain.tabular.faithfulness import agreement, r_squared
-from netwright.explain.tabular.inputs import Table, answers, as_table
+from netwright.explain.tabular.inputs import Table, answers, as_table, class_labels, coded
 from netwright.explain.tabular.models import Kind, fewest, make_model, tuned
 from netwright.explain.tabular.ranks import first
 from netwright.explain.tabular.rules import RuleList, forest_rules, tree_rules
@@ -59,7 +59,7 @@ class SurrogateExplainer(BaseEstimator):
         importance_rows: Rows at most, drawn from the training rows, that importances are measured on.
         validation: Share of the rows that are held out, for k and for simplified rules, in (0, 1).
         cv: Folds in which depth and leaf size are chosen by agreement with the black box, >= 2.
-        class_names: Of the black box's classes, in order.
+        class_names: Of the black box's classes, in order; by default its ``classes_``, where these are not 0, 1, ...
         random_state: An integer, or None.
 
     Attributes:
@@ -124,6 +124,7 @@ class SurrogateExplainer(BaseEstimator):
         probabilities = answers(self.black_box, table)
         predicted = probabilities.argmax(1)
         counts = np.bincount(predicted, minlength=probabilities.shape[1])
+        self._labels = class_labels(self.black_box, len(counts))
         if (counts > 0).sum() < 2:
             only = self._class_name(int(counts.argmax()))
             raise ValueError(
@@ -216,18 +217,21 @@ class SurrogateExplainer(BaseEstimator):
 
         Args:
             X: (rows, features).
-            y: Labels, for the accuracies of both models.
+            y: (rows,) labels, for the accuracies of both models: of the black box's ``classes_``, else 0, 1, ...
 
         Returns:
             ``agreement`` of the classes, in [0, 1]; ``r2`` of the probabilities, at most 1, which may be negative; and
             with labels ``accuracy`` and ``black_box_accuracy``.
+
+        Raises:
+            ValueError: If y is not one label a row, or holds one that is no class of the black box.
         """
         table = self._table(X)
         ours, theirs = self._probabilities(table), answers(self.black_box, table)
         predicted = self.surrogate_.predict(table.single(self.columns_))
         found = {"agreement": agreement(predicted, theirs.argmax(1)), "r2": r_squared(theirs, ours)}
         if y is not None:
-            labels = np.asarray(y)
+            labels = coded(y, table.shape[0], self._labels)
             found |= {
                 "accuracy": agreement(predicted, labels),
                 "black_box_accuracy": agreement(theirs.argmax(1), labels),
@@ -355,7 +359,10 @@ class SurrogateExplainer(BaseEstimator):
 
     @property
     def _class_names(self) -> tuple[str, ...] | None:
-        return None if self.class_names is None else tuple(map(str, self.class_names))
+        if self.class_names is not None:
+            return tuple(map(str, self.class_names))
+        numbered = np.array_equal(self._labels, np.arange(len(self._labels)))
+        return None if numbered else tuple(map(str, self._labels))
 
     def _class_name(self, number: int) -> str:
         names = self._class_names
