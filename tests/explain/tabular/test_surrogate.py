@@ -486,6 +486,25 @@ def test_tables_of_every_form(X, kind):
             found.counterfactual(frame.iloc[[0]], 1, immutable=["z"])
 
 
+def test_frames_keep_the_columns_of_fit_and_mix_types():
+    random = numpy_stream(0, "frame")
+    frame = pd.DataFrame({"x": random.normal(size=80), "on": random.random(80) < 0.5, "n": random.integers(0, 9, 80)})
+    f = lambda T: np.stack([T["x"] > 0, T["x"] <= 0], 1).astype(float)  # noqa: E731
+    found = SurrogateExplainer(f, k=2, n_repeats=1, random_state=0).fit(frame)
+    turned, other = frame[["on", "x", "n"]], frame.rename(columns={"n": "m"})
+    for call in (found.predict, found.predict_proba, found.fidelity, lambda T: found.explain(T.iloc[0]),
+                 lambda T: found.counterfactual(T.iloc[[0]], 1)):  # fmt: skip
+        for given in (turned, other):
+            with pytest.raises(ValueError, match="must have the columns of fit in their order, got '(on|m)'"):
+                call(given)
+    assert frame.iloc[0].dtype == object
+    why = found.explain(frame.iloc[0])
+    np.testing.assert_array_equal(why.probabilities, found.explain(frame.iloc[[0]]).probabilities)
+    assert found.counterfactual(frame.iloc[0], 1 - why.prediction).valid_black_box
+    assert not hasattr(found.set_params(black_box=lambda X: f({"x": X[:, 0]})).fit(frame.to_numpy(float)),
+                       "feature_names_in_")  # fmt: skip
+
+
 def test_conventions_of_scikit_learn(X, tree):
     one = SurrogateExplainer(tree.predict_proba, k=3, n_repeats=1, random_state=4)
     two = clone(one)

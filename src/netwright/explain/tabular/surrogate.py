@@ -75,7 +75,8 @@ class SurrogateExplainer(BaseEstimator):
 
     Raises:
         ValueError: In ``fit``: if an argument is out of its range, X is not finite, the black box gives another shape,
-            or predicts one class for all rows.
+            or predicts one class for all rows. Afterwards: if a frame has other columns than that of ``fit``, or in
+            another order.
         NotFittedError: In all other methods before ``fit``.
 
     Example:
@@ -135,6 +136,8 @@ class SurrogateExplainer(BaseEstimator):
         self.n_features_in_ = table.shape[1]
         if table.names is not None:
             self.feature_names_in_ = np.array(table.names, dtype=object)
+        elif hasattr(self, "feature_names_in_"):
+            del self.feature_names_in_
         self.classes_ = np.arange(len(counts))
         self.missing_classes_ = np.flatnonzero(counts == 0)
         self.balanced_ = bool(counts.max() > SKEWED * counts[counts > 0].min())
@@ -370,17 +373,24 @@ class SurrogateExplainer(BaseEstimator):
 
     def _table(self, X: Any) -> Table:
         self._is_fitted()
-        return as_table(X, n_features=self.n_features_in_)
+        return self._ordered(as_table(X, n_features=self.n_features_in_), "X")
+
+    def _ordered(self, table: Table, name: str) -> Table:
+        """Refuses a frame whose columns are not those of fit, or in another order, as scikit-learn does."""
+        if table.names is not None and self._names is not None and table.names != self._names:
+            wrong, right = next(pair for pair in zip(table.names, self._names, strict=True) if pair[0] != pair[1])
+            raise ValueError(f"{name} must have the columns of fit in their order, got {wrong!r} in place of {right!r}")
+        return table
 
     def _row(self, x: Any) -> Table:
         self._is_fitted()
         one = x[None] if getattr(x, "ndim", 0) == 1 and not hasattr(x, "iloc") else x
         if hasattr(x, "to_frame"):
-            one = x.to_frame().T
+            one = x.to_frame().T.infer_objects()  # a row of columns of several types is of objects
         table = as_table([one] if isinstance(one, (list, tuple)) else one, "x", self.n_features_in_)
         if table.shape[0] != 1:
             raise ValueError(f"x must be one row, got {table.shape[0]}")
-        return table
+        return self._ordered(table, "x")
 
     def _is_fitted(self) -> None:
         if not hasattr(self, "surrogate_"):
