@@ -456,6 +456,20 @@ def test_labels_are_those_of_the_black_box(X, names):
         SurrogateExplainer(model.predict_proba, k=2, n_repeats=1, random_state=0).fit(X).fidelity(X, y)
 
 
+@pytest.mark.parametrize(
+    ("kind", "classes", "each", "validation"),
+    [("tree", 2, 2, 0.25), ("tree", 8, 3, 0.25), ("tree", 8, 3, 0.7), ("forest", 6, 3, 0.1), ("boosting", 2, 2, 0.25)],
+)
+def test_few_rows_of_each_class_are_enough(kind, classes, each, validation):
+    rows = np.repeat(np.arange(classes), each)[:, None] + np.zeros((1, 2))
+    f = lambda X: np.eye(classes)[X[:, 0].astype(int)]  # noqa: E731
+    found = SurrogateExplainer(f, kind, k=1, ranks=[0, 1], validation=validation, random_state=0).fit(rows)
+    assert not len(found.missing_classes_)
+    assert found.predict_proba(rows).shape == (len(rows), classes)
+    if kind != "boosting":
+        assert len(found.rules(simplify=True))
+
+
 def test_boosting_has_fidelity_alone(X, tree):
     found = SurrogateExplainer(tree, "boosting", k=3, n_repeats=1, random_state=0).fit(X)
     assert found.fidelity(X)["agreement"] > 0.95

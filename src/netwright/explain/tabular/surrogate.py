@@ -12,6 +12,7 @@ details; the definitions here are the usual ones.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -143,11 +144,12 @@ class SurrogateExplainer(BaseEstimator):
         self.balanced_ = bool(counts.max() > SKEWED * counts[counts > 0].min())
         random = check_random_state(self.random_state)
         seed = int(random.randint(2**31 - 1))
-        pairs = counts[counts > 0].min() >= 2
+        held_rows = math.ceil(self.validation * len(predicted))
+        both = min(held_rows, len(predicted) - held_rows) >= (counts > 0).sum()  # parts hold a row of each class
         rows, held = train_test_split(
             np.arange(len(predicted)),
             test_size=self.validation,
-            stratify=predicted if pairs else None,
+            stratify=predicted if both and counts[counts > 0].min() >= 2 else None,
             random_state=seed,
         )
         train, test = (table.rows(rows), predicted[rows]), (table.rows(held), predicted[held])
