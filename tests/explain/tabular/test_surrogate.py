@@ -215,6 +215,23 @@ def test_tree_shap_adds_up_and_is_that_of_shap(X, explainer):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("shap") is None, reason="shap is not installed")
+@pytest.mark.parametrize("classes", [2, 3])
+def test_contributions_to_a_boosting_are_told_as_margins(X, explainer, classes):
+    f = lambda X: np.eye(classes)[np.digitize(X[:, 0] + X[:, 1], [0, 1][: classes - 1])]  # noqa: E731
+    found = SurrogateExplainer(f, "boosting", k=2, ranks=np.arange(8), cv=2, random_state=0).fit(X)
+    why = found.explain(X[0], "shap")
+    margins = found.surrogate_.decision_function(X[:1, found.columns_].astype(np.float32))[0]
+    expected = margins if classes == 3 else [-margins, margins]
+    np.testing.assert_allclose(why.base + why.contributions.sum(0), expected, atol=1e-6)
+    assert why.units == why.to_dict()["units"] == "margin"
+    assert f"adds to the margin of class {why.prediction}" in str(why)
+    assert why.plot().get_xlabel() == f"adds to the margin of class {why.prediction}"
+    plain = explainer.explain(X[0], "shap")
+    assert plain.units == "probability"
+    assert f"adds to class {plain.prediction}" in str(plain)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("shap") is None, reason="shap is not installed")
 def test_tree_shap_is_shapleys_value_over_all_coalitions(X, explainer):
     """Of the expectation of a tree where a coalition's features are known and the others follow the training rows."""
     model, values = explainer.surrogate_, X[:4, explainer.columns_].astype(np.float32)
@@ -448,7 +465,9 @@ def test_labels_are_those_of_the_black_box(X, names):
         told = found.fidelity(X, given)
         assert told["black_box_accuracy"] == model.score(X, y)
         assert told["accuracy"] == pytest.approx((model.classes_[found.predict(X)] == y).mean())
-    assert {rule.text(classes=found.rules().classes).split("THEN ")[1] for rule in found.rules()} == set(map(str, names))
+    assert {rule.text(classes=found.rules().classes).split("THEN ")[1] for rule in found.rules()} == set(
+        map(str, names)
+    )
     assert found.counterfactual(X[0], str(names[0])) is not None
     with pytest.raises(ValueError, match="y must hold classes of the black box"):
         found.fidelity(X, np.full(400, 7))

@@ -279,7 +279,7 @@ class SurrogateExplainer(BaseEstimator):
         Args:
             x: (features,), or one row of a table.
             method: ``"saabas"`` for trees and forests, which adds up to the surrogate's probabilities; ``"shap"``:
-                TreeSHAP by the package ``shap``.
+                TreeSHAP by the package ``shap``, which does so too, and for boosted trees adds up to their margins.
 
         Raises:
             ValueError: If x is not one row, ``method`` is unknown, or a boosting's contributions are asked of Saabas.
@@ -305,6 +305,7 @@ class SurrogateExplainer(BaseEstimator):
             rule=rules[place] if rules is not None and place >= 0 else None,
             names=self._names,
             class_names=self._class_names,
+            units="margin" if self.kind == "boosting" else "probability",
         )
 
     def counterfactual(
