@@ -32,8 +32,8 @@ class Explanation(Result):
         rule: The path of a tree; the first rule of a forest that holds, or None.
         names: Of all features, or None.
         class_names: Or None.
-        units: Of base and contributions: ``"probability"``, or of boosted trees ``"margin"``: what ``decision_function``
-            gives, of two classes that of the second, and its negative for the first.
+        units: Of base and contributions: ``"probability"``, or of boosted trees ``"margin"``: what
+            ``decision_function`` gives, of two classes that of the second, and its negative for the first.
     """
 
     columns: tuple[int, ...]
