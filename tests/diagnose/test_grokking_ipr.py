@@ -20,6 +20,7 @@ from netwright.diagnose.grokking import (
     random_ipr,
     scale_correlation,
 )
+from netwright.seeding import seeded
 
 DOUBLE = torch.float64
 
@@ -237,3 +238,16 @@ def test_scale_of_the_norm_is_ranked_against_ipr():
     assert f"with the IPR: {expected:.2f}" in str(memorising_neurons(net))
     with pytest.raises(ValueError, match="must have a norm with a scale"):
         scale_correlation(QuadraticMLP(11, 30))
+
+
+@pytest.mark.parametrize(("inputs", "blocks"), [(21, 3), (28, 4)])
+def test_scale_of_the_norm_is_ranked_against_ipr_of_any_number_of_blocks(inputs, blocks):
+    from scipy.stats import spearmanr
+
+    with seeded(0, "init"):
+        net = nn.Sequential(nn.Linear(inputs, 30), nn.BatchNorm1d(30), nn.ReLU(), nn.Linear(30, 7))
+    with torch.no_grad():
+        net[1].weight.copy_(drawn(30, dtype=torch.float32))
+    expected = spearmanr(net[1].weight.detach().numpy(), neuron_ipr(net, blocks=blocks).numpy()).statistic
+    assert scale_correlation(net, blocks=blocks) == pytest.approx(expected)
+    assert memorising_neurons(net, blocks=blocks).scale_correlation == pytest.approx(expected)

@@ -25,8 +25,9 @@ def network() -> nn.Module:
 
 
 def train(net: nn.Module, *callbacks: lightning.Callback, epochs: int = 3, checkpoint=None) -> dict[str, float]:
+    module = net if isinstance(net, Classifier) else Classifier(net, clip=None)
     history = fit(
-        Classifier(net, clip=None), Batches(DATA, 12, seed=0), epochs=epochs, callbacks=callbacks,
+        module, Batches(DATA, 12, seed=0), epochs=epochs, callbacks=callbacks,
         optimizer=lambda params: torch.optim.SGD(params, 0.2), checkpoint=checkpoint,
     )  # fmt: skip
     return history.last
@@ -85,11 +86,25 @@ def test_a_resumed_training_remembers(tmp_path):
     assert torch.allclose(again.tracker.losses(), whole.tracker.losses(), atol=1e-6)
 
 
+def test_a_second_training_of_a_module_has_a_record_of_its_own():
+    watch, net = OpposingSignalCallback(PROBE, every=5, burst=3, capacity=3), Classifier(network(), clip=None)
+    first = train(net, watch)
+    before = watch.tracker
+    assert before.model is net
+    again = train(net, watch)
+    assert watch.tracker is not before
+    assert watch.tracker.steps == before.steps == [10, 11, 12]
+    assert not torch.equal(watch.tracker.losses(), before.losses())
+    assert "opposing/share" in first
+    assert "opposing/share" in again
+
+
 @pytest.mark.parametrize(
     ("call", "told"),
     [
         (lambda: OpposingSignalCallback(PROBE, burst=2), "burst must be >= 3, got 2"),
         (lambda: OpposingSignalCallback(PROBE, every=5), "every must be >= burst, 11, got 5"),
+        (lambda: OpposingSignalCallback(PROBE, burst=4, capacity=3), "capacity must be >= burst, 4, got 3"),
         (lambda: OpposingSignalCallback(iter([PROBE])), "read many times, got an iterator"),
         (lambda: train(network(), OpposingSignalCallback((PROBE[0][:9], PROBE[1][:9]))), "at least 10 examples"),
         (lambda: train(network(), OpposingSignalCallback(PROBE, k=0.7)), r"k must lie in \(0, 0.5\]"),

@@ -229,6 +229,18 @@ def test_adam_is_stable_below_its_limit_of_the_preconditioned_curvature():
     assert stability_limit(torch.optim.AdamW([x], lr=0.2)) == pytest.approx(190)
 
 
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
+def test_amsgrad_divides_by_the_largest_mean_square(kind):
+    x = nn.Parameter(torch.tensor([1.0, 2.0], dtype=torch.float64))
+    adam = kind([x], lr=0.1, betas=(0.9, 0.9), amsgrad=True, weight_decay=0.0)
+    for size in (10.0, 1.0, 0.1, 0.1):
+        before = x.detach().clone()
+        adam.zero_grad()
+        (x * torch.tensor([size, 1.0], dtype=torch.float64)).sum().backward()
+        adam.step()
+    assert torch.allclose(before - x.detach(), 0.1 * adam.state[x]["exp_avg"] / adam_preconditioner(adam))
+
+
 def test_optimisers_without_a_limit():
     w = nn.Parameter(torch.zeros(1))
     with pytest.raises(ValueError, match="must be SGD, Adam or AdamW, got Adagrad"):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -103,6 +106,31 @@ def test_turning_points():
     assert found == {"grokked at step": 20, "unlearned at step": 40, "corrupted accuracy at best": 0.8}
     found = paper._turns(history([0.1, 0.2], [0.1, 0.9]))
     assert found == {"grokked at step": None, "unlearned at step": None, "corrupted accuracy at best": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("test", "corrupted", "place"),
+    [
+        ([0.7, 0.991, 1.0], [0.5, 0.02, 0.025], 1),  # the last leads by more, but knows too many wrong labels
+        ([0.7, 1.0, 0.995], [0.5, 0.02, 0.0], 2),
+        ([0.7, 0.98, 0.9], [0.5, 0.0, 0.0], 1),
+        ([0.7, 1.0, 1.0], [0.5, 0.1, 0.05], 2),
+    ],
+)
+def test_some_share_of_pruned_neurons_is_enough(test, corrupted, place):
+    assert paper._best(torch.tensor(test).double(), torch.tensor(corrupted).double()) == place
+
+
+def test_the_published_verdicts_follow_from_the_published_figures():
+    stored = json.loads((Path(paper.__file__).parent / "results" / "grokking.json").read_text())
+    found = paper.judge(stored["figures"])
+    assert {key: verdict.verdict for key, verdict in found.items()} == {
+        key: claim["verdict"] for key, claim in stored["claims"].items()
+    }
+    for arm in ("weight decay 0", "paper's size"):  # the shares that were chosen keep to both bounds
+        figures = stored["figures"][arm]
+        assert min(figures["low IPR pruned, test"]) >= paper.PRUNED_TEST
+        assert max(figures["low IPR pruned, corrupted"]) <= paper.PRUNED_CORRUPTED
 
 
 def test_coefficient_of_bimodality():

@@ -73,6 +73,37 @@ def test_a_schedule_changes_both_rates():
     assert w.tolist() == pytest.approx([-0.05, 0.01])
 
 
+def test_a_changed_length_counts():
+    w = nn.Parameter(torch.zeros(2))
+    optimizer = SplitSGD([w], lr=0.1, lr_large=0.02, momentum=0.0, quantile=0.5)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    optimizer.param_groups[0]["lr_large"] = 0.08
+    w.grad = torch.tensor([1.0, -2.0])
+    optimizer.step()
+    assert w.tolist() == pytest.approx([-0.1, 0.08])
+    schedule.step()
+    optimizer.step()
+    assert w.tolist() == pytest.approx([-0.1 - 0.05, 0.08 + 0.04])
+
+
+@pytest.mark.parametrize(
+    ("own", "told"),
+    [
+        ({"lr": 0.0}, "lr must be > 0 and finite, got 0.0"),
+        ({"lr_large": -1.0}, "lr_large must be > 0 and finite, got -1.0"),
+        ({"momentum": 2.0}, r"momentum must lie in \[0, 1\), got 2.0"),
+    ],
+)
+def test_bad_values_of_a_group_are_named(own, told):
+    a, b = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+    with pytest.raises(ValueError, match=told):
+        SplitSGD([{"params": [a]}, {"params": [b], **own}])
+    optimizer = SplitSGD([a])
+    with pytest.raises(ValueError, match=told):
+        optimizer.add_param_group({"params": [b], **own})
+    assert len(optimizer.param_groups) == 1
+
+
 def test_groups_have_rates_of_their_own_and_one_threshold():
     a, b = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
     groups = [{"params": [a]}, {"params": [b], "lr": 0.5, "lr_large": 0.3}]

@@ -247,8 +247,8 @@ def _importances(found: TableExplained) -> Figure:
 def _rules(found: TableExplained) -> list[Any]:
     more = len(found.rules) - SHOWN_RULES
     told = (
-        "Of the surrogate, without conditions that do not raise the confidence; support and confidence are shares of "
-        "rows that were held out of the ranking. The first rule that holds decides."
+        "Of the surrogate without a quarter of its rows: conditions that do not raise the confidence on this quarter "
+        "are left out, and support and confidence are shares of it. The first rule that holds decides."
     )
     listed: list[Any] = [Paragraph(told), Bullets([Mono(rule) for rule in found.rules[:SHOWN_RULES]])]
     return [*listed, *([Paragraph(f"{more} more rules are in the JSON file.")] if more > 0 else [])]

@@ -20,10 +20,12 @@ from torch import Tensor
 class SplitSGD(torch.optim.Optimizer):
     """SGD with dampened momentum, but for the largest coordinates, which take steps of a fixed length.
 
-    Schedules that change a group's ``lr`` change its ``lr_large`` by the same factor.
+    Schedules that change a group's ``lr`` change the length of its large steps by the same factor; a group's ``lr_large``
+    is that length at the ``lr`` with which it was added, and may be changed too.
 
     Args:
-        params: Parameters or groups of them; the threshold is one for all groups.
+        params: Parameters or groups of them, with ``lr``, ``lr_large`` and ``momentum`` of their own where these are
+            given; the threshold is one for all groups.
         lr: Learning rate of the small coordinates, > 0.
         lr_large: Length of the step of a large one, > 0.
         momentum: Decay of the mean gradient, in [0, 1); the mean begins at 0.
@@ -31,7 +33,7 @@ class SplitSGD(torch.optim.Optimizer):
         warmup: Steps after which the threshold stays as it is; computed anew in each step when None.
 
     Raises:
-        ValueError: If a value is out of its range.
+        ValueError: If a value is out of its range, a group's own as well.
 
     Example:
         >>> w = torch.nn.Parameter(torch.tensor([1.0, 1.0]))
@@ -52,11 +54,7 @@ class SplitSGD(torch.optim.Optimizer):
         *,
         warmup: int | None = None,
     ) -> None:
-        for name, value in (("lr", lr), ("lr_large", lr_large)):
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name} must be > 0 and finite, got {value}")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must lie in [0, 1), got {momentum}")
+        _check(lr, lr_large, momentum)
         if not 0 < quantile < 1:
             raise ValueError(f"quantile must lie in (0, 1), got {quantile}")
         if warmup is not None and warmup < 1:
@@ -66,10 +64,15 @@ class SplitSGD(torch.optim.Optimizer):
         self.param_groups[0].update(steps=0, threshold=0.0)  # where a state holds them
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds parameters, with rates of their own where they are given."""
+        """Adds parameters, with rates of their own where they are given.
+
+        Raises:
+            ValueError: If one of these is out of its range.
+        """
+        group = {**self.defaults, **param_group}
+        _check(group["lr"], group["lr_large"], group["momentum"])
         super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        group["large_over_small"] = group["lr_large"] / group["lr"]
+        self.param_groups[-1]["first_lr"] = group["lr"]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -96,7 +99,7 @@ class SplitSGD(torch.optim.Optimizer):
             return loss
         threshold = self._threshold([mean for own in means for mean in own])
         for group, own in zip(self.param_groups, means, strict=True):
-            length = group["lr"] * group["large_over_small"]
+            length = group["lr_large"] * (group["lr"] / group["first_lr"])
             params = [p for p in group["params"] if p.grad is not None]
             for p, mean in zip(params, own, strict=True):
                 p.sub_(torch.where(mean.abs() > threshold, length * mean.sign(), group["lr"] * mean))
@@ -111,3 +114,11 @@ class SplitSGD(torch.optim.Optimizer):
             known["threshold"] = float(sizes.kthvalue(place).values)
         known["steps"] += 1
         return known["threshold"]
+
+
+def _check(lr: float, lr_large: float, momentum: float) -> None:
+    for name, value in (("lr", lr), ("lr_large", lr_large)):
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be > 0 and finite, got {value}")
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum must lie in [0, 1), got {momentum}")

@@ -54,6 +54,21 @@ def networks(X):
     }
 
 
+@pytest.mark.parametrize("names", [("no", "yes"), (1, 2)])
+def test_labels_are_those_of_the_estimator(names):
+    X = rows()
+    y = np.array(names)[(X[:, 0] > 0).astype(int)]
+    model = LogisticRegression().fit(X, y)
+    theirs = peer(model, X, y, n_repeats=3, random_state=0)
+    np.testing.assert_allclose(permutation_importance(model, X, y, n_repeats=3, random_state=0).importances,
+                               theirs.importances, atol=1e-12)  # fmt: skip
+    assert theirs.importances_mean[0] > 0.3
+    by_label = permutation_importance(model.predict, X, y, n_repeats=3, random_state=0)
+    np.testing.assert_allclose(by_label.importances, theirs.importances, atol=1e-12)
+    with pytest.raises(ValueError, match="y must hold classes of the black box"):
+        permutation_importance(model.predict_proba, X, y)
+
+
 @pytest.mark.parametrize("score", ["accuracy", "f1", "mcc"])
 def test_figures_are_those_of_scikit_learn_with_the_same_seed(score):
     X = rows()

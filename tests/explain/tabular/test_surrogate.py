@@ -14,6 +14,7 @@ from scipy import sparse
 from sklearn.base import clone
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.tree import DecisionTreeClassifier
 from torch import nn
@@ -122,10 +123,32 @@ def test_simplification_drops_what_does_not_help_and_keeps_what_does():
     assert found[0].confidence == 1
     assert found[0].support == pytest.approx((X[:, 0] > 0.5).mean())
     assert found[1] == empty
+    unseen = Rule({1: (7.0, np.inf)}, 0, 0.2, 1.0)
+    assert RuleList((unseen,), 2, 0).simplified(X, y)[0] == empty
     # Brute force: no single removal keeps the confidence.
     tight = Rule({0: (0.5, np.inf), 1: (-np.inf, 0.4)}, 1, 0.1, 1.0)
     both = ((X[:, 0] > 0.5) & (X[:, 1] <= 0.4)).astype(int)
     assert RuleList((tight,), 2, 0).simplified(X, both)[0].bounds == tight.bounds
+
+
+@pytest.mark.parametrize("kind", ["tree", "forest"])
+def test_simplified_rules_are_judged_on_rows_that_they_do_not_come_from(kind):
+    """Nothing predicts this black box, so no rule can be right for much more than half of any new rows."""
+    random = numpy_stream(0, "noise")
+    X, fresh = random.normal(size=(1200, 4)), random.normal(size=(4000, 4))
+    f = lambda X: np.eye(2)[(np.sin(X @ np.full(4, 1e4)) * 1e4 % 1 > 0.5).astype(int)]  # noqa: E731
+    found = SurrogateExplainer(f, kind, k=4, ranks=np.arange(4), random_state=0).fit(X)
+    rules = found.rules(simplify=True)
+    assert (rules.predict(fresh) == f(fresh).argmax(1)).mean() == pytest.approx(0.5, abs=0.03)
+    told = np.average([rule.confidence for rule in rules], weights=[rule.support for rule in rules])
+    assert told < 0.65
+    table, held = found._held
+    assert set(held.tolist()).isdisjoint(found._train.tolist())
+    for rule in rules:
+        holds = rule.holds(table)
+        assert rule.support == pytest.approx(holds.mean())
+        right = (found._predicted[held] == rule.prediction)[holds]
+        assert rule.confidence == pytest.approx(right.mean() if len(right) else 0)
 
 
 def test_rules_of_a_forest_are_chosen_by_new_rows_got_right(X, forest):
@@ -189,6 +212,23 @@ def test_tree_shap_adds_up_and_is_that_of_shap(X, explainer):
     np.testing.assert_allclose(base + parts.sum(1), explainer.surrogate_.predict_proba(values), atol=1e-6)
     theirs = shap.TreeExplainer(explainer.surrogate_).shap_values(values)
     np.testing.assert_allclose(parts, np.asarray(theirs), atol=1e-9)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("shap") is None, reason="shap is not installed")
+@pytest.mark.parametrize("classes", [2, 3])
+def test_contributions_to_a_boosting_are_told_as_margins(X, explainer, classes):
+    f = lambda X: np.eye(classes)[np.digitize(X[:, 0] + X[:, 1], [0, 1][: classes - 1])]  # noqa: E731
+    found = SurrogateExplainer(f, "boosting", k=2, ranks=np.arange(8), cv=2, random_state=0).fit(X)
+    why = found.explain(X[0], "shap")
+    margins = found.surrogate_.decision_function(X[:1, found.columns_].astype(np.float32))[0]
+    expected = margins if classes == 3 else [-margins, margins]
+    np.testing.assert_allclose(why.base + why.contributions.sum(0), expected, atol=1e-6)
+    assert why.units == why.to_dict()["units"] == "margin"
+    assert f"adds to the margin of class {why.prediction}" in str(why)
+    assert why.plot().get_xlabel() == f"adds to the margin of class {why.prediction}"
+    plain = explainer.explain(X[0], "shap")
+    assert plain.units == "probability"
+    assert f"adds to class {plain.prediction}" in str(plain)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("shap") is None, reason="shap is not installed")
@@ -416,6 +456,39 @@ def test_classes_that_are_rare_or_never_predicted(X):
     assert found.counterfactual(X[0], 2).target == 2
 
 
+@pytest.mark.parametrize("names", [("no", "yes"), (1, 2), (2.0, 1.0)])
+def test_labels_are_those_of_the_black_box(X, names):
+    y = np.array(names)[(X[:, 0] + X[:, 1] > 0).astype(int)]
+    model = LogisticRegression().fit(X, y)
+    found = SurrogateExplainer(model, k=2, n_repeats=1, random_state=0).fit(X)
+    for given in (y, pd.Series(y), y.tolist()):
+        told = found.fidelity(X, given)
+        assert told["black_box_accuracy"] == model.score(X, y)
+        assert told["accuracy"] == pytest.approx((model.classes_[found.predict(X)] == y).mean())
+    assert {rule.text(classes=found.rules().classes).split("THEN ")[1] for rule in found.rules()} == set(
+        map(str, names)
+    )
+    assert found.counterfactual(X[0], str(names[0])) is not None
+    with pytest.raises(ValueError, match="y must hold classes of the black box"):
+        found.fidelity(X, np.full(400, 7))
+    with pytest.raises(ValueError, match=r"classes of the black box, 0\.\.1, got"):
+        SurrogateExplainer(model.predict_proba, k=2, n_repeats=1, random_state=0).fit(X).fidelity(X, y)
+
+
+@pytest.mark.parametrize(
+    ("kind", "classes", "each", "validation"),
+    [("tree", 2, 2, 0.25), ("tree", 8, 3, 0.25), ("tree", 8, 3, 0.7), ("forest", 6, 3, 0.1), ("boosting", 2, 2, 0.25)],
+)
+def test_few_rows_of_each_class_are_enough(kind, classes, each, validation):
+    rows = np.repeat(np.arange(classes), each)[:, None] + np.zeros((1, 2))
+    f = lambda X: np.eye(classes)[X[:, 0].astype(int)]  # noqa: E731
+    found = SurrogateExplainer(f, kind, k=1, ranks=[0, 1], validation=validation, random_state=0).fit(rows)
+    assert not len(found.missing_classes_)
+    assert found.predict_proba(rows).shape == (len(rows), classes)
+    if kind != "boosting":
+        assert len(found.rules(simplify=True))
+
+
 def test_boosting_has_fidelity_alone(X, tree):
     found = SurrogateExplainer(tree, "boosting", k=3, n_repeats=1, random_state=0).fit(X)
     assert found.fidelity(X)["agreement"] > 0.95
@@ -444,6 +517,25 @@ def test_tables_of_every_form(X, kind):
         assert found.counterfactual(frame.iloc[[0]], 1, immutable=["b"]) is not None
         with pytest.raises(ValueError, match="known by name"):
             found.counterfactual(frame.iloc[[0]], 1, immutable=["z"])
+
+
+def test_frames_keep_the_columns_of_fit_and_mix_types():
+    random = numpy_stream(0, "frame")
+    frame = pd.DataFrame({"x": random.normal(size=80), "on": random.random(80) < 0.5, "n": random.integers(0, 9, 80)})
+    f = lambda T: np.stack([T["x"] > 0, T["x"] <= 0], 1).astype(float)  # noqa: E731
+    found = SurrogateExplainer(f, k=2, n_repeats=1, random_state=0).fit(frame)
+    turned, other = frame[["on", "x", "n"]], frame.rename(columns={"n": "m"})
+    for call in (found.predict, found.predict_proba, found.fidelity, lambda T: found.explain(T.iloc[0]),
+                 lambda T: found.counterfactual(T.iloc[[0]], 1)):  # fmt: skip
+        for given in (turned, other):
+            with pytest.raises(ValueError, match=r"must have the columns of fit in their order, got '(on|m)'"):
+                call(given)
+    assert frame.iloc[0].dtype == object
+    why = found.explain(frame.iloc[0])
+    np.testing.assert_array_equal(why.probabilities, found.explain(frame.iloc[[0]]).probabilities)
+    assert found.counterfactual(frame.iloc[0], 1 - why.prediction).valid_black_box
+    assert not hasattr(found.set_params(black_box=lambda X: f({"x": X[:, 0]})).fit(frame.to_numpy(float)),
+                       "feature_names_in_")  # fmt: skip
 
 
 def test_conventions_of_scikit_learn(X, tree):

@@ -133,7 +133,7 @@ def memorising_neurons(
         noise=noise,
         memorising=tuple(ranked),
         dead=tuple(dead.nonzero().flatten().tolist()),
-        scale_correlation=scale_correlation(model, op=op) if scaled else math.nan,
+        scale_correlation=scale_correlation(model, op=op, blocks=blocks) if scaled else math.nan,
     )
     if data is None:
         return report

@@ -145,7 +145,7 @@ def _weights(given: nn.Module | Pair) -> tuple[Tensor, Tensor]:
     return first, second
 
 
-def scale_correlation(model: nn.Module, *, op: Op = "add") -> float:
+def scale_correlation(model: nn.Module, *, op: Op = "add", blocks: int = 2) -> float:
     """Spearman's correlation of the hidden norm's scale gamma with the IPR of each neuron.
 
     Batch norm that enlarges the periodic neurons and shrinks the memorising ones has a positive one.
@@ -153,12 +153,13 @@ def scale_correlation(model: nn.Module, *, op: Op = "add") -> float:
     Args:
         model: A network with two linear layers and a norm between them that has a scale.
         op: As for :func:`neuron_ipr`.
+        blocks: As for :func:`neuron_ipr`.
 
     Returns:
         In [-1, 1]; NaN where gamma or the IPR is the same for all neurons.
 
     Raises:
-        ValueError: If there is no such norm.
+        ValueError: If there is no such norm, or as for :func:`neuron_ipr`.
 
     Example:
         >>> from netwright.diagnose.grokking import QuadraticMLP
@@ -173,7 +174,8 @@ def scale_correlation(model: nn.Module, *, op: Op = "add") -> float:
     scales = [norm.weight for norm in norms_between(model) if norm.weight is not None]
     if not scales:
         raise ValueError(f"model must have a norm with a scale between its layers, got {type(model).__name__} without")
-    sides = [torch.from_numpy(rankdata(side.cpu().numpy())) for side in (scales[0].detach(), neuron_ipr(model, op=op))]
+    ipr = neuron_ipr(model, op=op, blocks=blocks)
+    sides = [torch.from_numpy(rankdata(side.cpu().numpy())) for side in (scales[0].detach(), ipr)]
     if any(bool((side == side[0]).all()) for side in sides):
         return float("nan")
     return pearson(*sides)

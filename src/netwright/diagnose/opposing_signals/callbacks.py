@@ -38,12 +38,12 @@ class OpposingSignalCallback(lightning.Callback):
             times the examples that a burst looks at, which costs less than 15 % of the training time.
         burst: Successive steps before which losses are recorded, at least 3.
         k: Share of the examples in a group, at least 5 of them; in (0, 0.5].
-        capacity: Most records to keep, the last ones; all when None.
+        capacity: Most records to keep, the last ones, at least ``burst``; all when None.
         snapshots: As for :class:`OpposingSignalTracker`.
         name: Under which it is logged; several callbacks in one training need different ones.
 
     Attributes:
-        tracker: The record, an :class:`OpposingSignalTracker`, once training has begun.
+        tracker: The record of the last training, an :class:`OpposingSignalTracker`, once it has begun.
 
     Raises:
         ValueError: If a number is out of its range; in training if a loss is not finite.
@@ -71,6 +71,8 @@ class OpposingSignalCallback(lightning.Callback):
             raise ValueError(f"burst must be >= 3, got {burst}")
         if every is not None and every < burst:
             raise ValueError(f"every must be >= burst, {burst}, got {every}")
+        if capacity is not None and capacity < burst:
+            raise ValueError(f"capacity must be >= burst, {burst}, got {capacity}")
         if iter(data) is data:
             raise ValueError("data must be such that it can be read many times, got an iterator")
         self.data, self.loss_fn, self.every, self.burst, self.k, self.name = data, loss_fn, every, burst, k, name
@@ -84,8 +86,13 @@ class OpposingSignalCallback(lightning.Callback):
         return self._generate_state_key(name=self.name)
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Refuses examples that are too few before anything is trained, and takes up the record of a checkpoint."""
-        if self.tracker is None or self.tracker.model is not pl_module:
+        """Refuses examples that are too few before anything is trained, and takes up the record of a checkpoint.
+
+        A training whose steps are counted from the beginning again has a record of its own.
+        """
+        tracker = self.tracker
+        again = tracker is not None and bool(tracker.steps) and trainer.global_step < tracker.steps[-1]
+        if tracker is None or tracker.model is not pl_module or again:
             self.tracker = OpposingSignalTracker(
                 pl_module, self.loss_fn, self.data, capacity=self.capacity, snapshots=self.snapshots
             )

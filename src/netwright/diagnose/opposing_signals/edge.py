@@ -232,6 +232,8 @@ def _limit(optimizer: torch.optim.Optimizer, group: dict) -> float:
 def adam_preconditioner(optimizer: torch.optim.Adam) -> Float[Tensor, " numbers"]:
     """P, by which the next step of Adam divides the mean gradient: (1 - beta_1^t) (sqrt(v / (1 - beta_2^t)) + eps).
 
+    v is the mean square, under AMSGrad the largest it has been.
+
     Args:
         optimizer: Adam or AdamW after at least one step, of the model's trained parameters in order.
 
@@ -249,11 +251,12 @@ def adam_preconditioner(optimizer: torch.optim.Adam) -> Float[Tensor, " numbers"
     parts = []
     for group in optimizer.param_groups:
         first, second = (float(beta) for beta in group["betas"])
+        square = "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"
         for param in group["params"]:
             state = optimizer.state.get(param, {})
-            if "exp_avg_sq" not in state:
+            if square not in state:
                 raise ValueError("optimizer must have made a step on every parameter, got one without")
             step = float(state["step"])
-            root = (state["exp_avg_sq"] / (1 - second**step)).sqrt() + group["eps"]
+            root = (state[square] / (1 - second**step)).sqrt() + group["eps"]
             parts.append(((1 - first**step) * root).reshape(-1))
     return torch.cat(parts)

@@ -60,7 +60,8 @@ def tree_shap(model: Any, X: Float[np.ndarray, "rows features"]) -> Contribution
     """The same by TreeSHAP, which takes the package ``shap``.
 
     Args:
-        model: A fitted tree, forest or gradient boosting of scikit-learn; for the last in units of its margin.
+        model: A fitted tree, forest or gradient boosting of scikit-learn; for the last base + sum of contributions =
+            ``decision_function``, of two classes for the second, and its negative for the first.
         X: Rows.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -25,13 +25,15 @@ class Explanation(Result):
         columns: The surrogate's features, numbered as in the whole table.
         values: (k,) what the row has there.
         base: (classes of the surrogate,) its answer when nothing is known.
-        contributions: (k, classes of the surrogate); base + their sum is the surrogate's answer.
+        contributions: (k, classes of the surrogate); base + their sum is the surrogate's answer in ``units``.
         classes: Numbers of the surrogate's classes.
         probabilities: Of the surrogate, for all classes of the black box.
         black_box: Of the black box.
         rule: The path of a tree; the first rule of a forest that holds, or None.
         names: Of all features, or None.
         class_names: Or None.
+        units: Of base and contributions: ``"probability"``, or of boosted trees ``"margin"``: what
+            ``decision_function`` gives, of two classes that of the second, and its negative for the first.
     """
 
     columns: tuple[int, ...]
@@ -44,6 +46,7 @@ class Explanation(Result):
     rule: Rule | None
     names: tuple[str, ...] | None = None
     class_names: tuple[str, ...] | None = None
+    units: Literal["probability", "margin"] = "probability"
 
     @property
     def prediction(self) -> int:
@@ -65,7 +68,7 @@ class Explanation(Result):
         lines += [self.rule.text(self.names, self.class_names)] if self.rule is not None else []
         order = np.argsort(-np.abs(self.effects), kind="stable")[:SHOWN]
         rows = [[self._name(i), f"{self.values[i]:.4g}", f"{self.effects[i]:+.4f}"] for i in order if self.effects[i]]
-        return "\n".join([*lines, table(rows, ["feature", "value", f"adds to {self._class(self.prediction)}"])])
+        return "\n".join([*lines, table(rows, ["feature", "value", self._effect])])
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """What the features add to the surrogate's class, the largest on top."""
@@ -74,9 +77,14 @@ class Explanation(Result):
         effects = self.effects[order]
         ax.barh(range(len(order)), effects, color=["C0" if effect > 0 else "C1" for effect in effects])
         ax.set_yticks(range(len(order)), [f"{self._name(i)} = {self.values[i]:.4g}" for i in order])
-        ax.set_xlabel(f"adds to {self._class(self.prediction)}")
+        ax.set_xlabel(self._effect)
         ax.grid(axis="y", visible=False)
         return ax
+
+    @property
+    def _effect(self) -> str:
+        what = "" if self.units == "probability" else f"the {self.units} of "
+        return f"adds to {what}{self._class(self.prediction)}"
 
     def _name(self, place: int) -> str:
         column = self.columns[place]

@@ -21,7 +21,17 @@ from jaxtyping import Float, Int
 from sklearn.utils import check_random_state
 from torch import nn
 
-from netwright.explain.tabular.inputs import Table, as_input, as_table, checked_columns, moments, pieces
+from netwright.explain.tabular.inputs import (
+    Table,
+    as_input,
+    as_table,
+    checked_columns,
+    class_labels,
+    coded,
+    labels_of,
+    moments,
+    pieces,
+)
 from netwright.explain.tabular.probe import Change, Probe
 from netwright.nn.modes import in_mode
 from netwright.results import Result, new_axes
@@ -111,8 +121,9 @@ def permutation_importance(
         predict: A module that gives logits (batch, classes), an estimator with ``predict_proba``, or a function that
             gives probabilities (rows, classes) or labels (rows,).
         X: (rows, features) of the training or validation part.
-        y: (rows,) labels: numbers of classes 0, 1, ... where probabilities are predicted. Without them the predictions
-            for X as it is stand in, which measures what the black box goes by, right or wrong.
+        y: (rows,) labels: of an estimator's ``classes_``, else numbers of classes 0, 1, ... where probabilities are
+            predicted. Without them the predictions for X as it is stand in, which measures what the black box goes by,
+            right or wrong.
         score: ``"accuracy"``, ``"f1"`` (mean over the classes) or ``"mcc"``.
         n_repeats: Permutations R, >= 1.
         groups: A number for each feature; features of equal number are permuted together and share their importance.
@@ -122,7 +133,8 @@ def permutation_importance(
             anew; the figures are equal up to rounding.
 
     Raises:
-        ValueError: If an argument is out of its range or shape, or X is not finite.
+        ValueError: If an argument is out of its range or shape, X is not finite, or y holds a label that is no class of
+            predicted probabilities.
 
     Example:
         >>> X = np.random.default_rng(0).normal(size=(100, 3))
@@ -138,10 +150,15 @@ def permutation_importance(
     labels, members = _groups(groups, table.shape[1])
     probe = Probe(predict, table, updates=updates)
     predicted = probe.labels()
-    known = predicted if y is None else _labels(y, table.shape[0])
-    classes, coded = np.unique(np.concatenate([known, predicted]), return_inverse=True)
-    coded = coded.astype(np.int64)
-    truth, base = coded[: len(known)], coded[len(known) :]
+    if y is None:
+        known = predicted
+    elif probe.base.ndim == 2:
+        known = coded(y, table.shape[0], class_labels(predict, probe.base.shape[1]))
+    else:
+        known = labels_of(y, table.shape[0])
+    classes, numbers = np.unique(np.concatenate([known, predicted]), return_inverse=True)
+    numbers = numbers.astype(np.int64)
+    truth, base = numbers[: len(known)], numbers[len(known) :]
     baseline = float(scores(base[None], truth, len(classes), score)[0])
     orders = _orders(table.shape[0], int(n_repeats), random_state)
     drops = np.zeros((len(members), n_repeats))
@@ -206,13 +223,6 @@ def _groups(groups: Any, features: int) -> tuple[np.ndarray, list[np.ndarray]]:
         raise ValueError(f"groups must be {features} numbers, one a feature, got shape {given.shape}")
     _, labels = np.unique(given, return_inverse=True)
     return labels, [np.flatnonzero(labels == i) for i in range(int(labels.max()) + 1)]
-
-
-def _labels(y: Any, rows: int) -> np.ndarray:
-    found = y.detach().cpu().numpy() if isinstance(y, torch.Tensor) else np.asarray(y)
-    if found.shape != (rows,):
-        raise ValueError(f"y must be {rows} labels, got shape {found.shape}")
-    return found
 
 
 def _coded(classes: np.ndarray, answered: np.ndarray, score: Score) -> np.ndarray:

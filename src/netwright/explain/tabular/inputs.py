@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy import sparse
 from torch import nn
 
@@ -165,6 +165,53 @@ def function_of(black_box: Any) -> Callable[[Any], Any]:
     if not callable(call):
         raise TypeError(f"black_box must be a module, an estimator or a function, got {type(black_box).__name__}")
     return call
+
+
+def class_labels(black_box: Any, classes: int) -> np.ndarray:
+    """The labels that the columns of a black box's probabilities stand for: ``classes_``, else 0, 1, ...
+
+    Example:
+        >>> class_labels(lambda X: X, 3).tolist()
+        [0, 1, 2]
+    """
+    found = getattr(black_box, "classes_", None)
+    return np.arange(classes) if found is None or np.shape(found) != (classes,) else np.asarray(found)
+
+
+def coded(y: Any, rows: int, known: np.ndarray) -> Int[np.ndarray, " rows"]:
+    """The place of each label among those of a black box.
+
+    Args:
+        y: (rows,) labels: an array, a Series, a list or a tensor.
+        rows: How many there must be.
+        known: (classes,) labels, as :func:`class_labels` gives them.
+
+    Raises:
+        ValueError: If y has another shape, or a label that is not known.
+
+    Example:
+        >>> coded(["yes", "no", "yes"], 3, np.array(["no", "yes"])).tolist()
+        [1, 0, 1]
+    """
+    labels, places = np.unique(labels_of(y, rows), return_inverse=True)
+    number = {label: i for i, label in enumerate(known.tolist())}
+    odd = [label for label in labels.tolist() if label not in number]
+    if odd:
+        told = f"0..{len(known) - 1}" if np.array_equal(known, np.arange(len(known))) else ", ".join(map(str, known))
+        raise ValueError(f"y must hold classes of the black box, {told}, got {odd[0]!r}")
+    return np.array([number[label] for label in labels.tolist()], dtype=np.int64)[places]
+
+
+def labels_of(y: Any, rows: int) -> np.ndarray:
+    """Labels as an array.
+
+    Raises:
+        ValueError: If there is not one a row.
+    """
+    found = y.detach().cpu().numpy() if isinstance(y, torch.Tensor) else np.asarray(y)
+    if found.shape != (rows,):
+        raise ValueError(f"y must be {rows} labels, got shape {found.shape}")
+    return found
 
 
 def as_input(module: nn.Module, values: Any) -> torch.Tensor:

@@ -176,14 +176,16 @@ class RuleList(Result):
     def simplified(self, X: Any, y: Int[np.ndarray, " rows"]) -> RuleList:
         """The rules without the conditions that do not raise their confidence on held-out rows, dropped greedily.
 
-        A rule that holds for none of the rows stays as it is. Rules may overlap afterwards, and equal ones become one.
+        A rule that holds for none of the rows keeps its conditions. Rules may overlap afterwards, and equal ones become
+        one.
 
         Args:
-            X: Held-out rows.
+            X: Rows that what the rules come from was not fitted on.
             y: What the black box predicts for them.
 
         Returns:
-            With support and confidence of the held-out rows, for rules that hold for any.
+            With support and confidence of these rows, 0 where a rule holds for none. They choose the conditions too,
+            so that confidences on few of them are too high.
 
         Raises:
             ValueError: If X has another number of features, or y is not one class a row.
@@ -218,7 +220,7 @@ def _simplified(rule: Rule, table: Table, labels: np.ndarray) -> Rule:
         faults = broken[alive].sum(0)
         held = faults == 0
         if not held.any():
-            return rule
+            return dataclasses.replace(rule, support=0.0, confidence=0.0)
         confidence = right[held].mean()
         # Without one condition the rule also holds where this is the only one that is broken.
         places = np.flatnonzero(alive)

@@ -12,12 +12,13 @@ details; the definitions here are the usual ones.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float, Int
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
@@ -26,7 +27,7 @@ from netwright.explain.tabular.contributions import saabas, tree_shap
 from netwright.explain.tabular.counterfactuals import Counterfactual, deviations, limits_of, nearest
 from netwright.explain.tabular.explanation import Explanation
 from netwright.explain.tabular.faithfulness import agreement, r_squared
-from netwright.explain.tabular.inputs import Table, answers, as_table
+from netwright.explain.tabular.inputs import Table, answers, as_table, class_labels, coded
 from netwright.explain.tabular.models import Kind, fewest, make_model, tuned
 from netwright.explain.tabular.ranks import first
 from netwright.explain.tabular.rules import RuleList, forest_rules, tree_rules
@@ -59,7 +60,7 @@ class SurrogateExplainer(BaseEstimator):
         importance_rows: Rows at most, drawn from the training rows, that importances are measured on.
         validation: Share of the rows that are held out, for k and for simplified rules, in (0, 1).
         cv: Folds in which depth and leaf size are chosen by agreement with the black box, >= 2.
-        class_names: Of the black box's classes, in order.
+        class_names: Of the black box's classes, in order; by default its ``classes_``, where these are not 0, 1, ...
         random_state: An integer, or None.
 
     Attributes:
@@ -75,7 +76,8 @@ class SurrogateExplainer(BaseEstimator):
 
     Raises:
         ValueError: In ``fit``: if an argument is out of its range, X is not finite, the black box gives another shape,
-            or predicts one class for all rows.
+            or predicts one class for all rows. Afterwards: if a frame has other columns than that of ``fit``, or in
+            another order.
         NotFittedError: In all other methods before ``fit``.
 
     Example:
@@ -124,6 +126,7 @@ class SurrogateExplainer(BaseEstimator):
         probabilities = answers(self.black_box, table)
         predicted = probabilities.argmax(1)
         counts = np.bincount(predicted, minlength=probabilities.shape[1])
+        self._labels = class_labels(self.black_box, len(counts))
         if (counts > 0).sum() < 2:
             only = self._class_name(int(counts.argmax()))
             raise ValueError(
@@ -134,16 +137,19 @@ class SurrogateExplainer(BaseEstimator):
         self.n_features_in_ = table.shape[1]
         if table.names is not None:
             self.feature_names_in_ = np.array(table.names, dtype=object)
+        elif hasattr(self, "feature_names_in_"):
+            del self.feature_names_in_
         self.classes_ = np.arange(len(counts))
         self.missing_classes_ = np.flatnonzero(counts == 0)
         self.balanced_ = bool(counts.max() > SKEWED * counts[counts > 0].min())
         random = check_random_state(self.random_state)
         seed = int(random.randint(2**31 - 1))
-        pairs = counts[counts > 0].min() >= 2
+        held_rows = math.ceil(self.validation * len(predicted))
+        both = min(held_rows, len(predicted) - held_rows) >= (counts > 0).sum()  # parts hold a row of each class
         rows, held = train_test_split(
             np.arange(len(predicted)),
             test_size=self.validation,
-            stratify=predicted if pairs else None,
+            stratify=predicted if both and counts[counts > 0].min() >= 2 else None,
             random_state=seed,
         )
         train, test = (table.rows(rows), predicted[rows]), (table.rows(held), predicted[held])
@@ -169,7 +175,8 @@ class SurrogateExplainer(BaseEstimator):
             self.k_agreements_, self.k_ = {}, int(self.k)
         self.columns_ = first(self.ranks_, self.k_)
         self.settings_ = tuned(self.kind, train[0].single(self.columns_), train[1], seed, self.balanced_, self.cv)
-        self._values, self._predicted, self._held = table.single(self.columns_), predicted, (table.rows(held), held)
+        self._values, self._predicted = table.single(self.columns_), predicted
+        self._train, self._held = rows, (table.rows(held), held)
         self.surrogate_ = make_model(self.kind, seed, self.balanced_, self.settings_).fit(self._values, predicted)
         return self
 
@@ -215,18 +222,21 @@ class SurrogateExplainer(BaseEstimator):
 
         Args:
             X: (rows, features).
-            y: Labels, for the accuracies of both models.
+            y: (rows,) labels, for the accuracies of both models: of the black box's ``classes_``, else 0, 1, ...
 
         Returns:
             ``agreement`` of the classes, in [0, 1]; ``r2`` of the probabilities, at most 1, which may be negative; and
             with labels ``accuracy`` and ``black_box_accuracy``.
+
+        Raises:
+            ValueError: If y is not one label a row, or holds one that is no class of the black box.
         """
         table = self._table(X)
         ours, theirs = self._probabilities(table), answers(self.black_box, table)
         predicted = self.surrogate_.predict(table.single(self.columns_))
         found = {"agreement": agreement(predicted, theirs.argmax(1)), "r2": r_squared(theirs, ours)}
         if y is not None:
-            labels = np.asarray(y)
+            labels = coded(y, table.shape[0], self._labels)
             found |= {
                 "accuracy": agreement(predicted, labels),
                 "black_box_accuracy": agreement(theirs.argmax(1), labels),
@@ -234,12 +244,14 @@ class SurrogateExplainer(BaseEstimator):
         return found
 
     def rules(self, max_rules: int | None = None, *, simplify: bool = False) -> RuleList:
-        """The surrogate as rules.
+        """The surrogate as rules, with support and confidence of the rows that it was fitted on.
 
         Args:
             max_rules: At most so many; all leaves of a tree by default, 50 paths of a forest.
-            simplify: Whether conditions that do not raise the confidence on the held-out rows are dropped. The rules of
-                a tree then overlap, and the first that holds decides.
+            simplify: Whether conditions that do not raise the confidence on the held-out rows are dropped; support and
+                confidence are then of these. For held-out rows to judge them, the rules are those of a model of the
+                surrogate's settings that is fitted on the others alone. The rules of a tree then overlap, and the first
+                that holds decides.
 
         Raises:
             ValueError: If ``max_rules`` is below 1, or the surrogate is neither tree nor forest.
@@ -249,7 +261,11 @@ class SurrogateExplainer(BaseEstimator):
             raise ValueError(f"max_rules must be >= 1, got {max_rules}")
         kind = tree_rules if self.kind == "tree" else forest_rules
         more: Any = {} if self.kind == "tree" or max_rules is None else {"max_rules": max_rules}
-        found = kind(self.surrogate_, self.columns_, self._values, self._predicted, **more)
+        model, values, predicted = self.surrogate_, self._values, self._predicted
+        if simplify:
+            values, predicted = values[self._train], predicted[self._train]
+            model = clone(model).fit(values, predicted)
+        found = kind(model, self.columns_, values, predicted, **more)
         common = int(np.bincount(self._predicted).argmax())
         listed = RuleList(found, self.n_features_in_, common, self._names, self._class_names)
         if simplify:
@@ -263,7 +279,7 @@ class SurrogateExplainer(BaseEstimator):
         Args:
             x: (features,), or one row of a table.
             method: ``"saabas"`` for trees and forests, which adds up to the surrogate's probabilities; ``"shap"``:
-                TreeSHAP by the package ``shap``.
+                TreeSHAP by the package ``shap``, which does so too, and for boosted trees adds up to their margins.
 
         Raises:
             ValueError: If x is not one row, ``method`` is unknown, or a boosting's contributions are asked of Saabas.
@@ -289,6 +305,7 @@ class SurrogateExplainer(BaseEstimator):
             rule=rules[place] if rules is not None and place >= 0 else None,
             names=self._names,
             class_names=self._class_names,
+            units="margin" if self.kind == "boosting" else "probability",
         )
 
     def counterfactual(
@@ -348,7 +365,10 @@ class SurrogateExplainer(BaseEstimator):
 
     @property
     def _class_names(self) -> tuple[str, ...] | None:
-        return None if self.class_names is None else tuple(map(str, self.class_names))
+        if self.class_names is not None:
+            return tuple(map(str, self.class_names))
+        numbered = np.array_equal(self._labels, np.arange(len(self._labels)))
+        return None if numbered else tuple(map(str, self._labels))
 
     def _class_name(self, number: int) -> str:
         names = self._class_names
@@ -356,17 +376,24 @@ class SurrogateExplainer(BaseEstimator):
 
     def _table(self, X: Any) -> Table:
         self._is_fitted()
-        return as_table(X, n_features=self.n_features_in_)
+        return self._ordered(as_table(X, n_features=self.n_features_in_), "X")
+
+    def _ordered(self, table: Table, name: str) -> Table:
+        """Refuses a frame whose columns are not those of fit, or in another order, as scikit-learn does."""
+        if table.names is not None and self._names is not None and table.names != self._names:
+            wrong, right = next(pair for pair in zip(table.names, self._names, strict=True) if pair[0] != pair[1])
+            raise ValueError(f"{name} must have the columns of fit in their order, got {wrong!r} in place of {right!r}")
+        return table
 
     def _row(self, x: Any) -> Table:
         self._is_fitted()
         one = x[None] if getattr(x, "ndim", 0) == 1 and not hasattr(x, "iloc") else x
         if hasattr(x, "to_frame"):
-            one = x.to_frame().T
+            one = x.to_frame().T.infer_objects()  # a row of columns of several types is of objects
         table = as_table([one] if isinstance(one, (list, tuple)) else one, "x", self.n_features_in_)
         if table.shape[0] != 1:
             raise ValueError(f"x must be one row, got {table.shape[0]}")
-        return table
+        return self._ordered(table, "x")
 
     def _is_fitted(self) -> None:
         if not hasattr(self, "surrogate_"):
