@@ -339,3 +339,26 @@ def test_a_report_of_distortions():
         distortion_report(model, {"clean": lambda images: images}, [(x, labels)])
     with pytest.raises(ValueError, match="at least 1 image"):
         distortion_report(model, {}, [])
+
+
+def test_noise_is_the_same_in_each_report():
+    class Mean(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.seen = []
+
+        def forward(self, x):
+            self.seen.append(x)
+            return x.flatten(1).mean(1, keepdim=True)
+
+    x = torch.full((4, 1, 6, 6), 0.5)
+    noise, batches, model = {"noise": common_corruptions()["noise"]}, [(x, torch.zeros(4))] * 2, Mean()
+    for _ in range(2):
+        distortion_report(model, noise, batches)
+    _, first, _, second, _, again, _, last = model.seen
+    assert not torch.equal(first, second)
+    assert torch.equal(first, again)
+    assert torch.equal(second, last)
+    draws = stream(0, "corruptions")  # one stream for all batches of a report
+    for found in (first, second):
+        assert torch.equal(found, (x + 0.1 * torch.randn(x.shape, generator=draws)).clamp(0, 1))
