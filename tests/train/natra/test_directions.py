@@ -203,6 +203,32 @@ def test_a_style_generator_leaves_every_bit_at_zero():
     assert not torch.equal(transform(torch.arange(5), torch.ones(5, 2)), x)
 
 
+def test_images_of_another_range_or_size_are_refused():
+    decoder = nn.Sequential(nn.Linear(D, 16), nn.Tanh(), nn.Unflatten(1, (1, 4, 4)))
+    generator, x = DecoderGenerator(decoder, D), 2 * torch.rand(N, 1, 4, 4, generator=stream(0, "x")) - 1
+    codes, axes = LatentCodes(torch.zeros(N, 1, 1, D)), Directions(torch.eye(D), torch.ones(D))
+    index, nowhere = torch.arange(N), torch.zeros(N, D)
+    for images in (x, 255 * x.abs(), x / 0):
+        with pytest.raises(ValueError, match=r"images must lie in \[0, 1\] as the generator's do, got"):
+            NaturalTransform(generator, codes, axes, images)
+    for shape in ((1, 5, 5), (3, 4, 4), (4, 4)):
+        for keep in (True, False):
+            with pytest.raises(ValueError, match=r"images must have the generator's size \(1, 4, 4\), got \("):
+                NaturalTransform(generator, codes, axes, torch.zeros(N, *shape), keep_residual=keep)
+    transform = NaturalTransform(generator, codes, axes, x.abs())
+    with pytest.raises(ValueError, match="images must lie in"):
+        transform(codes, nowhere, x)
+    with pytest.raises(ValueError, match="images must have the generator's size"):
+        transform(codes, nowhere, x[..., :1])
+    generator.image_range = (-1.0, 1.0)
+    transform = NaturalTransform(generator, codes, axes, x)
+    assert torch.equal(transform(index, nowhere), x)
+    assert torch.equal(transform(codes, nowhere, x), x)
+    assert -1 <= transform(index, nowhere - 9).min().item() < -0.9
+    with pytest.raises(ValueError, match=r"a grid holds images in \[0, 1\], the generator's lie in \[-1, 1\]"):
+        transform.grid()
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 1000), st.floats(0.1, 3.0))
 def test_the_worst_over_a_box_is_known(seed, eps):
