@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from fake_gpu import fake_gpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -321,6 +322,32 @@ def test_the_search_changes_nobody():
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert all(torch.equal(value, own[name]) for name, value in transform.generator.state_dict().items())
     assert all(part.grad is None for part in [*net.parameters(), *transform.generator.parameters()])
+
+
+@pytest.mark.parametrize("search", ["random", "worst_of_k", "pgd"])
+@pytest.mark.parametrize("ours", ["cpu", "cuda"])
+def test_the_network_may_lie_on_another_device(search, ours, monkeypatch):
+    monkeypatch.setattr(torch.autograd, "grad", lambda loss, at: (torch.ones_like(at),))  # which asks for a real GPU
+    with fake_gpu() as theirs:
+        with torch.device(ours):
+            generator, axes = DecoderGenerator(nn.Linear(D, P), D), Directions(torch.eye(D), torch.ones(D))
+            transform = NaturalTransform(generator, LatentCodes(torch.zeros(N, 1, 1, D)), axes, keep_residual=False)
+            transform.images, transform.keep_residual = torch.rand(N, P), True  # whose range cannot be looked at
+        net, index = nn.Linear(P, 2, device=theirs), torch.arange(4, device=theirs)
+        labels, draws = torch.zeros(4, dtype=torch.long, device=theirs), torch.rand(3, 4, 2)
+
+        def logits_of(images):
+            return net(images.to(theirs))
+
+        if search == "random":
+            images = random_transform(transform, index, draws[0])
+        elif search == "worst_of_k":
+            images, loss = worst_of_k(transform, logits_of, index, labels, draws)
+        else:
+            images, loss, coeff = pgd_transform(transform, logits_of, index, labels)
+            assert coeff.device.type == ours
+        assert (images.shape, images.device.type) == ((4, P), ours)
+        assert search == "random" or loss.device.type == theirs
 
 
 def test_pgd_is_at_least_as_bad_as_where_it_starts():

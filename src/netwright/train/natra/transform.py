@@ -93,7 +93,7 @@ class NaturalTransform(nn.Module):
 
         Args:
             codes: Indices into the codes that are kept, or others; then ``images`` are needed for the residual.
-            coeff: c_j, in standard deviations.
+            coeff: c_j, in standard deviations; like indices on any device, whereas images are made where the codes are.
             images: What other codes are of, in the generator's size and range.
 
         Raises:
@@ -103,13 +103,14 @@ class NaturalTransform(nn.Module):
         if images is not None and self.images is not None:
             self._check_images(images, self.images.shape[1:])
         if isinstance(codes, Tensor):
+            codes = codes.to(self.codes.w.device)
             images = self.images[codes] if images is None and self.images is not None else images
             codes = self.codes[codes]
         if self.keep_residual and images is None:
             raise ValueError("images must be given with other codes, since the residual is kept")
         with in_mode(self.generator, training=False):
             still = self._decoded(codes) if self.keep_residual else None
-            return self._moved(codes, coeff, images, still)
+            return self._moved(codes, coeff.to(codes.w.device), images, still)
 
     @torch.no_grad()
     def _decoded(self, codes: LatentCodes) -> Tensor:
