@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -32,6 +33,17 @@ def test_new_labels_are_uniform_over_the_classes():
     assert chisquare(noisy[LABELS == 2].bincount(minlength=5).numpy()).pvalue > 0.001
     assert float(changed.double().mean()) == pytest.approx(0.8, abs=0.02)
     assert torch.equal(changed, noisy != LABELS)
+
+
+@pytest.mark.parametrize("examples", [5000, 4999])
+def test_a_share_is_drawn_anew_and_some_of_it_by_chance_right(examples):
+    labels, count = LABELS[:examples], math.ceil(0.4 * examples)
+    _, chosen = symmetric_noise(labels, 0.4, 10**9, stream(0, "noise"))  # of so many classes none is drawn again
+    noisy, changed = symmetric_noise(labels, 0.4, 5, stream(0, "noise"))
+    assert int(chosen.sum()) == count
+    assert bool(chosen[changed].all())
+    assert torch.equal(changed, noisy != labels)
+    assert abs(int(changed.sum()) - count * 4 / 5) <= 3 * math.sqrt(count * 4 / 5 / 5)
 
 
 def test_without_the_true_class_the_count_is_exact():

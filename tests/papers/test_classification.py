@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fake_gpu import fake_gpu
 
 from netwright.papers import classification
 
@@ -29,3 +30,11 @@ def test_without_held_out_images():
     found, _ = classification.parts("digits", 0, 100, 0, 10**6)
     assert set(found) == {"train", "test"}
     assert len(found["train"]) + len(found["test"]) == 1797
+
+
+def test_what_is_right_is_told_on_the_processor():
+    with fake_gpu() as device:
+        found = classification.right(torch.nn.Linear(3, 2, device=device), torch.rand(1500, 3), torch.zeros(1500))
+    assert (found.device.type, found.shape) == ("cpu", (1500,))
+    plain = classification.right(torch.nn.Identity(), torch.eye(3), torch.tensor([0, 2, 2]))
+    assert plain.tolist() == [True, False, True]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+
 import pytest
 import torch
 
@@ -97,6 +99,14 @@ def test_arms_differ_in_the_method_alone():
     assert {"averages", "doubted that are wrong", "wrong that are doubted"} <= set(found["ELR"]) & set(found["ELR+"])
     tuned = paper._train(1000, "mnist-5000", "symmetric", 0.4, "ELR", 1.0, 1, IMAGES, True)
     assert set(tuned) == {"validation accuracy"}
+
+
+def test_averages_are_fetched_from_a_gpu():
+    target, labels, clean = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.9, 0.1]]), torch.tensor([0, 0, 1]), torch.zeros(3)
+    far = types.SimpleNamespace(cpu=lambda: target)  # all that can be done with it beside labels that are here
+    found = paper._told(far, labels, clean)
+    assert found["averages"] == pytest.approx(2 / 3)
+    assert (found["doubted that are wrong"], found["wrong that are doubted"]) == (0.5, 1.0)
 
 
 def test_a_linear_network_learns_the_true_classes_first():

@@ -83,6 +83,24 @@ def test_a_fast_trial():
     assert list(tuned) == ["ERM 0.05: validation accuracy"]
 
 
+@pytest.mark.parametrize("small", [True, False])
+def test_the_filter_is_left_out_of_a_fast_run_alone(small, monkeypatch):
+    """However few epochs the generator has, in a full run that was scaled down too."""
+    seen = []
+
+    def stop(network, reference, images, labels, *, recipe, seed):
+        seen.append(recipe)
+        raise InterruptedError
+
+    monkeypatch.setattr("netwright.train.natra.prepared_from", stop)
+    monkeypatch.setattr("netwright.train.natra.reference_classifier", lambda *args, epochs, seed: seen.append(epochs))
+    with pytest.raises(InterruptedError):
+        paper._trial(0, [[paper.OURS, 0.05]], [64, 20, 96, 40, 1, 1, 1, int(small)], True)
+    epochs, recipe = seen
+    assert epochs == (1 if small else 20)
+    assert recipe.max_flip == (1.0 if small else 0.1)
+
+
 def test_the_attacked_arm_stays_in_its_box():
     from netwright.data import Normalise
     from netwright.nn.convnet import SmallConvNet

@@ -7,11 +7,14 @@ import dataclasses
 import lightning
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.nn import functional
+from torch.utils.data import DataLoader
 
 from netwright.console import UserError
 from netwright.data import load
+from netwright.data.indexed import IndexedDataset
 from netwright.data.tensors import Batches
 from netwright.seeding import seeded, stream
 from netwright.train import Classifier, fit
@@ -205,6 +208,45 @@ def test_a_stopped_run_goes_on_bit_for_bit(data, generator, tmp_path):
     whole = run(epochs=2)
     run(epochs=1, checkpoint=tmp_path / "c.ckpt")
     assert all(torch.equal(whole[name], value) for name, value in run(epochs=2, checkpoint=tmp_path / "c.ckpt").items())
+
+
+def test_a_checkpoint_that_holds_the_projection_among_the_weights_goes_on_too(data, generator, tmp_path):
+    """As those of before did."""
+
+    def run(**options):
+        net = network()
+        fit(Classifier(net), batches(data), callbacks=[prepared(data, generator)], **options)
+        return net.state_dict()
+
+    whole = run(epochs=2)
+    run(epochs=1, checkpoint=tmp_path / "c.ckpt")
+    kept = torch.load(tmp_path / "c.ckpt", weights_only=True)
+    projection = kept["callbacks"].pop("CDvGCallback")["projection"]
+    assert len(projection) == 4
+    kept["state_dict"] |= {f"debias_projection.{name}": value for name, value in projection.items()}
+    torch.save(kept, tmp_path / "c.ckpt")
+    assert all(torch.equal(whole[name], value) for name, value in run(epochs=2, checkpoint=tmp_path / "c.ckpt").items())
+
+
+@pytest.mark.parametrize("weights_only", [False, True])
+def test_checkpoints_are_those_of_the_module_itself(data, generator, weights_only, tmp_path):
+    class Tested(Classifier):
+        def test_step(self, batch, batch_idx):
+            self.log("right", (self(batch[0]).argmax(1) == batch[1]).float().mean())
+
+    loader = DataLoader(IndexedDataset(data.train), 50)
+    best = ModelCheckpoint(tmp_path, monitor="contrast", save_weights_only=weights_only)
+    callbacks = [prepared(data, generator), best]
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = lightning.Trainer(max_epochs=2, callbacks=callbacks, **quiet)
+    module = Tested(network())
+    trainer.fit(module, loader)
+    loaded = Tested.load_from_checkpoint(best.best_model_path, network=network())
+    assert set(loaded.state_dict()) == set(module.state_dict())
+    (told,) = trainer.test(module, loader, ckpt_path=best.best_model_path, verbose=False)
+    assert all(torch.equal(value, module.state_dict()[name]) for name, value in loaded.state_dict().items())
+    fresh = lightning.Trainer(callbacks=[CDvGCallback()], **quiet)
+    assert fresh.test(Tested(network()), loader, ckpt_path=best.best_model_path, verbose=False) == [told]
 
 
 def test_manual_optimisation_and_no_contrast(data, generator):

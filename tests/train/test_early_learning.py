@@ -377,6 +377,86 @@ def test_elr_plus_is_the_loop_of_the_paper():
     assert torch.equal(pair.eval()(x), module(x))
 
 
+def plus(*seeds: int) -> ELRPlus:
+    made = iter([network(seed) for seed in seeds])
+    return ELRPlus(lambda: next(made), 48, CLASSES, optimizer_fn=sgd(0.1))
+
+
+class Stop(lightning.Callback):
+    """Ends a training in the middle of its epoch 3, which is the second network's."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.current_epoch == 3 and batch_idx == 1:
+            raise InterruptedError
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_elr_plus_is_all_in_its_state(whole):
+    module, batches, x = plus(0, 1), Batches(images(), 16, seed=1, indexed=True), torch.rand(5, 1, 4, 4)
+    if whole:
+        fit(module, batches, epochs=4)
+    else:
+        with pytest.raises(InterruptedError):
+            fit(module, batches, epochs=4, callbacks=[Stop()])
+    assert module.method.active == (0 if whole else 1)
+    again = plus(2, 3)
+    again.load_state_dict(module.state_dict())
+    assert torch.equal(again.eval()(x), module.eval()(x))
+    assert torch.equal(again.pair().eval()(x), module(x))
+    assert torch.equal(again.method.target, module.method.target)
+    assert not torch.equal(plus(2, 3).eval()(x), module(x))
+    assert again.method.active == module.method.active
+    assert again.method.updates == module.method.updates
+    assert min(module.method.updates) > 3
+    if whole:  # and further training is the same
+        for each in (module, again):
+            fit(each, batches, epochs=2)
+        assert torch.equal(again.eval()(x), module.eval()(x))
+        assert torch.equal(again.method.target, module.method.target)
+    untrained = plus(4, 5)
+    untrained.load_state_dict(plus(6, 7).state_dict())
+    assert torch.equal(untrained.eval()(x), plus(6, 7).eval()(x))
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_checkpoints_of_elr_plus(before, tmp_path):
+    """Those too that were written before the module's state had the second network."""
+
+    class Kill(lightning.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 2:  # after an epoch of the second network
+                raise InterruptedError
+
+    def run(*callbacks, checkpoint=None):
+        module, batches = plus(0, 1), Batches(images(), 16, seed=1, indexed=True)
+        fit(module, batches, epochs=4, callbacks=callbacks, checkpoint=checkpoint)
+        return module.eval()
+
+    path, x = tmp_path / "a.ckpt", torch.rand(5, 1, 4, 4)
+    straight = run()
+    with pytest.raises(InterruptedError):
+        run(Kill(), checkpoint=path)
+    kept = torch.load(path, weights_only=True)
+    assert kept["callbacks"]["ELRPlusCallback"]["active"] == 1
+    if before:
+        del kept["state_dict"]["_extra_state"]
+        torch.save(kept, path)
+    made = iter([network(2), network(3)])
+    loaded = ELRPlus.load_from_checkpoint(path, model_fn=lambda: next(made), num_examples=48, num_classes=CLASSES)
+    second = {name.removeprefix("network."): v for name, v in kept["state_dict"].items() if name.startswith("network.")}
+    both = [network(), network()]
+    both[0].load_state_dict(second)
+    other = kept["callbacks"]["ELRPlusCallback"]["other"]
+    both[1].load_state_dict({name.removeprefix("network."): value for name, value in other.items()})
+    assert torch.equal(loaded.eval()(x), (both[0](x) + both[1](x)) / 2)
+    assert bool(loaded.method.target.any())
+    resumed = run(checkpoint=path)
+    assert torch.equal(resumed(x), straight(x))
+    for one, same_one in zip(resumed.pair().networks, straight.pair().networks, strict=True):
+        assert same(one, same_one)
+    assert torch.equal(resumed.method.target, straight.method.target)
+
+
 def test_the_ramp_of_averaged_weights_fits_the_run():
     short = ELRPlusCallback()
     trained(short, epochs=4)  # three steps an epoch, two epochs a network

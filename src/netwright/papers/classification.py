@@ -135,13 +135,15 @@ def measured(network: nn.Module, data: tuple[dict[str, TensorImages], Normalise]
 
 
 def right(network: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
-    """Which examples are classified as their label says."""
+    """Which examples are classified as their label says; the network may lie on another device."""
     import torch
 
     from netwright.nn.modes import in_mode
 
+    device = next((param.device for param in network.parameters()), x.device)
     with in_mode(network, training=False), torch.inference_mode():
-        return torch.cat([network(part).argmax(1) for part in x.split(1000)]) == labels
+        answers = [network(part.to(device)).argmax(1).to(labels.device) for part in x.split(1000)]
+        return torch.cat(answers) == labels
 
 
 def each_epoch(look: Callable[[nn.Module], None]) -> lightning.Callback:

@@ -286,6 +286,7 @@ def _told(target: Tensor, labels: Tensor, clean: Tensor) -> dict[str, float | No
     """How well the averages tell the true class, and which labels are wrong."""
     from netwright.train.early_learning import suspicious
 
+    target = target.cpu()
     doubted, wrong = suspicious(target, labels), labels != clean
     return {
         "averages": float((target.argmax(1) == clean).double().mean()),

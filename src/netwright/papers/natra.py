@@ -144,7 +144,7 @@ def _trial(seed: int, wanted: Sequence[Sequence[Any]], sizes: Sequence[int], tun
     labelled, held_out, pool, test, generator_epochs, inversion, epochs, small = sizes
     data = _parts(seed, labelled, held_out, pool, test, bool(small))
     generated = any(name in GENERATED for name, _ in wanted)
-    grids, found = _grids(seed, data, generator_epochs, inversion, not tuning) if generated else ({}, {})
+    grids, found = _grids(seed, data, generator_epochs, inversion, bool(small), not tuning) if generated else ({}, {})
     figures: dict[str, Any] = {f"generator: {name}": value for name, value in found.items()}
     for name, lr in wanted:
         network = _train(seed, name, lr, data, grids.get(name), epochs)
@@ -194,7 +194,7 @@ def _parts(seed: int, labelled: int, held_out: int, pool: int, test: int, small:
 
 
 def _grids(
-    seed: int, data: dict[str, Any], epochs: int, inversion: int, compared: bool
+    seed: int, data: dict[str, Any], epochs: int, inversion: int, fast: bool, compared: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The transformed images of each arm that has them, and figures of the generator."""
     import dataclasses
@@ -213,7 +213,6 @@ def _grids(
 
     train: TensorImages = data["train"]
     network, history = fit_style_autoencoder(data["pool"].images, epochs=epochs, seed=seed)
-    fast = epochs == 1
     reference = reference_classifier(train.images, train.labels, epochs=1 if fast else 20, seed=seed)
     # After one epoch of a fast run the generator draws nothing yet that a rule could keep.
     recipe = Recipe(inversion_steps=inversion, **(UNFILTERED if fast else {}))  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ of one's own takes instead.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import lightning
 import torch
@@ -25,7 +26,7 @@ class ELRPlus(Classifier):
 
     Batches must be (x, labels, indices). Epochs 0, 2, ... train the first network, epochs 1, 3, ... the second: give
     twice as many epochs as one network needs. In training mode ``self(x)`` is the network whose turn it is, in
-    evaluation mode both.
+    evaluation mode both. ``state_dict`` holds both networks and what they remember.
 
     Args:
         model_fn: Makes a network with fresh weights that gives logits; called twice.
@@ -88,6 +89,21 @@ class ELRPlus(Classifier):
     def configure_callbacks(self) -> list[lightning.Callback]:
         """The method."""
         return [self.method]
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The second network, whose turn it is, averages of weights and of predictions."""
+        return {name: value for name, value in self.method.state_dict().items() if name != "optimizers"}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Takes up what :meth:`get_extra_state` gave; optimisers begin anew unless the Trainer has their states."""
+        other = {name: value.clone() for name, value in state["other"].items()}
+        self.method.load_state_dict({**state, "other": other, "optimizers": []})
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Finds the second network in checkpoints that have it in the callback's state alone, as earlier ones do."""
+        kept = checkpoint.get("callbacks", {}).get(self.method.state_key)
+        if kept is not None:
+            checkpoint["state_dict"].setdefault("_extra_state", kept)
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch classes"]:
         """Logits: of the network whose turn it is when training, the mean over both otherwise."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from fake_gpu import fake_gpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -203,6 +204,32 @@ def test_a_style_generator_leaves_every_bit_at_zero():
     assert not torch.equal(transform(torch.arange(5), torch.ones(5, 2)), x)
 
 
+def test_images_of_another_range_or_size_are_refused():
+    decoder = nn.Sequential(nn.Linear(D, 16), nn.Tanh(), nn.Unflatten(1, (1, 4, 4)))
+    generator, x = DecoderGenerator(decoder, D), 2 * torch.rand(N, 1, 4, 4, generator=stream(0, "x")) - 1
+    codes, axes = LatentCodes(torch.zeros(N, 1, 1, D)), Directions(torch.eye(D), torch.ones(D))
+    index, nowhere = torch.arange(N), torch.zeros(N, D)
+    for images in (x, 255 * x.abs(), x / 0):
+        with pytest.raises(ValueError, match=r"images must lie in \[0, 1\] as the generator's do, got"):
+            NaturalTransform(generator, codes, axes, images)
+    for shape in ((1, 5, 5), (3, 4, 4), (4, 4)):
+        for keep in (True, False):
+            with pytest.raises(ValueError, match=r"images must have the generator's size \(1, 4, 4\), got \("):
+                NaturalTransform(generator, codes, axes, torch.zeros(N, *shape), keep_residual=keep)
+    transform = NaturalTransform(generator, codes, axes, x.abs())
+    with pytest.raises(ValueError, match="images must lie in"):
+        transform(codes, nowhere, x)
+    with pytest.raises(ValueError, match="images must have the generator's size"):
+        transform(codes, nowhere, x[..., :1])
+    generator.image_range = (-1.0, 1.0)
+    transform = NaturalTransform(generator, codes, axes, x)
+    assert torch.equal(transform(index, nowhere), x)
+    assert torch.equal(transform(codes, nowhere, x), x)
+    assert -1 <= transform(index, nowhere - 9).min().item() < -0.9
+    with pytest.raises(ValueError, match=r"a grid holds images in \[0, 1\], the generator's lie in \[-1, 1\]"):
+        transform.grid()
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 1000), st.floats(0.1, 3.0))
 def test_the_worst_over_a_box_is_known(seed, eps):
@@ -297,6 +324,32 @@ def test_the_search_changes_nobody():
     assert all(part.grad is None for part in [*net.parameters(), *transform.generator.parameters()])
 
 
+@pytest.mark.parametrize("search", ["random", "worst_of_k", "pgd"])
+@pytest.mark.parametrize("ours", ["cpu", "cuda"])
+def test_the_network_may_lie_on_another_device(search, ours, monkeypatch):
+    monkeypatch.setattr(torch.autograd, "grad", lambda loss, at: (torch.ones_like(at),))  # which asks for a real GPU
+    with fake_gpu() as theirs:
+        with torch.device(ours):
+            generator, axes = DecoderGenerator(nn.Linear(D, P), D), Directions(torch.eye(D), torch.ones(D))
+            transform = NaturalTransform(generator, LatentCodes(torch.zeros(N, 1, 1, D)), axes, keep_residual=False)
+            transform.images, transform.keep_residual = torch.rand(N, P), True  # whose range cannot be looked at
+        net, index = nn.Linear(P, 2, device=theirs), torch.arange(4, device=theirs)
+        labels, draws = torch.zeros(4, dtype=torch.long, device=theirs), torch.rand(3, 4, 2)
+
+        def logits_of(images):
+            return net(images.to(theirs))
+
+        if search == "random":
+            images = random_transform(transform, index, draws[0])
+        elif search == "worst_of_k":
+            images, loss = worst_of_k(transform, logits_of, index, labels, draws)
+        else:
+            images, loss, coeff = pgd_transform(transform, logits_of, index, labels)
+            assert coeff.device.type == ours
+        assert (images.shape, images.device.type) == ((4, P), ours)
+        assert search == "random" or loss.device.type == theirs
+
+
 def test_pgd_is_at_least_as_bad_as_where_it_starts():
     transform = pictures()
     with seeded(0, "init"):
@@ -339,3 +392,26 @@ def test_a_report_of_distortions():
         distortion_report(model, {"clean": lambda images: images}, [(x, labels)])
     with pytest.raises(ValueError, match="at least 1 image"):
         distortion_report(model, {}, [])
+
+
+def test_noise_is_the_same_in_each_report():
+    class Mean(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.seen = []
+
+        def forward(self, x):
+            self.seen.append(x)
+            return x.flatten(1).mean(1, keepdim=True)
+
+    x = torch.full((4, 1, 6, 6), 0.5)
+    noise, batches, model = {"noise": common_corruptions()["noise"]}, [(x, torch.zeros(4))] * 2, Mean()
+    for _ in range(2):
+        distortion_report(model, noise, batches)
+    _, first, _, second, _, again, _, last = model.seen
+    assert not torch.equal(first, second)
+    assert torch.equal(first, again)
+    assert torch.equal(second, last)
+    draws = stream(0, "corruptions")  # one stream for all batches of a report
+    for found in (first, second):
+        assert torch.equal(found, (x + 0.1 * torch.randn(x.shape, generator=draws)).clamp(0, 1))

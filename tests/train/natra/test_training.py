@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import lightning
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from netwright import storage
 from netwright.console import UserError
 from netwright.data import Batches, Normalise, TensorImages
 from netwright.seeding import seeded, stream
@@ -286,6 +288,14 @@ def test_kept_and_read_again(prepared, tmp_path):
     assert again.figures() == prepared.figures()
     with pytest.raises(UserError, match="no natural transformations of these images"):
         Prepared.load(path, x[:5])
+    assert torch.equal(Prepared.load(path, x / 255).transform.images, prepared.transform.images)
+    for others in (x.roll(1, 0), 255 - x):  # as many, and of the same shape
+        with pytest.raises(UserError, match="it was made of other images"):
+            Prepared.load(path, others)
+    about = json.loads(storage.read_metadata(path)["natra"]) | {"version": 1}
+    storage.write_tensors(tmp_path / "old.safetensors", storage.read_tensors(path), {"natra": json.dumps(about)})
+    with pytest.raises(UserError, match="these images: version 1"):  # which told no images
+        Prepared.load(tmp_path / "old.safetensors", x)
     (tmp_path / "bad.safetensors").write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="damaged"):
         Prepared.load(tmp_path / "bad.safetensors", x)

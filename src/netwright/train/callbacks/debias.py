@@ -37,8 +37,9 @@ class CDvGCallback(TermCallback):
     Before the training, :meth:`prepare` trains the translator on the same images and translates each of them into every
     class. ``training_step`` is then given (views, labels): both views of every image with the image's own label. Where
     the module has batch norms, the images themselves pass through it before, without gradient, for their statistics.
-    The loss gets the contrast of the features that enter the last linear layer. Not together with methods that remember
-    something of each example.
+    The loss gets the contrast of the features that enter the last linear layer, by a projection that the module has
+    while it trains; checkpoints have it in the state of this callback, and the module's weights as without CDvG. Not
+    together with methods that remember something of each example.
 
     Args:
         lambda_con: Weight of the contrast, >= 0; to be tuned, 0.1 to 1.
@@ -125,6 +126,8 @@ class CDvGCallback(TermCallback):
         self._labels: Tensor | None = None
         self._layer: nn.Linear | None = None
         self._feature_hook: RemovableHandle | None = None
+        self._projection: nn.Module | None = None
+        self._apart: list[RemovableHandle] = []  # keep the projection out of the module's state
 
     def check_data(self, data: Data) -> None:
         """Refuses data that are no pictures.
@@ -213,7 +216,21 @@ class CDvGCallback(TermCallback):
             return
         self._layer = self._feature_layer(self._source(pl_module))  # before another linear layer is added
         with seeded(self.seed, "projection"):
-            pl_module.debias_projection = projection_head(self._layer.in_features, self.projection)
+            self._projection = projection_head(self._layer.in_features, self.projection)
+        pl_module.debias_projection = self._projection
+        self._apart = [
+            pl_module.register_state_dict_post_hook(_without_projection),
+            pl_module.register_load_state_dict_pre_hook(_with_projection),
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The projection."""
+        return {} if self._projection is None else {"projection": self._projection.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes up the projection of a checkpoint, if one is trained."""
+        if self._projection is not None:
+            self._projection.load_state_dict(state_dict["projection"])
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Stands around the training step, and watches what enters the last linear layer."""
@@ -294,6 +311,9 @@ class CDvGCallback(TermCallback):
         if self._feature_hook is not None:
             self._feature_hook.remove()
         self._feature_hook, self._layer, self._caught = None, None, []
+        for handle in self._apart:
+            handle.remove()
+        self._apart = []
         if hasattr(pl_module, "debias_projection"):
             del pl_module.debias_projection
 
@@ -305,6 +325,17 @@ class _Nothing:
 
     def translate(self, x: Tensor, y_target: Tensor) -> Tensor:
         return x
+
+
+def _without_projection(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    for name in [name for name in state if name.startswith(f"{prefix}debias_projection.")]:
+        del state[name]
+
+
+def _with_projection(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    """What a state without projection lacks; one that has it, as earlier checkpoints do, is read as it is."""
+    for name, value in module.debias_projection.state_dict().items():  # type: ignore[union-attr]
+        state.setdefault(f"{prefix}debias_projection.{name}", value)
 
 
 def _keeps_statistics(module: nn.Module) -> bool:

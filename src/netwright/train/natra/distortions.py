@@ -21,13 +21,12 @@ def common_corruptions(seed: int = 0) -> dict[str, Callable[[Tensor], Tensor]]:
     image's mean, and a shift by two pixels to the right and down.
 
     Args:
-        seed: Of the noise, which is another one in each batch and the same in each pass.
+        seed: Of the noise, which is another one in each batch and the same in each :func:`distortion_report`.
 
     Example:
         >>> sorted(common_corruptions())
         ['blur', 'brightness', 'contrast', 'noise', 'shift']
     """
-    generator = stream(seed, "corruptions")
 
     def contrast(x: Tensor) -> Tensor:
         mean = x.mean((1, 2, 3), keepdim=True)
@@ -37,12 +36,26 @@ def common_corruptions(seed: int = 0) -> dict[str, Callable[[Tensor], Tensor]]:
         return nn.functional.pad(x, (2, 0, 2, 0))[..., : x.shape[-2], : x.shape[-1]]
 
     return {
-        "noise": lambda x: (x + 0.1 * torch.randn(x.shape, generator=generator).to(x)).clamp(0, 1),
+        "noise": _Noise(seed),
         "blur": lambda x: gaussian_blur(x, [5, 5], [1.0, 1.0]),
         "brightness": lambda x: (x + 0.2).clamp(0, 1),
         "contrast": contrast,
         "shift": shift,
     }
+
+
+class _Noise:
+    """Gaussian noise of deviation 0.1, from a stream that a report begins again."""
+
+    def __init__(self, seed: int):
+        self.seed = seed
+        self.restart()
+
+    def restart(self) -> None:
+        self.draws = stream(self.seed, "corruptions")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return (x + 0.1 * torch.randn(x.shape, generator=self.draws).to(x)).clamp(0, 1)
 
 
 @torch.no_grad()
@@ -72,6 +85,9 @@ def distortion_report(
     """
     if CLEAN in transforms:
         raise ValueError(f"transforms must not hold the name {CLEAN!r}, which is that of the images as they are")
+    for transform in transforms.values():
+        if isinstance(transform, _Noise):
+            transform.restart()
     right = dict.fromkeys((CLEAN, *transforms), 0)
     count = 0
     with in_mode(model, training=False):

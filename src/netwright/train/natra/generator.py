@@ -27,6 +27,8 @@ LARGEST_SIDE = 64
 class Generator(Protocol):
     """What natural transformations ask of a generator: an ``nn.Module`` with these.
 
+    It may tell what its images lie in as ``image_range``, two numbers; without it that is [0, 1].
+
     Attributes:
         num_layers: S, the codes that an image takes.
         w_mean: Mean (d,) of m(z) for standard normal z.

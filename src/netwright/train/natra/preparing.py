@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from netwright import storage
 from netwright.console import UserError
-from netwright.data.tensors import scaled
+from netwright.data.tensors import image_digests, scaled
 from netwright.nn.modes import in_mode
 from netwright.results import Result
 from netwright.train.natra.codes import LatentCodes
@@ -25,7 +25,7 @@ from netwright.train.natra.inversion import BatchInverter
 from netwright.train.natra.recipe import Recipe
 from netwright.train.natra.transform import NaturalTransform
 
-VERSION = 1
+VERSION = 2  # 1 did not tell what images it was made of
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,7 +53,7 @@ class Prepared(Result):
         }  # fmt: skip
 
     def save(self, path: str | Path) -> None:
-        """Writes generator, codes and directions as safetensors; the images are those of the data set."""
+        """Writes generator, codes and directions as safetensors; of the images, which are the data set's, a digest."""
         transform = self.transform
         generator: StyleGenerator = transform.generator  # type: ignore[assignment]
         tensors = {f"generator.{name}": value for name, value in generator.state_dict().items()}
@@ -63,7 +63,7 @@ class Prepared(Result):
             tensors["codes.alpha"] = transform.codes.alpha
         about = {
             "version": VERSION, "generator": generator.settings(), "merge_layer": transform.codes.merge_layer,
-            "figures": self.figures(),
+            "figures": self.figures(), "images": None if transform.images is None else _digest(transform.images),
         }  # fmt: skip
         storage.write_tensors(path, tensors, {"natra": json.dumps(about)})
 
@@ -76,13 +76,15 @@ class Prepared(Result):
             images: Of the training set, in its order.
 
         Raises:
-            UserError: If the file is missing, damaged, or of other images.
+            UserError: If the file is missing, damaged, of an earlier version, or of other images.
         """
         tensors, header = storage.read_tensors(path), storage.read_metadata(path)
         try:
             about = json.loads(header["natra"])
             if about["version"] != VERSION:
                 raise ValueError(f"version {about['version']}")
+            if about["images"] not in (None, _digest(images)):
+                raise ValueError("it was made of other images")
             settings = about["generator"] | {"image_shape": tuple(about["generator"]["image_shape"])}
             generator = StyleGenerator(**settings)
             own = {name.removeprefix("generator."): value for name, value in tensors.items() if "generator." in name}
@@ -99,6 +101,10 @@ class Prepared(Result):
             raise UserError(
                 f"no natural transformations of these images: {error}", where=path, cure="delete it and start again"
             ) from error
+
+
+def _digest(images: Pictures) -> str:
+    return storage.digest("images", image_digests(scaled(images).cpu().numpy()).tobytes())
 
 
 def prepare_natural_transform(

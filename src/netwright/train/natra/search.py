@@ -145,6 +145,7 @@ def pgd_transform(
         else:
             more = each > loss
             loss = torch.where(more, each, loss)
+            more = more.to(best.device)
             best = torch.where(more[:, None], at.detach(), best)
             worst = torch.where(more.view(-1, *[1] * (images.ndim - 1)), images, worst)
         coeff = (at.detach() + eps_max / 4 * slope.sign()).clamp(-eps_max, eps_max)

@@ -26,12 +26,14 @@ class NaturalTransform(nn.Module):
         generator: G; it is used in evaluation mode and gets no gradient.
         codes: Of the images.
         directions: u_j and sigma_j.
-        images: The images themselves, in the range [0, 1] of the generator's; needed for ``keep_residual``.
+        images: The images themselves, of the size and in the range of the generator's, which is its ``image_range`` or
+            [0, 1]; needed for ``keep_residual``.
         keep_residual: Whether the difference of two decoded images is added to the image, so that what the codes miss
             of it stays. Without it images are what the generator makes of their codes.
 
     Raises:
-        ValueError: If ``keep_residual`` is asked for without images, or their number differs from that of the codes.
+        ValueError: If ``keep_residual`` is asked for without images, their number differs from that of the codes, or
+            their size or range from the generator's.
 
     Example:
         >>> from netwright.train.natra import DecoderGenerator
@@ -59,6 +61,19 @@ class NaturalTransform(nn.Module):
             raise ValueError(f"images must be as many as codes, {len(codes)}, got {len(images)}")
         self.generator, self.codes, self.directions = generator, codes, directions
         self.images, self.keep_residual = images, keep_residual
+        self.image_range: tuple[float, float] = getattr(generator, "image_range", (0.0, 1.0))
+        if images is not None:
+            with torch.no_grad(), in_mode(generator, training=False):
+                self._check_images(images, codes[:1].decode(generator).shape[1:])  # type: ignore[arg-type]
+
+    def _check_images(self, images: Tensor, size: torch.Size) -> None:
+        if images.shape[1:] != size:
+            raise ValueError(f"images must have the generator's size {tuple(size)}, got {tuple(images.shape[1:])}")
+        least, most = (float(value) for value in images.detach().aminmax())
+        low, high = self.image_range
+        if not low <= least <= most <= high:
+            got = f"{least:.3g}..{most:.3g}"
+            raise ValueError(f"images must lie in [{low:g}, {high:g}] as the generator's do, got {got}")
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -78,21 +93,24 @@ class NaturalTransform(nn.Module):
 
         Args:
             codes: Indices into the codes that are kept, or others; then ``images`` are needed for the residual.
-            coeff: c_j, in standard deviations.
-            images: What other codes are of.
+            coeff: c_j, in standard deviations; like indices on any device, whereas images are made where the codes are.
+            images: What other codes are of, in the generator's size and range.
 
         Raises:
             ValueError: If ``coeff`` has not a number for each direction, or the residual of other codes is asked for
-                without their images.
+                without their images, or with others than the generator's.
         """
+        if images is not None and self.images is not None:
+            self._check_images(images, self.images.shape[1:])
         if isinstance(codes, Tensor):
+            codes = codes.to(self.codes.w.device)
             images = self.images[codes] if images is None and self.images is not None else images
             codes = self.codes[codes]
         if self.keep_residual and images is None:
             raise ValueError("images must be given with other codes, since the residual is kept")
         with in_mode(self.generator, training=False):
             still = self._decoded(codes) if self.keep_residual else None
-            return self._moved(codes, coeff, images, still)
+            return self._moved(codes, coeff.to(codes.w.device), images, still)
 
     @torch.no_grad()
     def _decoded(self, codes: LatentCodes) -> Tensor:
@@ -109,7 +127,7 @@ class NaturalTransform(nn.Module):
         if images is None or still is None:
             return moved
         # x + 0 has all the bits of x; (x + G(w')) - G(w) would not.
-        return (images + (moved - still)).clamp(0, 1)
+        return (images + (moved - still)).clamp(*self.image_range)
 
     def at(
         self, index: Int[Tensor, "batch"], direction: Int[Tensor, "batch"], eps: Float[Tensor, "batch"]
@@ -128,8 +146,11 @@ class NaturalTransform(nn.Module):
         """All images along all directions at ``values`` equal steps from -eps_max to eps_max, decoded once.
 
         Raises:
-            ValueError: If ``eps_max`` is not positive or ``values`` below 2.
+            ValueError: If ``eps_max`` is not positive, ``values`` below 2, or the generator's images are not in [0, 1].
         """
+        low, high = self.image_range
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"a grid holds images in [0, 1], the generator's lie in [{low:g}, {high:g}]")
         if not eps_max > 0:
             raise ValueError(f"eps_max must be > 0, got {eps_max}")
         if values < 2:
