@@ -1,19 +1,18 @@
 """Eigen-CAM beside the package ``grad-cam``, and beside the forward pass that it needs in any case.
 
-    python benchmarks/eigen_cam.py [--rounds 20] [--threads 1] [--tiny]
+    python benchmarks/eigen_cam.py [NAME ...] [--rounds 20] [--quick]
 
-Maps alone: the first principal direction of activations that are there already, centred as ``grad-cam`` has it, batch
-32 of 512 channels at 28x28 (aim: 5 times as fast) and batch 16 of 2048 channels at 7x7 (20 times). Activations are
-noise behind a ReLU, on top of a bright region as a network's have one; then without it, which is the worst case: no
-direction stands out, the iteration would not converge, and the Gram matrix is decomposed. Whole: from images to maps
-at their size with ResNet-50's last layer, over its forward pass alone (aim: at most 1.05), and ``grad-cam`` likewise.
-All in alternating rounds: medians and quartiles of the ratio within a round. Exit 1 if an aim is missed. ``--tiny``
-checks that it runs, on sizes that measure nothing.
+`maps`: the first principal direction of activations that are there already, centred as ``grad-cam`` has it, batch 32
+of 512 channels at 28x28 (aim: 5 times as fast) and batch 16 of 2048 channels at 7x7 (20 times). Activations are noise
+behind a ReLU, on top of a bright region as a network's have one; then without it, which is the worst case: no direction
+stands out, the iteration would not converge, and the Gram matrix is decomposed. `whole`: from images to maps at their
+size with ResNet-50's last layer, over its forward pass alone (aim: at most 1.05), and ``grad-cam`` likewise. One
+thread, alternating rounds, medians and quartiles of the ratio within a round. When both have run, the figures go beside
+their aims to benchmarks/results/; --quick writes nothing.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -23,10 +22,11 @@ import torch
 from torch import nn
 from torchvision import models
 
-from netwright.console import table
 from netwright.cost import compare_times
 from netwright.explain import EigenCAM, eigen_cam
 from netwright.seeding import seeded, stream
+from support.record import Figure, over
+from support.whole import recorded
 
 Calls = dict[str, Callable[[], Any]]
 INSTALLED = importlib.util.find_spec("pytorch_grad_cam") is not None
@@ -41,7 +41,7 @@ def activations(batch: int, channels: int, side: int, bright: float = 1.0) -> to
     return (bright * weights * region + 0.5 * torch.randn(batch, channels, side, side, generator=generator)).relu()
 
 
-def maps(batch: int, channels: int, side: int, bright: float) -> Calls:
+def maps_of(batch: int, channels: int, side: int, bright: float) -> Calls:
     """The computation of maps alone; of ours also as the paper has it, without centring."""
     given = activations(batch, channels, side, bright)
     calls: Calls = {
@@ -56,7 +56,7 @@ def maps(batch: int, channels: int, side: int, bright: float) -> Calls:
     return calls
 
 
-def whole(batch: int, size: int, network: nn.Module) -> Calls:
+def whole_of(batch: int, size: int, network: nn.Module) -> Calls:
     """From images to maps, beside the forward pass alone."""
     x = torch.randn(batch, 3, size, size, generator=stream(0, "images"))
     ours = EigenCAM(network)
@@ -76,47 +76,38 @@ def whole(batch: int, size: int, network: nn.Module) -> Calls:
     return calls
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--tiny", action="store_true")
-    given = parser.parse_args()
-    rounds, threads = (2, given.threads) if given.tiny else (given.rounds, given.threads)
-    sizes = {(2, 64, 14): 5, (2, 128, 7): 20} if given.tiny else {(32, 512, 28): 5, (16, 2048, 7): 20}
-    if not INSTALLED:
-        print("grad-cam is not installed: pip install grad-cam\n")
-    rows: list[list[Any]] = []
-    missed = False
-    cases = [(*shape, bright, aim) for bright in (1.0, 0.0) for shape, aim in sizes.items()]
-    for batch, channels, side, bright, aim in cases:
-        found = compare_times(maps(batch, channels, side, bright), rounds=rounds, threads=threads)
-        for timing in found.timings:
-            faster = f"{timing.ratio:.2f}" if timing.name == "grad-cam" else ""
-            spread = f"{timing.ratio_low:.2f}..{timing.ratio_high:.2f}"
-            judged = faster and not given.tiny
-            told = f">= {aim}: {'met' if timing.ratio >= aim else 'missed'}" if judged else ""
-            missed |= told.endswith("missed")
+def maps(rounds: int, quick: bool) -> list[Figure]:
+    sizes = {(2, 64, 14): 5, (2, 128, 7): 20} if quick else {(32, 512, 28): 5, (16, 2048, 7): 20}
+    figures = []
+    for bright in (1.0, 0.0):
+        for (batch, channels, side), aim in sizes.items():
+            found = compare_times(maps_of(batch, channels, side, bright), rounds=rounds, threads=1)
             name = f"{batch} x {channels} x {side} x {side}{'' if bright else ', noise'}"
-            rows.append([name, timing.name, f"{timing.median_ms:.1f}", faster, spread if faster else "", told])
-    print(table(rows, ["activations", "maps by", "ms", "time / ours", "quartiles", "aim"]))
-    print()
+            print(f"{name}\n{found}")
+            what = f"maps of {name}: grad-cam, times as long"
+            if not INSTALLED:
+                figures.append(Figure(what, None, least=aim, note="not installed"))
+                continue
+            note = (
+                f"{found['grad-cam'].median_ms:.3g} ms, ours {found['ours'].median_ms:.3g}, uncentred "
+                f"{found['ours, uncentred'].median_ms:.3g}"
+            )
+            figures.append(over(found["grad-cam"], what, least=aim, note=note))
+    return figures
+
+
+def whole(rounds: int, quick: bool) -> list[Figure]:
     with seeded(0, "init"):
-        network = (models.resnet18() if given.tiny else models.resnet50()).eval()
-    found = compare_times(
-        whole(2, 64, network) if given.tiny else whole(8, 224, network), rounds=rounds, threads=threads
-    )
-    rows = []
-    for timing in found.timings:
-        judged = timing.name == "ours" and not given.tiny
-        told = f"<= 1.05: {'met' if timing.ratio <= 1.05 else 'missed'}" if judged else ""
-        missed |= told.endswith("missed")
-        spread = f"{timing.ratio_low:.3f}..{timing.ratio_high:.3f}"
-        rows.append([timing.name, f"{timing.median_ms:.1f}", f"{timing.ratio:.3f}", spread, told])
-    print(table(rows, ["ResNet, images to maps", "ms", "over the forward pass", "quartiles", "aim"]))
-    print(f"\n{found.cpu}, {found.threads} threads, {found.rounds} rounds")
-    return int(missed)
+        network = (models.resnet18() if quick else models.resnet50()).eval()
+    calls = whole_of(2, 64, network) if quick else whole_of(8, 224, network)
+    print(found := compare_times(calls, rounds=rounds, threads=1))
+    what = "ResNet-18" if quick else "ResNet-50"
+    plain = f"{found['forward pass'].median_ms:.3g} ms the forward pass"
+    figures = [over(found["ours"], f"{what}, images to maps, over the forward pass", most=1.05, note=plain)]
+    if INSTALLED:
+        figures.append(over(found["grad-cam"], f"{what}, images to maps by grad-cam, over the forward pass"))
+    return figures
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(recorded("eigen_cam", __doc__ or "", {"maps": maps, "whole": whole}, rounds=20))

@@ -1,17 +1,19 @@
 """What watching for opposing signals costs a training, and sharpness against a peer.
 
-    python benchmarks/opposing_signals.py [NAME ...] [--rounds 5]
+    python benchmarks/opposing_signals.py [NAME ...] [--rounds 5] [--quick]
 
 `callback`: a training of a convolutional network with 84,000 parameters with and without `OpposingSignalCallback` at
 its default cadence, in turns. `full-batch`: full-batch descent with and without a tracker that takes over its losses.
 `sharpness`: the largest eigenvalue of the Hessian of 1,000 examples, cold, and warm after a step of descent, against
-pyhessian (cold each time, at the same tolerance) where it is installed, else against the same power iteration in its
-place.
+the package ``pyhessian`` (cold each time, at the same tolerance) and the power iteration that it makes. One thread.
+When all have run, the figures go beside their aims to benchmarks/results/; --quick writes nothing.
 """
 
 from __future__ import annotations
 
-import argparse
+import importlib.util
+import sys
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -20,6 +22,8 @@ from netwright.cost import compare_times
 from netwright.diagnose import OpposingSignalCallback, OpposingSignalTracker, full_batch_descent, sharpness
 from netwright.nn.curvature import hessian_products
 from netwright.seeding import seeded, stream
+from support.record import Figure, over
+from support.whole import recorded
 
 LOSS = nn.CrossEntropyLoss(reduction="none")
 TOLERANCE = 1e-3
@@ -48,31 +52,37 @@ def data(count: int) -> tuple[torch.Tensor, torch.Tensor]:
     return images, labels
 
 
-def callback(rounds: int) -> None:
+def callback(rounds: int, quick: bool) -> list[Figure]:
     from netwright.data import Batches, TensorImages
     from netwright.train import Classifier, fit
 
-    images, labels = data(2750)
+    images, labels = data(500 if quick else 2750)
     train = TensorImages((images * 127).byte(), labels)
     probe = images[:250], labels[:250]
 
     def run(with_it: bool) -> None:
         callbacks = [OpposingSignalCallback(probe)] if with_it else []
         # 275 steps, which is from the start of a burst to the next
-        fit(Classifier(network(), lr=0.01), Batches(train, 50), epochs=5, callbacks=callbacks)
+        epochs = 1 if quick else 5
+        fit(Classifier(network(), lr=0.01), Batches(train, 50), epochs=epochs, callbacks=callbacks)
 
-    print(compare_times({"plain": lambda: run(False), "with OpposingSignalCallback": lambda: run(True)}, rounds=rounds))
+    calls = {"plain": lambda: run(False), "with OpposingSignalCallback": lambda: run(True)}
+    print(found := compare_times(calls, rounds=rounds, threads=1))
+    return [over(found["with OpposingSignalCallback"], "a training with OpposingSignalCallback, over plain", most=1.15)]
 
 
-def full_batch(rounds: int) -> None:
-    x, y = data(2000)
+def full_batch(rounds: int, quick: bool) -> list[Figure]:
+    x, y = data(100 if quick else 2000)
+    steps = 3 if quick else 50
 
     def run(with_it: bool) -> None:
         net = perceptron()
         tracker = OpposingSignalTracker(net, LOSS, (x, y)) if with_it else None
-        full_batch_descent(net, LOSS, (x, y), torch.optim.SGD(net.parameters(), 0.1), 50, tracker=tracker)
+        full_batch_descent(net, LOSS, (x, y), torch.optim.SGD(net.parameters(), 0.1), steps, tracker=tracker)
 
-    print(compare_times({"plain": lambda: run(False), "with a tracker": lambda: run(True)}, rounds=rounds))
+    calls = {"plain": lambda: run(False), "with a tracker": lambda: run(True)}
+    print(found := compare_times(calls, rounds=rounds, threads=1))
+    return [over(found["with a tracker"], "full-batch descent with a tracker, over plain", most=1.03)]
 
 
 def power_iteration(net: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
@@ -93,47 +103,45 @@ def power_iteration(net: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
     return found
 
 
-def peer(net: nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[str, float]:
-    try:
-        from pyhessian import hessian
-    except ImportError:
-        return "power iteration, as pyhessian", power_iteration(net, x, y)
+def by_pyhessian(net: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
+    from pyhessian import hessian
+
     found = hessian(net, nn.CrossEntropyLoss(), data=(x, y), cuda=False).eigenvalues(maxIter=100, tol=TOLERANCE)
-    return "pyhessian", found[0][0]
+    return float(found[0][0])
 
 
-def sharpest(rounds: int) -> None:
-    x, y = data(1000)
+def sharpest(rounds: int, quick: bool) -> list[Figure]:
+    x, y = data(50 if quick else 1000)
     net = perceptron().eval()
-    full_batch_descent(net, LOSS, (x, y), torch.optim.SGD(net.parameters(), 0.1), 50)
+    full_batch_descent(net, LOSS, (x, y), torch.optim.SGD(net.parameters(), 0.1), 5 if quick else 50)
     _, last = sharpness(net, LOSS, (x, y), tolerance=TOLERANCE)
     full_batch_descent(net, LOSS, (x, y), torch.optim.SGD(net.parameters(), 0.1), 1)
-    name, theirs = peer(net, x, y)
-    cold, _ = sharpness(net, LOSS, (x, y), tolerance=TOLERANCE)
-    warm, _ = sharpness(net, LOSS, (x, y), v0=last, tolerance=TOLERANCE)
-    print(f"sharpness: {name} {theirs:.5g}, cold {cold:.5g}, warm {warm:.5g}")
-    calls = {
-        "warm": lambda: sharpness(net, LOSS, (x, y), v0=last, tolerance=TOLERANCE),
-        "cold": lambda: sharpness(net, LOSS, (x, y), tolerance=TOLERANCE),
-        name: lambda: peer(net, x, y),
+    calls: dict[str, Callable[[], float]] = {
+        "warm": lambda: sharpness(net, LOSS, (x, y), v0=last, tolerance=TOLERANCE)[0],
+        "cold": lambda: sharpness(net, LOSS, (x, y), tolerance=TOLERANCE)[0],
+        "power iteration": lambda: power_iteration(net, x, y),
     }
-    print(compare_times(calls, rounds=rounds))
-
-
-NAMES = {"callback": callback, "full-batch": full_batch, "sharpness": sharpest}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}")
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
-    if unknown := set(options.names) - set(NAMES):
-        parser.error(f"NAME must be one of {', '.join(NAMES)}, got {', '.join(sorted(unknown))}")
-    for name in options.names or NAMES:
-        print(f"== {name}")
-        NAMES[name](options.rounds)
+    installed = importlib.util.find_spec("pyhessian") is not None
+    if installed:
+        calls["pyhessian"] = lambda: by_pyhessian(net, x, y)
+    values = {name: call() for name, call in calls.items()}
+    print(found := compare_times(calls, rounds=rounds, threads=1))
+    figures = [
+        over(
+            found[name],
+            f"sharpness, {name}, over a warm start",
+            least=3 if name == "pyhessian" else None,
+            note=f"{found[name].median_ms:.3g} ms, warm {found['warm'].median_ms:.3g}; "
+            f"eigenvalues {values[name]:.5g} and {values['warm']:.5g}",
+        )
+        for name in calls
+        if name != "warm"
+    ]
+    if not installed:
+        figures.append(Figure("sharpness, pyhessian, over a warm start", None, least=3, note="not installed"))
+    return figures
 
 
 if __name__ == "__main__":
-    main()
+    subjects = {"callback": callback, "full-batch": full_batch, "sharpness": sharpest}
+    sys.exit(recorded("opposing_signals", __doc__, subjects, rounds=5))

@@ -11,13 +11,13 @@ is formed anew, so a row between two classes may change sides).
 ``images``: 1,000 images of MNIST-5000, d = 784, a hidden layer of 128 (aim: 20 times as fast). ``dense``: normal
 values, so that every value changes with its permutation, and no column is constant. ``words``: 2,000 rows of 5,000
 binary features, 20 ones in each, of which scikit-learn's permutes 250 (sparse for us, dense for scikit-learn).
-``gate``: a self-attention network, d = 500.
+``gate``: a self-attention network, d = 500. When all have run, the figures go beside the aim to benchmarks/results/;
+--quick writes nothing.
 """
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,15 +27,12 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.inspection import permutation_importance as peer
 from torch import nn
 
-from netwright.console import table
 from netwright.cost import compare_times
 from netwright.explain.tabular import SelfAttentionNetwork, permutation_importance
 from netwright.seeding import numpy_stream, seeded
+from support.record import Figure, over
+from support.whole import recorded
 
-sys.path.insert(0, str(Path(__file__).parent))
-from support.subjects import run
-
-AIM = 20
 REPEATS = 5
 
 
@@ -60,8 +57,10 @@ class Estimator(ClassifierMixin, BaseEstimator):
             return self.network(torch.from_numpy(X)).argmax(1).numpy()
 
 
-def beside(name: str, network: nn.Module, X: Any, columns: int | None, rounds: int) -> list[Any]:
-    """A line of the table: times, their ratio, and how far the figures differ."""
+def beside(
+    name: str, network: nn.Module, X: Any, columns: int | None, rounds: int, least: float | None = None
+) -> list[Figure]:
+    """The ratio of the times, and how far the figures differ."""
     network.eval()
     full = X.toarray() if sparse.issparse(X) else X
     with torch.inference_mode():
@@ -84,17 +83,12 @@ def beside(name: str, network: nn.Module, X: Any, columns: int | None, rounds: i
     times = compare_times({"ours": ours, "scikit-learn": theirs}, rounds=rounds, threads=1)
     mine = found["ours"].importances[:columns]
     gap = np.abs(mine - found["theirs"].importances)
-    ratio = times["scikit-learn"]
-    print(f"{times.cpu}, {times.threads} thread, {times.rounds} rounds")
-    return [
-        name,
-        f"{times['ours'].median_ms:.0f}",
-        f"{ratio.median_ms:.0f}",
-        f"{ratio.ratio:.1f}",
-        f"{ratio.ratio_low:.1f}..{ratio.ratio_high:.1f}",
-        f"{gap.max():.1e}",
-        f"{int((gap > 1e-12).any(1).sum())} of {len(gap)}",
-    ]
+    print(times)
+    note = (
+        f"{times['ours'].median_ms:.3g} ms, scikit-learn {times['scikit-learn'].median_ms:.3g}; "
+        f"largest difference {gap.max():.1e}, in {int((gap > 1e-12).any(1).sum())} of {len(gap)} features any"
+    )
+    return [over(times["scikit-learn"], f"{name}: scikit-learn, times as long", least=least, note=note)]
 
 
 class _FirstColumns(nn.Module):
@@ -108,50 +102,34 @@ class _FirstColumns(nn.Module):
         return self.network(torch.cat([x, self.rest], 1))
 
 
-def show(rows: list[list[Any]]) -> None:
-    header = [
-        "case",
-        "ours, ms",
-        "scikit-learn, ms",
-        "ratio",
-        "quartiles",
-        "largest difference",
-        "features that differ",
-    ]
-    print(table(rows, header))
-
-
 def mlp(features: int, hidden: int, classes: int) -> nn.Sequential:
     with seeded(0, "init"):
         return nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, classes))
 
 
-def images(rounds: int, quick: bool) -> None:
+def images(rounds: int, quick: bool) -> list[Figure]:
     from netwright.papers import classification
 
     parts, _ = classification.parts("digits" if quick else "mnist-5000", 0, 1000, 100, 100)
     x = parts["train"].images.flatten(1).float()
     X = (x / x.max()).numpy()
-    row = beside(f"{len(X)} images, d = {X.shape[1]}", mlp(X.shape[1], 128, 10), X, None, rounds)
-    show([row])
-    if not quick:
-        print(f"aim: {AIM} times as fast: {'met' if float(row[3]) >= AIM else 'missed'}")
+    return beside(f"{len(X)} images, d = {X.shape[1]}", mlp(X.shape[1], 128, 10), X, None, rounds, least=20)
 
 
-def dense(rounds: int, quick: bool) -> None:
+def dense(rounds: int, quick: bool) -> list[Figure]:
     n, d = (100, 20) if quick else (1000, 784)
     X = numpy_stream(0, "dense").normal(size=(n, d)).astype(np.float32)
-    show([beside(f"{n} x {d}, normal", mlp(d, 128, 10), X, None, rounds)])
+    return beside(f"{n} x {d}, normal", mlp(d, 128, 10), X, None, rounds)
 
 
-def words(rounds: int, quick: bool) -> None:
+def words(rounds: int, quick: bool) -> list[Figure]:
     n, d, columns = (100, 200, 10) if quick else (2000, 5000, 250)
     random = numpy_stream(0, "words")
     places = np.stack([random.choice(d, 20, replace=False, p=_zipf(d)) for _ in range(n)])
     X = sparse.csr_array(
         (np.ones(places.size, np.float32), (np.repeat(np.arange(n), 20), places.ravel())), shape=(n, d)
     )
-    show([beside(f"{n} x {d}, binary, {columns} permuted", mlp(d, 128, 8), X, columns, rounds)])
+    return beside(f"{n} x {d}, binary, {columns} permuted", mlp(d, 128, 8), X, columns, rounds)
 
 
 def _zipf(d: int) -> np.ndarray:
@@ -159,13 +137,14 @@ def _zipf(d: int) -> np.ndarray:
     return weights / weights.sum()
 
 
-def gate(rounds: int, quick: bool) -> None:
+def gate(rounds: int, quick: bool) -> list[Figure]:
     n, d = (50, 20) if quick else (500, 500)
     X = numpy_stream(0, "gate").normal(size=(n, d)).astype(np.float32)
     with seeded(0, "init"):
         network = SelfAttentionNetwork(d, 5)
-    show([beside(f"{n} x {d}, self-attention", network, X, None, rounds)])
+    return beside(f"{n} x {d}, self-attention", network, X, None, rounds)
 
 
 if __name__ == "__main__":
-    run(__doc__ or "", {"images": images, "dense": dense, "words": words, "gate": gate}, rounds=5)
+    subjects = {"images": images, "dense": dense, "words": words, "gate": gate}
+    sys.exit(recorded("surrogate", __doc__ or "", subjects, rounds=5))

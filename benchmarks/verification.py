@@ -1,19 +1,18 @@
 """What verification costs: grids beside a literal ladder walk, the exact engine beside a plain encoding, and zeros.
 
-    python benchmarks/verification.py [NAME ...] [--timeout 20]
+    python benchmarks/verification.py [NAME ...] [--rounds 5] [--quick]
 
 One thread, a perceptron 64-24-12-10 with weights as they are drawn. `grid`: four numbers with two steps to each side,
-by the ladder walked node by node and by the grid engine, in turns; then eight numbers, 390,625 points, with and without
-bounds that leave points out. `presolve`: boxes of six numbers near a boundary, by the exact engine without its attack
-and by Z3 with every ReLU written down as it is; a time-out counts as its limit. `sparsity`: a perceptron 64-128-64-10
-with 90, 95 and 99 % of the smallest weights set to zero, all pixels within 0.05: seconds of Z3 where it was asked. Exit
-1 if the grid engine is not 100 times as fast as the walk, evaluates fewer than a million points a second or, with
-bounds, more than a tenth of them, or if the exact engine is not 5 times as fast as the plain encoding.
+by the ladder walked node by node and by the grid engine, in turns (aim: 100 times as fast); then eight numbers, 390,625
+points, with and without bounds that leave points out (aims: a million points a second, a tenth of the points).
+`presolve`: boxes of six numbers near a boundary, by the exact engine without its attack and by Z3 with every ReLU
+written down as it is; a time-out, after 20 s, counts as its limit (aim: 5 times as fast). `sparsity`: a perceptron
+64-128-64-10 with 90, 95 and 99 % of the smallest weights set to zero, all pixels within 0.05: seconds of Z3 where it
+was asked. When all have run, the figures go beside their aims to benchmarks/results/; --quick writes nothing.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import sys
 import time
@@ -29,9 +28,11 @@ from netwright.seeding import seeded, stream
 from netwright.verify import Network, Region, grid_search, ladder_search, smt_verify
 from netwright.verify.grid import other_class
 from netwright.verify.region import axis_moves
+from support.record import Figure, over
+from support.whole import recorded
 
-FASTER, RATE, FEWER, PRESOLVED = 100.0, 1e6, 10.0, 5.0
 PIXELS = 64
+TIMEOUT, SHORT = 20.0, 2.0  # seconds of a question; SHORT in a trial
 
 
 def perceptron(*widths: int) -> nn.Sequential:
@@ -67,30 +68,28 @@ def walk(network: Network, x: Tensor, region: Region, label: int) -> bool:
     return any(found for _, found in ladder_search(changed, start, axis_moves(len(start)), inside))
 
 
-def grid(timeout: float) -> bool:
+def grid(rounds: int, quick: bool) -> list[Figure]:
     network = Network(perceptron(24, 12), (PIXELS,))
     x = torch.rand(PIXELS, generator=stream(0, "x"), dtype=torch.float64)
     label = int(network.logits(x[None]).argmax())
-    few = Region(tuple(range(4)), 1e-4, 2)
-    found = compare_times(
-        {"grid": lambda: grid_search(network, x, few), "walk": lambda: walk(network, x, few, label)},
-        rounds=5,
-        threads=1,
-    )
-    print(found)
-    many = Region(tuple(range(8)), 1e-4, 2)
-    rows, evaluated = [], {}
-    for prune in (False, True):
+    few, many = (Region(tuple(range(count)), 1e-4, 2) for count in ((2, 4) if quick else (4, 8)))
+    calls = {"grid": lambda: grid_search(network, x, few), "walk": lambda: walk(network, x, few, label)}
+    print(found := compare_times(calls, rounds=rounds, threads=1))
+    times = f"{found['walk'].median_ms:.3g} ms, ours {found['grid'].median_ms:.3g}"
+    figures = [over(found["walk"], f"{few.count:,} points: a walk, times as long", least=100, note=times)]
+    for prune, fields in ((False, {"least": 1e6}), (True, {})):
         begin = time.perf_counter()
         result = grid_search(network, x, many, prune=prune)
         seconds = time.perf_counter() - begin
-        evaluated[prune] = result.n_points, many.count / seconds
-        rows.append(
-            ["with bounds" if prune else "all", result.n_points, f"{seconds:.3f}", f"{many.count / seconds:.3g}"]
+        way = "with bounds" if prune else "all evaluated"
+        note = f"{result.n_points:,} evaluated in {seconds:.3f} s"
+        figures.append(
+            Figure(f"{many.count:,} points, {way}: points a second", many.count / seconds, note=note, **fields)
         )
-    print(table(rows, [f"{many.count:,} points", "evaluated", "seconds", "points/s"]))
-    faster = found["walk"].ratio
-    return faster >= FASTER and evaluated[False][1] >= RATE and evaluated[True][0] * FEWER <= many.count
+        if prune:
+            share = many.count / max(1, result.n_points)
+            figures.append(Figure(f"{many.count:,} points, over those evaluated with bounds", share, least=10))
+    return figures
 
 
 def plain(model: nn.Sequential, low: Tensor, high: Tensor, label: int, timeout: float) -> str:
@@ -115,11 +114,12 @@ def plain(model: nn.Sequential, low: Tensor, high: Tensor, label: int, timeout: 
     return {"sat": "unsafe", "unsat": "safe", "unknown": "unknown"}[str(solver.check())]
 
 
-def presolve(timeout: float) -> bool:
+def presolve(rounds: int, quick: bool) -> list[Figure]:
+    timeout, count = (SHORT, 1) if quick else (TIMEOUT, 6)
     model = perceptron(24, 12)
     network = Network(model, (PIXELS,))
     rows, ours, theirs = [], 0.0, 0.0
-    for number, (x, label) in enumerate(points(network, 6)):
+    for number, (x, label) in enumerate(points(network, count)):
         low, high = x.clone(), x.clone()
         low[:6], high[:6] = low[:6] - 1 / 8, high[:6] + 1 / 8
         begin = time.perf_counter()
@@ -131,13 +131,15 @@ def presolve(timeout: float) -> bool:
         ours, theirs = ours + middle - begin, theirs + end - middle
         rows.append([number, exact.status, exact.reason, f"{middle - begin:.3f}", peer, f"{end - middle:.3f}"])
     print(table(rows, ["box", "exact engine", "by", "seconds", "plain encoding", "seconds"]))
-    print(f"plain / ours: {theirs / ours:.1f}")
-    return theirs >= PRESOLVED * ours
+    late = sum(row[4] == "unknown" for row in rows)
+    note = f"{theirs:.3g} s, ours {ours:.3g}; {late} of them ended by the limit"
+    return [Figure(f"{count} boxes: a plain encoding, times as long", theirs / ours, least=5, note=note)]
 
 
-def sparsity(timeout: float) -> bool:
-    rows = []
-    for share in (0.0, 0.9, 0.95, 0.99):
+def sparsity(rounds: int, quick: bool) -> list[Figure]:
+    timeout, count = (SHORT, 1) if quick else (TIMEOUT, 6)
+    figures = []
+    for share in (0.0, 0.99) if quick else (0.0, 0.9, 0.95, 0.99):
         model = perceptron(128, 64)
         if share:
             magnitude(model, share, "global")
@@ -145,36 +147,20 @@ def sparsity(timeout: float) -> bool:
         network = Network(model, (PIXELS,))
         found = [
             smt_verify(network, (x - 0.05).clamp(0, 1), (x + 0.05).clamp(0, 1), label, timeout, attack=False)
-            for x, label in points(network, 6)
+            for x, label in points(network, count)
         ]
         asked = [each.stats["solver_seconds"] for each in found if "solver_seconds" in each.stats]
-        counts = [sum(each.status == status for each in found) for status in ("safe", "unsafe", "unknown")]
-        mean = f"{sum(asked) / len(asked):.3f}" if asked else "-"
-        rows.append([f"{100 * share:.0f} %", len(asked), mean, *counts])
-    print(table(rows, ["zeros", "boxes that Z3 was asked about", "seconds each", "safe", "unsafe", "unknown"]))
-    return True
-
-
-NAMES = {"grid": grid, "presolve": presolve, "sparsity": sparsity}
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}")
-    parser.add_argument("--timeout", type=float, default=20.0)
-    options = parser.parse_args()
-    if unknown := set(options.names) - set(NAMES):
-        parser.error(f"NAME must be one of {', '.join(NAMES)}, got {', '.join(sorted(unknown))}")
-    torch.set_num_threads(1)
-    missed = []
-    for name in options.names or NAMES:
-        print(f"== {name}")
-        if not NAMES[name](options.timeout):
-            missed.append(name)
-    if missed:
-        print(f"missed: {', '.join(missed)}")
-    return int(bool(missed))
+        counts = [
+            f"{sum(each.status == status for each in found)} {status}" for status in ("safe", "unsafe", "unknown")
+        ]
+        note = f"asked about {len(asked)} of {count} boxes: {', '.join(counts)}"
+        mean = sum(asked) / len(asked) if asked else None
+        print(f"{100 * share:.0f} % zeros: {note}")
+        figures.append(Figure(f"{100 * share:.0f} % zeros: seconds of Z3, each", mean, note=note))
+    return figures
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    torch.set_num_threads(1)
+    subjects = {"grid": grid, "presolve": presolve, "sparsity": sparsity}
+    sys.exit(recorded("verification", __doc__ or "", subjects, rounds=5))

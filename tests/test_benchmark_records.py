@@ -75,7 +75,10 @@ def test_the_inverse_of_a_ratio_swaps_its_quartiles(record):
 
 SCRIPTS = sorted(path for path in BENCHMARKS.glob("*.py"))
 WITHOUT_OPTIONS = ("sparse_copies", "sparse_layers")
-RECORDED = ("cdvg", "dagnn", "hallucinator", "kv_bottleneck", "lssl", "natra")
+RECORDED = (
+    "cdvg", "coherence", "dagnn", "eigen_cam", "grokking", "hallucinator", "kv_bottleneck", "lssl", "natra",
+    "opposing_signals", "prototypes", "surrogate", "verification",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)

@@ -20,8 +20,8 @@ from torch import Tensor
 class SplitSGD(torch.optim.Optimizer):
     """SGD with dampened momentum, but for the largest coordinates, which take steps of a fixed length.
 
-    Schedules that change a group's ``lr`` change the length of its large steps by the same factor; a group's ``lr_large``
-    is that length at the ``lr`` with which it was added, and may be changed too.
+    Schedules that change a group's ``lr`` change the length of its large steps by the same factor; its ``lr_large`` is
+    that length at the ``lr`` with which it was added, and may be changed too.
 
     Args:
         params: Parameters or groups of them, with ``lr``, ``lr_large`` and ``momentum`` of their own where these are

@@ -93,12 +93,12 @@ class OpposingSignalCallback(lightning.Callback):
         tracker = self.tracker
         again = tracker is not None and bool(tracker.steps) and trainer.global_step < tracker.steps[-1]
         if tracker is None or tracker.model is not pl_module or again:
-            self.tracker = OpposingSignalTracker(
+            tracker = self.tracker = OpposingSignalTracker(
                 pl_module, self.loss_fn, self.data, capacity=self.capacity, snapshots=self.snapshots
             )
-        group_size(len(self.tracker), self.k)
+        group_size(len(tracker), self.k)
         if self._loaded is not None:
-            self.tracker.load_state_dict(self._loaded)
+            tracker.load_state_dict(self._loaded)
             self._loaded = None
 
     def on_train_batch_start(
