@@ -457,6 +457,18 @@ def test_checkpoints_of_elr_plus(before, tmp_path):
     assert torch.equal(resumed.method.target, straight.method.target)
 
 
+def test_the_optimiser_of_elr_plus_is_that_of_the_paper():
+    module = ELRPlus(network, 48, CLASSES)
+    optimizer = module.configure_optimizers()
+    assert isinstance(optimizer, torch.optim.SGD)
+    for group in optimizer.param_groups:
+        assert (group["lr"], group["momentum"], group["nesterov"], group["weight_decay"]) == (0.02, 0.9, False, 5e-4)
+    trained = [id(param) for group in optimizer.param_groups for param in group["params"]]
+    assert sorted(trained) == sorted(id(param) for param in module.parameters())
+    optimizer.load_state_dict(Classifier.configure_optimizers(module).state_dict())  # as earlier checkpoints have it
+    assert [group["nesterov"] for group in optimizer.param_groups] == [True, True]
+
+
 def test_the_ramp_of_averaged_weights_fits_the_run():
     short = ELRPlusCallback()
     trained(short, epochs=4)  # three steps an epoch, two epochs a network

@@ -19,6 +19,7 @@ from torch.func import functional_call
 from netwright.nn.ensemble import LogitMean
 from netwright.train.callbacks.early_learning_plus import ELRPlusCallback
 from netwright.train.classifier import Classifier
+from netwright.train.weight_compander import scale_rates_
 
 
 class ELRPlus(Classifier):
@@ -120,7 +121,15 @@ class ELRPlus(Classifier):
         return self.method.pair(self, self.network)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """That of ``optimizer_fn``."""
-        if self.optimizer_fn is None:
-            return super().configure_optimizers()
-        return self.optimizer_fn([param for param in self.parameters() if param.requires_grad])
+        """That of ``optimizer_fn``, or SGD with plain momentum and decay on every parameter."""
+        trained = [param for param in self.parameters() if param.requires_grad]
+        if self.optimizer_fn is not None:
+            return self.optimizer_fn(trained)
+        # In the groups that a Classifier has, so that checkpoints of before go on, with the settings they hold.
+        groups = [[param for param in trained if param.ndim >= 2], [param for param in trained if param.ndim < 2]]
+        optimizer = torch.optim.SGD(
+            [{"params": group} for group in groups if group],
+            lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay,
+        )  # fmt: skip
+        scale_rates_(optimizer, self)
+        return optimizer
