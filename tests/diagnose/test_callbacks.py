@@ -107,6 +107,22 @@ def test_a_resumed_training_remembers(tmp_path):
     assert [found.alpha for found in again.results] == [found.alpha for found in whole.results]
 
 
+def test_a_second_training_is_measured_anew():
+    """With a cadence of its own, which follows from the batches: 24 * 2 examples, 12 or 24 a step."""
+    found = CoherenceCallback((PROBE[0][:2], PROBE[1][:2]))
+    train(network(), found)
+    first = found.results
+    assert found.steps == [0, 4]
+    other = network()
+    fit(
+        Classifier(other, clip=None), Batches(DATA, 24, seed=0), epochs=2, callbacks=[found],
+        optimizer=lambda params: torch.optim.SGD(params, 0.2),
+    )  # fmt: skip
+    assert found.steps == [0, 2]
+    assert found.results[0].alpha == pytest.approx(first[0].alpha)
+    assert found.results[1].alpha != pytest.approx(first[1].alpha)
+
+
 @pytest.mark.parametrize(
     ("callback", "make"),
     [

@@ -154,6 +154,16 @@ def test_the_running_median_follows_the_majority():
     assert descend([1.0, 2.0, 9.0]) == [1, 1.5, 2]
 
 
+def test_the_running_median_remembers_on_the_device_of_its_parameters():
+    """A checkpoint is read into main memory wherever the training runs."""
+    optimizer = RunningMedian(sgd(nn.Linear(2, 1, device="meta")))
+    optimizer.remember({"older": [[torch.zeros(1, 2), None], [torch.ones(1, 2), torch.ones(1)]]})
+    older = optimizer.memory()["older"]
+    assert [[None if grad is None else grad.device.type for grad in grads] for grads in older] == [
+        ["meta", None], ["meta", "meta"],
+    ]  # fmt: skip
+
+
 def test_the_running_median_calls_the_closure():
     model = net()
     optimizer = RunningMedian(sgd(model))

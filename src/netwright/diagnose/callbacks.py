@@ -29,7 +29,7 @@ class CoherenceCallback(lightning.Callback):
     """Measures the coherence of a fixed set of examples before training and every few steps.
 
     Logs the mean of m-coherence over an epoch's measurements. Training is not changed by it: nothing random is drawn,
-    and ``.grad`` and running statistics stay as they are.
+    and ``.grad`` and running statistics stay as they are. Each training is measured anew; one that is resumed goes on.
 
     Args:
         data: The examples: a pair of tensors (inputs, targets) as the module takes them, or a list of batches.
@@ -70,20 +70,28 @@ class CoherenceCallback(lightning.Callback):
         self.steps: list[int] = []
         self.results: list[CoherenceResult] = []
         self._gradients: ExampleGradients | None = None
+        self._cadence = every
+        self._loaded = False
 
     @property
     def state_key(self) -> str:
         """Tells its state in a checkpoint from that of others."""
         return self._generate_state_key(name=self.name)
 
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Forgets an earlier training, unless a state of this one was taken up."""
+        if not self._loaded:
+            self.steps, self.results = [], []
+        self._cadence, self._loaded = self.every, False
+
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Measures where it is time to."""
         step = trainer.global_step
-        if self.every is None and self.results:
-            self.every = max(1, math.ceil(SPARED * self.results[0].m / len(batch[0])))
-        due = self.every(step) if callable(self.every) else self.every is None or step % self.every == 0
+        if self._cadence is None and self.results:
+            self._cadence = max(1, math.ceil(SPARED * self.results[0].m / len(batch[0])))
+        due = self._cadence(step) if callable(self._cadence) else self._cadence is None or step % self._cadence == 0
         if not due or step in self.steps:
             return
         if self._gradients is None or self._gradients.model is not pl_module:
@@ -102,6 +110,7 @@ class CoherenceCallback(lightning.Callback):
         """Takes up a state."""
         self.steps = list(state_dict["steps"])
         self.results = [_result(found) for found in state_dict["results"]]
+        self._loaded = True
 
 
 def _result(found: dict[str, Any]) -> CoherenceResult:

@@ -278,4 +278,7 @@ class RunningMedian(_Wrapper):
 
     def remember(self, memory: dict[str, Any]) -> None:
         """Takes up what :meth:`memory` gave."""
-        self._older = memory["older"]
+        self._older = [
+            [None if grad is None else grad.to(param.device) for grad, param in zip(grads, self.params, strict=True)]
+            for grads in memory["older"]
+        ]
