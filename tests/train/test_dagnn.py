@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import lightning
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from netwright.data.graphs import FullBatch, Graph, digits_graph, per_class_split
-from netwright.nn.dagnn import DAGNN
+from netwright.nn.dagnn import DAGNN, adjacency
 from netwright.train.dagnn import NodeClassifier, fit_node_classifier, node_accuracy
 
 
@@ -122,6 +123,41 @@ def test_a_stopped_training_goes_on_from_its_checkpoint(digits, tmp_path):
     fit_node_classifier(halves, digits, epochs=6, patience=1000, checkpoint=file)
     for a, b in zip(whole.parameters(), halves.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+class Elsewhere(Graph):
+    """A graph that is copied wherever it is moved to, as to an accelerator."""
+
+    def to(self, device):
+        own = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return dataclasses.replace(self, **{name: value.to(device, copy=True) for name, value in own.items()})
+
+
+@pytest.mark.parametrize("sanity", [0, 1])
+def test_a_graph_is_moved_and_normalised_once(digits, sanity, monkeypatch):
+    calls = []
+    real = adjacency.gcn_norm
+    monkeypatch.setattr(adjacency, "gcn_norm", lambda *args, **options: calls.append(1) or real(*args, **options))
+    graph = FullBatch(Elsewhere(**vars(digits)))
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    options |= {"accelerator": "cpu", "enable_model_summary": False, "num_sanity_val_steps": sanity}
+    lightning.Trainer(max_epochs=4, **options).fit(NodeClassifier(network()), graph, graph)
+    assert len(calls) == 1
+
+
+def test_a_graph_that_was_changed_is_moved_again(digits):
+    module, graph, device = NodeClassifier(network()), dataclasses.replace(digits, x=digits.x.clone()), "meta"
+    move = functools.partial(module.transfer_batch_to_device, device=torch.device(device), dataloader_idx=0)
+    first = move(graph)
+    assert first.x.is_meta
+    assert move(graph) is first
+    graph.x.mul_(2)
+    changed = move(graph)
+    assert changed is not first
+    assert move(dataclasses.replace(graph)) is not changed
+    assert not module.transfer_batch_to_device(graph, torch.device("cpu"), 0).x.is_meta
+    module.teardown("fit")
+    assert module._moved is None
 
 
 def test_a_training_that_stopped_early_has_stopped_for_good(digits, tmp_path):

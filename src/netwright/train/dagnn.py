@@ -19,9 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from netwright.data.graphs import FullBatch
+from netwright.nn.dagnn.adjacency import identity, same_identity
 from netwright.nn.modes import in_mode
 from netwright.results import History
 from netwright.train.fitting import fit
+
+FIELDS = ("x", "edge_index", "edge_weight", "y", "train_mask", "val_mask")
 
 
 class NodeClassifier(lightning.LightningModule):
@@ -55,10 +58,25 @@ class NodeClassifier(lightning.LightningModule):
         self.best: dict[str, float] = {}
         self._weights: dict[str, Tensor] = {}
         self._losses: list[float] = []
+        self._moved: tuple[Any, tuple[Any, ...], Any] | None = None  # a graph, what it was then, and its copy elsewhere
 
     def forward(self, graph: Any) -> Float[Tensor, "nodes classes"]:
         """Logits of all nodes."""
         return self.network(graph.x, graph.edge_index, getattr(graph, "edge_weight", None))
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Moves a graph that stays as it is once, so that what is remembered of its tensors holds in all epochs."""
+        fields = (getattr(batch, name, None) for name in FIELDS)
+        state = (device, *(part for field in fields if isinstance(field, Tensor) for part in identity(field)))
+        if self._moved is None or self._moved[0] is not batch or not same_identity(self._moved[1], state):
+            # What is made in inference mode could not take part in training later.
+            with torch.inference_mode(False):
+                self._moved = batch, state, super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return self._moved[2]
+
+    def teardown(self, stage: str) -> None:
+        """Forgets the graph."""
+        self._moved = None
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Cross-entropy of the training nodes."""
