@@ -28,7 +28,8 @@ def prepared(
     Of equal keys all but the first have minus infinity in place of minus half their squared norm.
     """
     limit = CACHED if keys.device.type == "cpu" else SCORES_LIMIT
-    books = len(keys) if torch.compiler.is_compiling() else max(1, limit // keys[0].numel())
+    # A quarter of what a lookup holds: the integers of `repeated` are twice as wide as scores, and there are several.
+    books = len(keys) if torch.compiler.is_compiling() else max(1, limit // (4 * keys[0].numel()))
     columns, half_norms, centres = zip(*map(_prepared, keys.split(books)), strict=True)
     return torch.cat(columns), torch.cat(half_norms), torch.cat(centres)
 
