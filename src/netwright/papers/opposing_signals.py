@@ -8,9 +8,10 @@ error to the one-hot label (mean over classes), tanh perceptrons in torch's init
 learning rate 1 for 400 steps and 0.5 for 800, since it takes about 350 to reach its edge) and on 2,000 images of
 Fashion-MNIST (784-100-100-10, 0.5, 400 steps). Spikes of the first quarter are left out: there the sharpness lies above
 2 / eta because of the initialisation, not because of training; the correlations at the largest spike of all stand
-beside. All figures of a spike are those of its last rising step, with the groups of 1 % that move most in it, beside
-200 random pairs and 200 pairs with the same losses. From before the largest spike both groups alone are trained on for
-20 steps, each as long as their share of the step that all examples take.
+beside. At most the 20 largest spikes of a training count, those of its 100 largest rises. All figures of a spike are
+those of its last rising step, with the groups of 1 % that move most in it, beside 200 random pairs and 200 pairs with
+the same losses. From before the largest spike both groups alone are trained on for 20 steps, each as long as their
+share of the step that all examples take.
 
 Planted: 1 % of the images, of class T-shirt, and 1 % of class sneaker get a patch of 6x6 pixels of three times white.
 After training the patch is turned up on images without it, and the outputs of both classes are told beside the others;
