@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -78,6 +79,25 @@ def test_grid_ladder_and_brute_force_agree(name):
             assert set(walked) == kept
         seen.add(math.isfinite(nearest))
     assert seen == {True, False}
+
+
+@pytest.mark.parametrize("name", ["perceptron", "convolutional", "adaptive"])
+def test_a_larger_region_is_not_safer(name):
+    """More steps and a larger radius only add points: what was unsafe stays so, at no larger a distance."""
+    made = network(name)
+    seen = set()
+    for seed, x in enumerate(inputs_of(made, 16)):
+        region = region_of(seed, x.numel())
+        more = {"steps": tuple(m + 1 + seed % 2 for m in region.steps)}
+        more |= {} if region.radius is None else {"radius": 1.5 * region.radius}
+        found = grid_search(made, x, region)
+        for change in [more, *({name: value} for name, value in more.items())]:
+            larger = grid_search(made, x, dataclasses.replace(region, **change))
+            seen.add((found.witness is not None, larger.witness is not None))
+            if found.distance is not None:
+                assert larger.distance is not None
+                assert larger.distance <= found.distance + 1e-9
+    assert {(False, False), (True, True)} <= seen
 
 
 @pytest.mark.parametrize("name", ["perceptron", "convolutional"])
