@@ -30,7 +30,7 @@ HEADERS = ("simd.h.in", "lanes.h.in", "activations.h.in")
 SANITIZE = os.environ.get("NETWRIGHT_SANITIZE") == "1"
 STRICT = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic", "-Wno-psabi")
 FAST = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno")
-CHECKED = ("-O1", "-g", "-march=native", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+CHECKED = ("-O0", "-g", "-march=native", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 _C = ctypes.CDLL(None)  # the C library, for memory that ends where it should
 _C.free.argtypes = [ctypes.c_void_p]
 
