@@ -1,8 +1,9 @@
-"""Numbers as arguments: one message for what is of another type, out of its range or not finite."""
+"""Numbers and choices as arguments: one message for what is of another type, out of its range or not known."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from numbers import Integral, Real
 from typing import Any
 
@@ -58,6 +59,28 @@ def whole(name: str, value: Any, bound: str) -> None:
         raise ValueError(f"{name} must be a whole number {_within(bound)}, got {value!r}")
     if not _holds(int(value), bound):
         raise ValueError(f"{name} must {'lie in' if bound[0] in '[(' else 'be'} {bound}, got {value}")
+
+
+def one_of(name: str, value: Any, choices: Collection[Any]) -> None:
+    """Refuses what is none of the choices.
+
+    Args:
+        name: Of the argument.
+        value: What was given.
+        choices: What there is to choose from.
+
+    Raises:
+        ValueError: If the value is none of them.
+
+    Example:
+        >>> one_of("order", "first", ("first", "second"))
+        >>> one_of("order", "third", ("first", "second"))
+        Traceback (most recent call last):
+        ...
+        ValueError: order must be one of first, second, got 'third'
+    """
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
 
 
 def _within(bound: str) -> str:

@@ -126,7 +126,7 @@ def test_the_terminal_names_the_page(data: str, tmp_path: Path):
         ("natra:beta=-1", "natra: beta must be >= 0 and finite, got -1"),
         ("natra:k=0", "natra: k must be >= 1, got 0"),
         ("natra:k=many", "natra: k must be a whole number, got 'many'"),
-        ("natra:search=best", "search must be one of 'random', 'worst_of_k', 'pgd', got 'best'"),
+        ("natra:search=best", "search must be one of random, worst_of_k, pgd, got 'best'"),
         ("natra:eps_max=0", "eps_max must be > 0"),
         ("natra:bta=1", "did you mean beta?"),
         ("natra:source=3", "source must be a NaturalTransform"),

@@ -181,7 +181,7 @@ def test_products_are_periodic_in_the_logarithm():
         ((torch.ones(4, 4), torch.ones(5, 4)), {}, "at least 3 long"),
         ((torch.ones(4, 18), torch.ones(9, 4)), {"op": "mul"}, "one prime length, got 9 and 9"),
         ((torch.ones(4, 14), torch.ones(5, 4)), {"op": "mul"}, "one prime length, got 7 and 5"),
-        ((torch.ones(4, 10), torch.ones(5, 4)), {"op": "div"}, "op must be one of 'add', 'mul', got 'div'"),
+        ((torch.ones(4, 10), torch.ones(5, 4)), {"op": "div"}, "op must be one of add, mul, got 'div'"),
         ((torch.ones(4, 10), torch.ones(5, 4)), {"r": 1}, "r must be >= 2, got 1"),
         ((torch.full((4, 10), math.nan), torch.ones(5, 4)), {}, "must be finite"),
         ((torch.ones(4, 10), torch.full((5, 4), math.inf)), {}, "must be finite"),

@@ -78,10 +78,10 @@ def test_the_seed_decides():
         ({"p": 3, "train_frac": 0.01}, "at least 1 pair on each side, got 0 of 9"),
         ({"corruption": 1}, r"corruption must lie in \[0, 1\), got 1"),
         ({"corruption": -0.1}, r"corruption must lie in \[0, 1\), got -0.1"),
-        ({"op": "sub"}, "op must be one of 'add', 'mul', got 'sub'"),
-        ({"corrupt": "x"}, "corrupt must be one of 'derangement', 'uniform', got 'x'"),
-        ({"split": "validation"}, "split must be one of 'train', 'test', 'all', got 'validation'"),
-        ({"encoding": "binary"}, "encoding must be one of 'index', 'one-hot', got 'binary'"),
+        ({"op": "sub"}, "op must be one of add, mul, got 'sub'"),
+        ({"corrupt": "x"}, "corrupt must be one of derangement, uniform, got 'x'"),
+        ({"split": "validation"}, "split must be one of train, test, all, got 'validation'"),
+        ({"encoding": "binary"}, "encoding must be one of index, one-hot, got 'binary'"),
     ],
 )
 def test_bad_data(options, message):
@@ -152,7 +152,7 @@ def test_first_weights_dropout_and_place_of_the_norm():
         ({"p": 2}, "p must be >= 3, got 2"),
         ({"p": 5, "width": 0}, "width must be >= 1, got 0"),
         ({"p": 5, "dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
-        ({"p": 5, "norm": "gn"}, "norm must be one of 'bn', 'ln', got 'gn'"),
+        ({"p": 5, "norm": "gn"}, "norm must be one of bn, ln, got 'gn'"),
     ],
 )
 def test_bad_networks(arguments, message):

@@ -288,7 +288,7 @@ def test_clusters_do_not_depend_on_the_order():
 
 @pytest.mark.parametrize(
     ("options", "told"),
-    [({"by": "pixels"}, "by must be one of 'features', 'gradients', got 'pixels'"), ({"threshold": 1.0}, r"\(0, 1\)")],
+    [({"by": "pixels"}, "by must be one of features, gradients, got 'pixels'"), ({"threshold": 1.0}, r"\(0, 1\)")],
 )
 def test_clusters_that_are_refused(options, told):
     with pytest.raises(ValueError, match=told):

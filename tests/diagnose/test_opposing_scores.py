@@ -112,7 +112,7 @@ def test_steps_worth_a_look():
     assert scores.interesting_steps(mean, deltas, "rise") == [1, 2, 5]
     assert scores.interesting_steps(mean, deltas, "spike") == [2]  # the last rise has no fall yet
     assert scores.interesting_steps(mean, deltas, "largest") == [2]
-    with pytest.raises(ValueError, match="kind must be one of 'spike', 'rise', 'largest', got 'top'"):
+    with pytest.raises(ValueError, match="kind must be one of spike, rise, largest, got 'top'"):
         scores.interesting_steps(mean, deltas, "top")  # type: ignore[arg-type]
 
 

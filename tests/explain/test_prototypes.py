@@ -489,7 +489,7 @@ def test_explaining_needs_no_training_engine():
         ),
         (lambda: LitPrototypeClassifier(small(), lr=0), "lr must be > 0, got 0"),
         (lambda: mnist_conv_encoder(0), r"channels and maps must be >= 1.* got 1 and \(32, 32, 32, 0\)"),
-        (lambda: mnist_conv_encoder(init="he"), "init must be one of 'paper', 'kaiming', got 'he'"),
+        (lambda: mnist_conv_encoder(init="he"), "init must be one of paper, kaiming, got 'he'"),
         (lambda: conv_decoder(1, (4,), 0), "size must be >= 1 on both sides, got 0"),
     ],
 )

@@ -445,7 +445,7 @@ def test_an_independent_implementation_gives_the_same():
         ({"epsilon": -1.0}, "epsilon must be >= 0"),
         ({"projection": "split", "num_codebooks": 5}, r"multiple of num_codebooks \(5\) to be split, got 12"),
         ({"projection": "split", "num_codebooks": 4, "key_dim": 4}, "key_dim must be 3 with projection='split', got 4"),
-        ({"projection": "linear"}, "projection must be one of 'random', 'split', 'none', got 'linear'"),
+        ({"projection": "linear"}, "projection must be one of random, split, none, got 'linear'"),
         ({"pool": "max"}, "pool must be 'mean' or None, got 'max'"),
         ({"value_init": "ones"}, "value_init must be one of"),
         ({"key_init": "ones"}, "key_init must be one of"),

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from netwright.checks import one_of
 from netwright.nn.modes import in_mode
 from netwright.train.distillation import distillation_loss
 
@@ -55,8 +56,7 @@ class DistillationLoss(nn.Module):
             raise ValueError(f"temperature must be > 0 and finite, got {temperature}")
         if not 0 <= weight <= 1:
             raise ValueError(f"weight must lie in [0, 1], got {weight}")
-        if reduction not in get_args(Reduction):
-            raise ValueError(f"reduction must be one of {', '.join(map(repr, get_args(Reduction)))}, got {reduction!r}")
+        one_of("reduction", reduction, get_args(Reduction))
         self.temperature, self.weight, self.reduction = float(temperature), float(weight), reduction
 
     def forward(

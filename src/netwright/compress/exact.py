@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from netwright.checks import one_of
 from netwright.nn.sparse import FixedMask, effective_weight, mask_of, top_k_mask
 
 Scope = Literal["layer", "global", "lamp"]
@@ -61,8 +62,7 @@ def exact_masks(
         [tensor([[0., 1., 1., 0.]])]
     """
     check_sparsity(sparsity)
-    if scope not in get_args(Scope):
-        raise ValueError(f"scope must be one of {', '.join(map(repr, get_args(Scope)))}, got {scope!r}")
+    one_of("scope", scope, get_args(Scope))
     if keep_at_least < 0:
         raise ValueError(f"keep_at_least must be >= 0, got {keep_at_least}")
     scores = [_scores(layer, regrow) for layer in chosen]

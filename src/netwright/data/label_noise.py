@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
+from netwright.checks import one_of
 from netwright.seeding import stream
 
 if TYPE_CHECKING:
@@ -286,8 +287,7 @@ def with_noisy_labels(
         >>> int(changed["train"].sum()), len(noisy.train)
         (518, 1294)
     """
-    if kind not in NOISE_KINDS:
-        raise ValueError(f"kind must be one of {', '.join(NOISE_KINDS)}, got {kind!r}")
+    one_of("kind", kind, NOISE_KINDS)
     if unknown := [name for name in parts if name not in data.parts]:
         raise ValueError(f"parts must be among {', '.join(data.parts)}, got {unknown[0]!r}")
     classes = len(data.classes)

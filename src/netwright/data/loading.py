@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from netwright.checks import one_of
 from netwright.console import UserError, table
 from netwright.data.augment import Compose, standard
 from netwright.data.parts import PARTS, Parts, class_problems, duplicate_problems, group_keys
@@ -104,8 +105,7 @@ class Data(Result):
             >>> place.array, place.row >= 5
             ('train', True)
         """
-        if part not in self.parts:
-            raise ValueError(f"part must be one of {', '.join(self.parts)}, got {part!r}")
+        one_of("part", part, self.parts)
         images = self.parts[part]
         if not 0 <= index < len(images):
             raise IndexError(f"index must lie in 0..{len(images) - 1}, got {index}")

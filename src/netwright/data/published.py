@@ -16,6 +16,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from netwright.checks import one_of
 from netwright.console import UserError
 from netwright.data.table import LabelledTable
 
@@ -46,8 +47,7 @@ def load_ujindoorloc(path: str | os.PathLike[str], target: IndoorTarget = "BUILD
         >>> table.X.round(2).tolist(), [table.classes[i] for i in table.y]
         ([[0.0, 0.4], [0.2, 0.0]], ['1', '0'])
     """
-    if target not in get_args(IndoorTarget):
-        raise ValueError(f"target must be one of {', '.join(get_args(IndoorTarget))}, got {target!r}")
+    one_of("target", target, get_args(IndoorTarget))
     file = Path(path)
     header = _header(file)
     points = [name for name in header if name.startswith("WAP")]

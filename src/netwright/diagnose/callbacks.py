@@ -14,6 +14,7 @@ import lightning
 import torch
 from torch.nn import functional
 
+from netwright.checks import one_of
 from netwright.diagnose.coherence import CoherenceResult, Sums
 from netwright.diagnose.gradients import Batched, ExampleGradients, LossFunction
 from netwright.diagnose.suppression import MedianOfMeans, RunningMedian, WinsorizedGradients, check_share
@@ -145,8 +146,7 @@ class SuppressionCallback(lightning.Callback):
     def __init__(
         self, method: Method = "winsorized", c: float = 4.0, loss_fn: LossFunction = CROSS_ENTROPY, seed: int = 0
     ):
-        if method not in get_args(Method):
-            raise ValueError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
+        one_of("method", method, get_args(Method))
         self.method, self.c, self.loss_fn, self.seed = method, check_share(c), loss_fn, seed
         self._wrapper: WinsorizedGradients | MedianOfMeans | RunningMedian | None = None
         self._batch: Any = None

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from netwright.checks import one_of
 from netwright.console import warn
 from netwright.diagnose.gradients import Batched, ExampleGradients, LossFunction, batches
 from netwright.results import Result, new_axes
@@ -285,8 +286,7 @@ def per_example_alignment(
         >>> per_example_alignment(net, lambda output, _: output[:, 0], (x, torch.zeros(3)))
         tensor([0.7500, 1.5000, 0.7500], dtype=torch.float64)
     """
-    if kind not in get_args(Kind):
-        raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}")
+    one_of("kind", kind, get_args(Kind))
     if iter(data) is data:
         raise ValueError("data must be such that it can be read twice, got an iterator: give a list or a loader")
     gradients = ExampleGradients(model, loss_fn, params, bn=bn)

@@ -23,6 +23,7 @@ from scipy.linalg import eigh
 from torch import Tensor, nn
 from torch.nn import functional
 
+from netwright.checks import one_of
 from netwright.explain.layers import Transform
 from netwright.explain.maps import LayerMaps, unit
 from netwright.nn.modes import in_mode
@@ -115,8 +116,7 @@ def eigen_cam(
         raise ValueError(f"activations must be (C, h, w) or (batch, C, h, w), got shape {tuple(activations.shape)}")
     if not activations.is_floating_point():
         raise ValueError(f"activations must be floating-point numbers, got {activations.dtype}")
-    if sign not in get_args(Sign):
-        raise ValueError(f"sign must be one of {', '.join(get_args(Sign))}, got {sign!r}")
+    one_of("sign", sign, get_args(Sign))
     batch = activations.detach() if activations.ndim == 4 else activations.detach()[None]
     channels, rows, columns = batch.shape[1:]
     if rows * columns < 2:

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from netwright.checks import one_of
 from netwright.nn.batchnorm import frozen_statistics
 from netwright.nn.modes import in_mode
 
@@ -227,8 +228,7 @@ def class_maps(
         ValueError: If ``method`` is unknown, images are no floating-point numbers, the network gives no (batch,
             classes), a layer does not run or its output has no places, or no gradient reaches it.
     """
-    if method not in get_args(CamMethod):
-        raise ValueError(f"method must be one of {', '.join(map(repr, get_args(CamMethod)))}, got {method!r}")
+    one_of("method", method, get_args(CamMethod))
     if not images.is_floating_point():
         raise ValueError(f"images must be floating-point numbers, for their gradient, got {images.dtype}")
     # Images ask for their gradient, so that the layer has one even where every parameter is frozen.

@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from netwright.checks import one_of
+
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure as Canvas
@@ -121,8 +123,7 @@ def colour(name: str) -> str:
     Raises:
         ValueError: If there is no such colour.
     """
-    if name not in COLOURS:
-        raise ValueError(f"name must be one of {', '.join(COLOURS)}, got {name!r}")
+    one_of("name", name, COLOURS)
     return COLOURS[name][0]
 
 

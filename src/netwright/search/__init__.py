@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from netwright.checks import one_of
 from netwright.lazy import exports
 
 METHODS = {
@@ -310,8 +311,7 @@ def method(name: str) -> Any:
     Raises:
         ValueError: If there is none.
     """
-    if name not in METHODS:
-        raise ValueError(f"search must be one of {', '.join(METHODS)}, got {name!r}")
+    one_of("search", name, METHODS)
     module, attribute = METHODS[name].split(":")
     return getattr(importlib.import_module(module), attribute)
 

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from netwright.checks import one_of
 from netwright.nn.batchnorm import frozen_statistics
 from netwright.search.spaces.operations import Zero
 from netwright.search.supernet import Choice, Gate
@@ -61,8 +62,7 @@ class BinaryGate(Gate):
     second_order = False
 
     def __init__(self, mode: Mode = "two", skip_zero_grad: bool = False) -> None:
-        if mode not in get_args(Mode):
-            raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
+        one_of("mode", mode, get_args(Mode))
         self.mode, self.skip_zero_grad = mode, skip_zero_grad
 
     def draw(self, alpha: Float[Tensor, " candidates"], part: str, batch: int) -> Int[Tensor, " drawn"]:

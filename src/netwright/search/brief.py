@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from netwright.checks import one_of
 from netwright.search import SELECTORS
 from netwright.search.objective import CostPenalty, Objective, TaskLoss
 from netwright.search.pricing import FULL, Limits, WithinLimits
@@ -55,8 +56,7 @@ class Brief:
 
 def refuse(name: str, space: Any, *, limited: bool) -> None:
     """Raises the ``ValueError`` of :func:`make_selector`, for a search with or without limits."""
-    if name not in SELECTORS:
-        raise ValueError(f"select must be one of {', '.join(SELECTORS)}, got {name!r}")
+    one_of("select", name, SELECTORS)
     own = "magnitude" if isinstance(space.selector(), MagnitudeSelector) else "argmax"
     if name in ("magnitude", "argmax") and name != own:
         raise ValueError(f"select {name!r} does not fit the space {space.name!r}, whose rule is {own!r}")

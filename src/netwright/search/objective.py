@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from netwright.checks import number
+from netwright.checks import number, one_of
 from netwright.search.protocol import need
 
 Part = Literal["weights", "alpha", "both"]
@@ -121,8 +121,7 @@ class Objective:
         Raises:
             ValueError: If ``part`` is not one of "weights", "alpha", "both".
         """
-        if part not in get_args(Part):
-            raise ValueError(f"part must be one of {', '.join(get_args(Part))}, got {part!r}")
+        one_of("part", part, get_args(Part))
         if callable(redraw := getattr(supernet, "redraw", None)):
             redraw(part, len(batch[0]))
         seen = Evaluation(supernet, batch, supernet(batch[0]), part)
@@ -258,10 +257,9 @@ class CostPenalty(Objective):
         ref: float | None = None,
         apply_to: Part | None = None,
     ):
-        if form not in _FORMS:
-            raise ValueError(f"form must be one of {', '.join(_FORMS)}, got {form!r}")
-        if apply_to is not None and apply_to not in get_args(Part):
-            raise ValueError(f"apply_to must be one of {', '.join(get_args(Part))}, got {apply_to!r}")
+        one_of("form", form, _FORMS)
+        if apply_to is not None:
+            one_of("apply_to", apply_to, get_args(Part))
         formula = _FORMS[form]
         if formula.least_ref > _NONE:
             if ref is None:

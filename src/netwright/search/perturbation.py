@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from netwright.checks import one_of
 from netwright.console import task
 from netwright.search.pairs import Pairs
 from netwright.search.protocol import need_gates
@@ -141,8 +142,7 @@ class PerturbationSelector:
             ("topology", topology, ("greedy", "single")),
             ("order", order, ("random", "fixed")),
         ):
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+            one_of(name, value, allowed)
         if tune_epochs < 0:
             raise ValueError(f"tune_epochs must be >= 0, got {tune_epochs}")
         if not lr_scale > 0:

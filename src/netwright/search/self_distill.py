@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from netwright.checks import number, whole
+from netwright.checks import number, one_of, whole
 from netwright.nn.batchnorm import frozen_statistics
 from netwright.search.darts import DARTS
 from netwright.search.objective import Evaluation, Objective, Part, TaskLoss
@@ -89,8 +89,7 @@ class SnapshotTeachers:
         else:
             whole("every", every, ">= 1")
         for name, value, allowed in (("vote", vote, get_args(Vote)), ("store", store, get_args(Store))):
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+            one_of(name, value, allowed)
         whole("delay", delay, ">= 0")
         self.k, self.every, self.vote, self.store, self.delay = k, every, vote, store, delay
         self._snapshots: deque[dict[str, Tensor]] = deque(maxlen=k + delay)
@@ -322,8 +321,7 @@ class SelfDistillation(Objective):
         number("lam", self.lam, ">= 0")
         number("T", self.T, "> 0")
         number("ramp", self.ramp, "[0, 1]")
-        if apply_to not in get_args(Part):
-            raise ValueError(f"apply_to must be one of {', '.join(get_args(Part))}, got {apply_to!r}")
+        one_of("apply_to", apply_to, get_args(Part))
         self.teachers = teachers or SnapshotTeachers(chosen.k, store=chosen.store, delay=chosen.delay)
         self.apply_to, self.start = apply_to, chosen.start
         self._progress, self._steps, self._epochs = 0.0, 0, 0

@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from netwright.checks import number, whole
+from netwright.checks import number, one_of, whole
 from netwright.nn.batchnorm import frozen_statistics, recalibrate
 from netwright.nn.curvature import hessian_vector_product, largest_eigenvalues
 from netwright.nn.modes import in_mode
@@ -175,8 +175,7 @@ def rho_sharpness(
         True
     """
     number("rho", rho, "> 0")
-    if wrt not in get_args(Wrt):
-        raise ValueError(f"wrt must be one of {', '.join(get_args(Wrt))}, got {wrt!r}")
+    one_of("wrt", wrt, get_args(Wrt))
     whole("n_steps", n_steps, ">= 1")
     parameters: list[nn.Parameter] = []
     if wrt in ("alpha", "both"):
@@ -268,8 +267,7 @@ def discretisation_gap(
         >>> gap["loss gap"] == gap["discrete loss"] - gap["supernet loss"]
         True
     """
-    if statistics not in get_args(Statistics):
-        raise ValueError(f"statistics must be one of {', '.join(get_args(Statistics))}, got {statistics!r}")
+    one_of("statistics", statistics, get_args(Statistics))
     if recalibrate_on is not None and statistics != "running":
         raise ValueError(f"statistics must be 'running' when recalibrate_on is given, got {statistics!r}")
     networks = {"supernet": supernet, "discrete": discretised(supernet, genotype)}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float
 from torch import Tensor
 
+from netwright.checks import one_of
 from netwright.console import nearest
 from netwright.search.scoring import measure, removals, without
 from netwright.search.spaces import edge_key
@@ -42,8 +43,8 @@ def _cell(supernet: Supernet, cell: str | None) -> str:
             f"supernet must be of a space of cells, whose edges are (predecessor, state), got one of {name!r}; name a "
             f"key: {', '.join(supernet.keyed_choices())}"
         )
-    if cell is not None and cell not in known:
-        raise ValueError(f"cell must be one of {', '.join(known)}, got {cell!r}")
+    if cell is not None:
+        one_of("cell", cell, known)
     return cell or str(known[0])
 
 

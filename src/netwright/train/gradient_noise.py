@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from netwright.checks import one_of
 from netwright.seeding import derive
 from netwright.train.normal import NormalStream
 
@@ -390,5 +391,4 @@ class NoisyOptimizer(torch.optim.Optimizer):
 
 def check_order(order: str) -> None:
     """Refuses what is no order of clipping and noise."""
-    if order not in get_args(Order):
-        raise ValueError(f"order must be one of {', '.join(get_args(Order))}, got {order!r}")
+    one_of("order", order, get_args(Order))

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from netwright.checks import one_of
 from netwright.verify.exact import smt_verify
 from netwright.verify.greedy import FEATURE, greedy_search
 from netwright.verify.grid import grid_search, other_class
@@ -76,8 +77,7 @@ def verify_point(
         unsafe: an input at distance 0.4 has class 1, not 0
     """
     begin = time.monotonic()
-    if engine not in ENGINES:
-        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+    one_of("engine", engine, ENGINES)
     if not timeout > 0:
         raise ValueError(f"timeout must be > 0 seconds, got {timeout}")
     if not bool(x.isfinite().all()):

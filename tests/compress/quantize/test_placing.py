@@ -121,7 +121,7 @@ def test_other_parametrizations_are_baked_in():
         (lambda: post_training_quantize(nn.Linear(2, 2), 2, quantize="biases"), "quantize must be one of"),
         (
             lambda: post_training_quantize(nn.Linear(2, 2), 2, ranges="best"),
-            "ranges must be one of 'minmax', 'mse', got",
+            "ranges must be one of minmax, mse, got",
         ),
         (lambda: post_training_quantize(nn.Linear(2, 2), 2, quantize_first_last=False), "without any left"),
         (

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from netwright.checks import one_of
 from netwright.compress.low_rank.decomposing import low_rank_layers
 from netwright.nn.batchnorm import recalibrate
 from netwright.seeding import stream
@@ -66,8 +67,7 @@ def ordered_rank_sampler(model: nn.Module, mode: Mode = "per_layer", seed: int =
         >>> sorted(next(sampler)[""] for _ in range(2))
         [1, 2]
     """
-    if mode not in get_args(Mode):
-        raise ValueError(f"mode must be one of {', '.join(map(repr, get_args(Mode)))}, got {mode!r}")
+    one_of("mode", mode, get_args(Mode))
     low_rank_layers(model)
     return _draws(model, mode, seed)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from netwright.checks import one_of
 from netwright.compress.quantize.quantizers import Gradient, Quantizer, UniformQuantizer
 from netwright.compress.quantize.scaling import check_finite
 from netwright.nn import shared
@@ -68,8 +69,7 @@ def targets(
     Raises:
         ValueError: If ``which`` is unknown, or nothing is left.
     """
-    if which not in get_args(Which):
-        raise ValueError(f"quantize must be one of {', '.join(map(repr, get_args(Which)))}, got {which!r}")
+    one_of("quantize", which, get_args(Which))
     parts = shared.parts_of(module)
     weighed = [part for part in parts if isinstance(part, LAYERS)]
     left_out = [] if first_last else [*weighed[:1], *weighed[-1:]]
@@ -160,8 +160,7 @@ def post_training_quantize(
         >>> len(net[2].weight.unique()) <= 4
         True
     """
-    if ranges not in get_args(Ranges):
-        raise ValueError(f"ranges must be one of {', '.join(map(repr, get_args(Ranges)))}, got {ranges!r}")
+    one_of("ranges", ranges, get_args(Ranges))
 
     def make(parameter: Tensor, kept: Tensor | None, number: int) -> Quantizer:
         quantizer = UniformQuantizer(bits, bucket_size, grad=grad, kept=kept)

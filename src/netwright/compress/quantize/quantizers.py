@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from netwright.checks import one_of
 from netwright.compress.quantize.scaling import (
     BucketScaler,
     check_bits,
@@ -103,8 +104,7 @@ class UniformQuantizer(Quantizer):
         kept: Tensor | None = None,
     ):
         super().__init__(bucket_size, kept)
-        if grad not in get_args(Gradient):
-            raise ValueError(f"grad must be one of {', '.join(map(repr, get_args(Gradient)))}, got {grad!r}")
+        one_of("grad", grad, get_args(Gradient))
         if stochastic and generator is None:
             raise ValueError("stochastic rounding needs a generator, got None")
         self.bits, self.grad, self.stochastic, self.generator = check_bits(bits), grad, stochastic, generator
@@ -202,8 +202,7 @@ def start_points(points: int | Tensor, init: Start, u: Float[Tensor, "weights"])
         >>> start_points(3, "quantiles", torch.tensor([0.0, 0.9, 0.1, 0.2, 1.0]))
         tensor([0.0000, 0.2000, 1.0000])
     """
-    if init not in get_args(Start):
-        raise ValueError(f"init must be one of {', '.join(map(repr, get_args(Start)))}, got {init!r}")
+    one_of("init", init, get_args(Start))
     if isinstance(points, Tensor):
         check_points(points)
         return points.detach().clone()

@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from sklearn.base import BaseEstimator
 from torch.utils.data import Dataset, Subset
 
+from netwright.checks import one_of
 from netwright.data.condense.rounding import controlled_rounding
 from netwright.seeding import numpy_stream
 
@@ -137,8 +138,7 @@ def _gains(rows: _Rows, chosen: _Rows, first: np.ndarray, squares: np.ndarray, g
 
 
 def _checked_gain(gain: str, lam: float) -> None:
-    if gain not in get_args(Gain):
-        raise ValueError(f"gain must be one of {', '.join(map(repr, get_args(Gain)))}, got {gain!r}")
+    one_of("gain", gain, get_args(Gain))
     if not np.isfinite(lam):
         raise ValueError(f"lam must be finite, got {lam}")
 

@@ -18,6 +18,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from netwright.checks import one_of
+
 Shape = tuple[int, ...]
 Pair = tuple[int, int]
 Borders = tuple[int, int, int, int]
@@ -44,8 +46,7 @@ class Activation:
     high: float = math.inf
 
     def __post_init__(self) -> None:
-        if self.kind not in ACTIVATIONS:
-            raise ValueError(f"kind must be one of {', '.join(ACTIVATIONS)}, got {self.kind!r}")
+        one_of("kind", self.kind, ACTIVATIONS)
 
     def __bool__(self) -> bool:
         return self.kind != "none"

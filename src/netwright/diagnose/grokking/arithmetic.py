@@ -18,22 +18,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from netwright.checks import one_of
 from netwright.seeding import stream
 
 Op = Literal["add", "mul"]
 Corrupt = Literal["derangement", "uniform"]
 Split = Literal["train", "test", "all"]
 Encoding = Literal["index", "one-hot"]
-
-
-def check_choice(name: str, value: object, among: object) -> None:
-    """Refuses what is none of a literal's values.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    if value not in get_args(among):
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, get_args(among)))}, got {value!r}")
 
 
 def is_prime(p: int) -> bool:
@@ -142,8 +133,8 @@ class ModularArithmetic(Dataset[tuple[Tensor, int]]):
         if p < 3:
             raise ValueError(f"p must be >= 3, got {p}")
         for name, value, among in (("op", op, Op), ("corrupt", corrupt, Corrupt), ("split", split, Split)):
-            check_choice(name, value, among)
-        check_choice("encoding", encoding, Encoding)
+            one_of(name, value, get_args(among))
+        one_of("encoding", encoding, get_args(Encoding))
         if op == "mul" and not is_prime(p):
             raise ValueError(f"p must be a prime for products, got {p}")
         if not 0 < train_frac < 1:

@@ -11,14 +11,14 @@ The solution that adds in closed form is Gromov's, "Grokking modular arithmetic"
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from netwright.diagnose.grokking.arithmetic import check_choice
+from netwright.checks import one_of
 
 Norm = Literal["bn", "ln"]
 
@@ -66,7 +66,7 @@ class QuadraticMLP(nn.Module):
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
         if norm is not None:
-            check_choice("norm", norm, Norm)
+            one_of("norm", norm, get_args(Norm))
         self.p, self.width = p, width
         self.fc1 = nn.Linear(2 * p, width, bias=False)
         self.dropout = nn.Dropout(dropout)

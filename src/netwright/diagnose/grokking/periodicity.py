@@ -15,12 +15,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from typing import get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from netwright.diagnose.grokking.arithmetic import Op, check_choice, is_prime, power_order
+from netwright.checks import one_of
+from netwright.diagnose.grokking.arithmetic import Op, is_prime, power_order
 from netwright.diagnose.grokking.network import linear_pair, norms_between
 from netwright.metrics import pearson
 
@@ -118,7 +120,7 @@ def neuron_ipr(
         True
     """
     first, second = _weights(model_or_weights)
-    check_choice("op", op, Op)
+    one_of("op", op, get_args(Op))
     if blocks < 1 or first.shape[1] % blocks:
         raise ValueError(f"blocks must divide the {first.shape[1]} inputs, got {blocks}")
     inputs, outputs = first.unflatten(1, (blocks, -1)), second.T

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from netwright.checks import one_of
 from netwright.diagnose.gradients import ExampleGradients
 from netwright.diagnose.losses import LossFunction, example_losses
 from netwright.diagnose.opposing_signals.edge import trained_parameters
@@ -123,8 +124,7 @@ def clusters(
         >>> clusters(nn.Linear(2, 2), nn.CrossEntropyLoss(reduction="none"), x, torch.zeros(3).long())
         tensor([0, 1, 0])
     """
-    if by not in get_args(By):
-        raise ValueError(f"by must be one of {', '.join(map(repr, get_args(By)))}, got {by!r}")
+    one_of("by", by, get_args(By))
     if not 0 < threshold < 1:
         raise ValueError(f"threshold must lie in (0, 1), got {threshold}")
     if not len(x):

@@ -20,6 +20,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from netwright.checks import one_of
+
 FEWEST = 5  # in a group
 NEAR = 10  # of how many examples of the nearest loss each way a matched one is drawn
 Kind = Literal["spike", "rise", "largest"]
@@ -195,8 +197,7 @@ def interesting_steps(
         >>> [interesting_steps(mean, mean.diff()[:, None], kind) for kind in ("spike", "rise", "largest")]
         [[2], [1, 2], [0]]
     """
-    if kind not in get_args(Kind):
-        raise ValueError(f"kind must be one of {', '.join(map(repr, get_args(Kind)))}, got {kind!r}")
+    one_of("kind", kind, get_args(Kind))
     if not len(deltas):
         return []
     if kind == "largest":

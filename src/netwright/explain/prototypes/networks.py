@@ -7,6 +7,8 @@ from typing import Literal, get_args
 
 from torch import nn
 
+from netwright.checks import one_of
+
 Init = Literal["paper", "kaiming"]
 PAPER_STD = 0.01
 MAPS = (32, 32, 32)
@@ -121,8 +123,7 @@ def _check(channels: int, maps: Sequence[int]) -> None:
 
 
 def _initialised(network: nn.Sequential, init: Init) -> nn.Sequential:
-    if init not in get_args(Init):
-        raise ValueError(f"init must be one of {', '.join(map(repr, get_args(Init)))}, got {init!r}")
+    one_of("init", init, get_args(Init))
     for layer in network:
         if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
             if init == "paper":

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from netwright.checks import one_of
 from netwright.explain.tabular.attention import SelfAttentionNetwork
 from netwright.explain.tabular.inputs import as_table, moments
 from netwright.nn.modes import in_mode
@@ -311,8 +312,7 @@ def tabular_classifier(
         raise ValueError(f"n_classes must be >= 2, got {n_classes}")
     if encoder is not None and encoder not in get_args(Encoder):
         raise ValueError(f"encoder must be 'conv', 'dense' or None, got {encoder!r}")
-    if head not in get_args(Head):
-        raise ValueError(f"head must be one of {', '.join(map(repr, get_args(Head)))}, got {head!r}")
+    one_of("head", head, get_args(Head))
     coder: nn.Module
     decoder: nn.Module | None = None
     length, grid = n_features, None

@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from sklearn.utils import check_random_state
 from torch import nn
 
+from netwright.checks import one_of
 from netwright.explain.tabular.inputs import (
     Table,
     as_input,
@@ -143,8 +144,7 @@ def permutation_importance(
         [0.52, 0.0, 0.0]
     """
     table = as_table(X)
-    if score not in get_args(Score):
-        raise ValueError(f"score must be one of {', '.join(map(repr, get_args(Score)))}, got {score!r}")
+    one_of("score", score, get_args(Score))
     if isinstance(n_repeats, bool) or not isinstance(n_repeats, (int, np.integer)) or n_repeats < 1:
         raise ValueError(f"n_repeats must be a whole number >= 1, got {n_repeats!r}")
     labels, members = _groups(groups, table.shape[1])

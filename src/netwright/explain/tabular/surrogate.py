@@ -23,6 +23,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
 
+from netwright.checks import one_of
 from netwright.explain.tabular.contributions import saabas, tree_shap
 from netwright.explain.tabular.counterfactuals import Counterfactual, deviations, limits_of, nearest
 from netwright.explain.tabular.explanation import Explanation
@@ -181,8 +182,7 @@ class SurrogateExplainer(BaseEstimator):
         return self
 
     def _check(self, table: Table) -> None:
-        if self.kind not in get_args(Kind):
-            raise ValueError(f"kind must be one of {', '.join(map(repr, get_args(Kind)))}, got {self.kind!r}")
+        one_of("kind", self.kind, get_args(Kind))
         if self.k != "auto" and not (isinstance(self.k, (int, np.integer)) and 1 <= self.k <= table.shape[1]):
             raise ValueError(f"k must be 'auto' or lie in 1..{table.shape[1]}, the number of features, got {self.k!r}")
         if self.k == "auto" and (not len(self.k_grid) or min(self.k_grid) < 1):

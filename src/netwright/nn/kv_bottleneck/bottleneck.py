@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from netwright.checks import number, whole
+from netwright.checks import number, one_of, whole
 from netwright.nn.kv_bottleneck.keys import KeyInit, first_keys, totals, wide
 from netwright.nn.kv_bottleneck.lookup import nearest_keys, prepared
 
@@ -112,8 +112,7 @@ class KeyValueBottleneck(nn.Module):
             "key_init": (key_init, KeyInit),
         }
         for name, (word, words) in named.items():
-            if word not in get_args(words):
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, get_args(words)))}, got {word!r}")
+            one_of(name, word, get_args(words))
         if pool not in {"mean", None}:
             raise ValueError(f"pool must be 'mean' or None, got {pool!r}")
         number("decay", decay, "[0, 1)")

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from netwright.checks import number, whole
+from netwright.checks import number, one_of, whole
 from netwright.nn.lssl.convolution import final_state, free_response, krylov, ssm_kernel, two_sided_conv
 from netwright.nn.lssl.dense import DenseMatrix
 from netwright.nn.lssl.measures import Measure
@@ -346,8 +346,7 @@ def _check_arguments(
     for name, value in counts.items():
         whole(name, value, ">= 1")
     for name, (value, known) in names.items():
-        if value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(map(str, known))}, got {value!r}")
+        one_of(name, value, known)
     for name, (share, closed) in shares.items():
         number(name, share, "[0, 1]" if closed else "[0, 1)")
 

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from netwright.checks import whole
+from netwright.checks import one_of, whole
 
 Measure = Literal["legs", "legt", "lagt"]
 
@@ -23,8 +23,7 @@ def check_measure(measure: str, N: int) -> None:
     Raises:
         ValueError: If the measure is unknown or ``N`` is below 1.
     """
-    if measure not in get_args(Measure):
-        raise ValueError(f"measure must be one of {', '.join(get_args(Measure))}, got {measure!r}")
+    one_of("measure", measure, get_args(Measure))
     whole("N", N, ">= 1")
 
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from netwright.checks import one_of
 from netwright.search.genotype import ChoiceGenotype
 from netwright.search.spaces.choices import ChoiceSpace, Choose
 
@@ -164,8 +165,7 @@ class Chain:
         from netwright.nn.mbconv import MBConv
 
         strides = {"cifar": 1, "strided": 2, "imagenet": 4}
-        if stem not in strides:
-            raise ValueError(f"stem must be one of {', '.join(strides)}, got {stem!r}")
+        one_of("stem", stem, strides)
         if cells not in (None, self.layers):
             raise ValueError(f"cells must be {self.layers}, the number of layers of the chain, or None, got {cells}")
         if drop_path or auxiliary:

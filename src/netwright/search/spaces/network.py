@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from netwright.checks import one_of
 from netwright.search.genotype import CellGenotype, CellsGenotype, Chosen
 from netwright.search.spaces.operations import FactorizedReduce, channels_last, operation, relu_conv_bn
 from netwright.seeding import seeded
@@ -114,8 +115,7 @@ def make_stem(name: str, in_channels: int, channels: int) -> CifarStem | ImageNe
     Raises:
         ValueError: If the name is unknown or ``in_channels`` below 1.
     """
-    if name not in STEMS:
-        raise ValueError(f"stem must be one of {', '.join(STEMS)}, got {name!r}")
+    one_of("stem", name, STEMS)
     if in_channels < 1:
         raise ValueError(f"in_channels must be >= 1, got {in_channels}")
     return STEMS[name](in_channels, channels)

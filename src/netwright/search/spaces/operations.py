@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from netwright.checks import one_of
 from netwright.search.fused import mixture
 from netwright.search.fused.branches import alone
 from netwright.search.fused.library import LANES
@@ -194,8 +195,7 @@ def operation(name: str, channels: int, stride: int = 1, *, search: bool = False
         >>> sum(p.numel() for p in operation("sep_conv_3x3", 8).parameters())   # 2 (9*8 + 8*8 + 2*8)
         304
     """
-    if name not in OPERATIONS:
-        raise ValueError(f"operation must be one of {', '.join(OPERATIONS)}, got {name!r}")
+    one_of("operation", name, OPERATIONS)
     if channels < 1:
         raise ValueError(f"channels must be >= 1, got {channels}")
     if stride not in (1, 2):

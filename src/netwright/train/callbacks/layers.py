@@ -9,6 +9,7 @@ import lightning
 import torch
 from torch import Tensor, nn
 
+from netwright.checks import one_of
 from netwright.console import nearest
 from netwright.train.groups import separate_
 from netwright.train.tract import apply_tract, check_lambda, first_layer, traced
@@ -154,8 +155,7 @@ class WeightCompanderCallback(lightning.Callback):
             raise ValueError(f"effective_decay must be >= 0 and finite, got {effective_decay}")
         if decay_on is None:
             decay_on = "effective" if effective_decay else "latent"
-        if decay_on not in get_args(DecayOn):
-            raise ValueError(f"decay_on must be one of {', '.join(get_args(DecayOn))}, got {decay_on!r}")
+        one_of("decay_on", decay_on, get_args(DecayOn))
         if decay_on == "latent" and effective_decay:
             raise ValueError(f"effective_decay must be 0 when decay_on is 'latent', got {effective_decay}")
         self.a, self.b, self.learnable, self.init, self.function = a, b, learnable, init, function

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from netwright.checks import one_of
 from netwright.console import UserError
 from netwright.data.augment import Augmentation
 from netwright.data.unlabelled import unlabelled_images
@@ -127,8 +128,7 @@ class NaTraTraining(JoiningCallback):
         super().__init__()
         if source is not None and not isinstance(source, (NaturalTransform, TransformGrid)):
             raise TypeError(f"source must be a NaturalTransform or a TransformGrid, got {type(source).__name__}")
-        if search not in get_args(Search):
-            raise ValueError(f"search must be one of {', '.join(map(repr, get_args(Search)))}, got {search!r}")
+        one_of("search", search, get_args(Search))
         if search == "pgd" and isinstance(source, TransformGrid):
             raise ValueError("search 'pgd' needs a NaturalTransform, whose generator has a gradient, got a grid")
         if isinstance(k, bool) or not isinstance(k, int):

@@ -11,6 +11,7 @@ import lightning
 import torch
 from torch import Tensor
 
+from netwright.checks import one_of
 from netwright.nn.modes import in_mode
 from netwright.results import History
 from netwright.train.classifier import channels_last
@@ -66,8 +67,7 @@ class ContrastiveModule(lightning.LightningModule):
             raise ValueError(f"weight_decay must be >= 0 and finite, got {weight_decay}")
         self.host = host.to(memory_format=torch.channels_last)
         self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
-        if schedule not in get_args(Schedule):
-            raise ValueError(f"schedule must be one of {', '.join(map(repr, get_args(Schedule)))}, got {schedule!r}")
+        one_of("schedule", schedule, get_args(Schedule))
         if schedule == "step" and warmup:
             raise ValueError(f"warmup must be 0 with schedule 'step', got {warmup}")
         self.schedule: RateProgress = (

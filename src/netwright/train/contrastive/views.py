@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Generator, Tensor
 
+from netwright.checks import one_of
 from netwright.data.augment import Augmentation, Compose, HorizontalFlip, Parameters, Shape, Until, may_flip
 from netwright.data.colour import ColourJitter, GaussianBlur, Greyscale, RandomApply
 from netwright.data.crops import CenterCrop2, RandomResizedCrop
@@ -87,8 +88,7 @@ def policy(
         >>> policy((1, 28, 28), "fashion-mnist").first.steps[:2]
         (RandomResizedCrop(scale=(0.2, 1.0)), HorizontalFlip(p=0.5))
     """
-    if crop not in get_args(Crop):
-        raise ValueError(f"crop must be one of {', '.join(map(repr, get_args(Crop)))}, got {crop!r}")
+    one_of("crop", crop, get_args(Crop))
     if len(shape) != 3 or min(shape[1:]) < 4:
         raise ValueError(f"shape must be (channels, height, width) with at least 4 x 4 pixels, got {tuple(shape)}")
     if version not in (1, 2):

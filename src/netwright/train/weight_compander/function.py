@@ -23,6 +23,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from netwright.checks import one_of
+
 Start = Literal["latent", "match"]
 INSIDE = 0.999  # share of the bound to which weights are clamped before they are inverted
 SPREAD, GAIN = 2.0, 1.2  # default b in standard deviations of the weights, and the default slope a / b at zero
@@ -140,10 +142,8 @@ def check_settings(
     check_positive(a=a, b=b, lr_scale=lr_scale)
     if not isinstance(learnable, bool):
         raise ValueError(f"learnable must be true or false, got {learnable!r}")
-    if init not in get_args(Start):
-        raise ValueError(f"init must be one of {', '.join(get_args(Start))}, got {init!r}")
-    if function not in FUNCTIONS:
-        raise ValueError(f"function must be one of {', '.join(FUNCTIONS)}, got {function!r}")
+    one_of("init", init, get_args(Start))
+    one_of("function", function, FUNCTIONS)
 
 
 class WeightCompander(nn.Module):
