@@ -122,13 +122,27 @@ def test_simplification_drops_what_does_not_help_and_keeps_what_does():
     assert found[0].bounds == {0: (0.5, np.inf)}
     assert found[0].confidence == 1
     assert found[0].support == pytest.approx((X[:, 0] > 0.5).mean())
-    assert found[1] == empty
+    assert len(found) == 1  # nothing is known of the other one
     unseen = Rule({1: (7.0, np.inf)}, 0, 0.2, 1.0)
-    assert RuleList((unseen,), 2, 0).simplified(X, y)[0] == empty
+    assert not RuleList((unseen,), 2, 0).simplified(X, y).rules
     # Brute force: no single removal keeps the confidence.
     tight = Rule({0: (0.5, np.inf), 1: (-np.inf, 0.4)}, 1, 0.1, 1.0)
     both = ((X[:, 0] > 0.5) & (X[:, 1] <= 0.4)).astype(int)
     assert RuleList((tight,), 2, 0).simplified(X, both)[0].bounds == tight.bounds
+
+
+def test_simplified_rules_that_never_decide_are_left_out():
+    random = numpy_stream(0, "drop")
+    X = random.random((400, 2))
+    y = (X[:, 0] > 0.5).astype(int)
+    wide, narrow = Rule({0: (0.5, np.inf)}, 1, 0.5, 1.0), Rule({0: (0.7, np.inf), 1: (-np.inf, 0.5)}, 1, 0.2, 1.0)
+    anything, after = Rule({}, 0, 1.0, 0.9), Rule({0: (0.5, np.inf)}, 0, 0.2, 0.4)
+    found = RuleList((wide, narrow, anything, after), 2, 0).simplified(X, y)
+    assert [rule.text() for rule in found] == ["IF x0 > 0.5 THEN 1", "IF anything THEN 0"]
+    assert found[1].support == 1
+    assert found[1].confidence == pytest.approx((y == 0).mean())
+    everything = RuleList((wide, narrow, anything, after), 2, 0)
+    assert (found.predict(X) == everything.predict(X)).all()
 
 
 @pytest.mark.parametrize("kind", ["tree", "forest"])
@@ -148,7 +162,7 @@ def test_simplified_rules_are_judged_on_rows_that_they_do_not_come_from(kind):
         holds = rule.holds(table)
         assert rule.support == pytest.approx(holds.mean())
         right = (found._predicted[held] == rule.prediction)[holds]
-        assert rule.confidence == pytest.approx(right.mean() if len(right) else 0)
+        assert rule.confidence == pytest.approx(right.mean())
 
 
 def test_rules_of_a_forest_are_chosen_by_new_rows_got_right(X, forest):

@@ -55,6 +55,18 @@ class Rule:
             found &= (x > low) & (x <= high)
         return found
 
+    def within(self, other: Rule) -> bool:
+        """Whether the other rule holds wherever this one does.
+
+        Example:
+            >>> narrow, wide = Rule({0: (2.0, 5.0)}, 1, 0.25, 1.0), Rule({0: (-np.inf, 5.0)}, 0, 0.5, 1.0)
+            >>> narrow.within(wide), wide.within(narrow)
+            (True, False)
+        """
+        everything = (-np.inf, np.inf)
+        own = ((self.bounds.get(column, everything), pair) for column, pair in other.bounds.items())
+        return all(low >= least and high <= most for (low, high), (least, most) in own)
+
     def text(self, names: Sequence[str] | None = None, classes: Sequence[str] | None = None) -> str:
         """The rule in words.
 
@@ -176,16 +188,16 @@ class RuleList(Result):
     def simplified(self, X: Any, y: Int[np.ndarray, " rows"]) -> RuleList:
         """The rules without the conditions that do not raise their confidence on held-out rows, dropped greedily.
 
-        A rule that holds for none of the rows keeps its conditions. Rules may overlap afterwards, and equal ones become
-        one.
+        Rules may overlap afterwards. Those that hold for none of the rows are left out, since nothing is known of them,
+        and so are those that can never decide, since wherever they hold an earlier one does.
 
         Args:
             X: Rows that what the rules come from was not fitted on.
             y: What the black box predicts for them.
 
         Returns:
-            With support and confidence of these rows, 0 where a rule holds for none. They choose the conditions too,
-            so that confidences on few of them are too high.
+            With support and confidence of these rows. They choose the conditions too, so that confidences on few of
+            them are too high.
 
         Raises:
             ValueError: If X has another number of features, or y is not one class a row.
@@ -193,8 +205,12 @@ class RuleList(Result):
         table, labels = as_table(X, n_features=self.n_features), np.asarray(y)
         if labels.shape != (table.shape[0],):
             raise ValueError(f"y must be {table.shape[0]} classes, got shape {labels.shape}")
-        kept = {_key(rule): rule for rule in (_simplified(rule, table, labels) for rule in self.rules)}
-        return dataclasses.replace(self, rules=ordered(kept.values()))
+        found = (_simplified(rule, table, labels) for rule in self.rules)
+        kept: list[Rule] = []
+        for rule in ordered(rule for rule in found if rule.support > 0):
+            if not any(rule.within(earlier) for earlier in kept):
+                kept.append(rule)
+        return dataclasses.replace(self, rules=tuple(kept))
 
 
 def ordered(rules: Any) -> tuple[Rule, ...]:
@@ -202,15 +218,11 @@ def ordered(rules: Any) -> tuple[Rule, ...]:
     return tuple(sorted(rules, key=lambda rule: (-rule.confidence, -rule.support, len(rule.conditions))))
 
 
-def _key(rule: Rule) -> tuple[Any, ...]:
-    return (rule.prediction, *rule.conditions)
-
-
 def _simplified(rule: Rule, table: Table, labels: np.ndarray) -> Rule:
     conditions = rule.conditions
     right = labels == rule.prediction
     if not conditions:
-        return rule
+        return dataclasses.replace(rule, support=1.0, confidence=float(right.mean()))
     values = table.dense([column for column, _, _ in conditions]).T.astype(np.float32)
     thresholds = np.array([bound for _, _, bound in conditions])[:, None]
     above = np.array([side == 0 for _, side, _ in conditions])[:, None]
@@ -220,7 +232,7 @@ def _simplified(rule: Rule, table: Table, labels: np.ndarray) -> Rule:
         faults = broken[alive].sum(0)
         held = faults == 0
         if not held.any():
-            return dataclasses.replace(rule, support=0.0, confidence=0.0)
+            return dataclasses.replace(rule, support=0.0)
         confidence = right[held].mean()
         # Without one condition the rule also holds where this is the only one that is broken.
         places = np.flatnonzero(alive)
