@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn.ensemble import RandomForestClassifier
 
 from netwright import storage
 from netwright.console import UserError
@@ -75,6 +76,7 @@ def test_words_are_counted_by_lines():
     assert words == ("c++", "library", "tools")
     assert X.toarray().tolist() == [[1, 1, 0], [1, 0, 1], [0, 1, 1]]
     assert X.dtype == np.float32
+    assert RandomForestClassifier(2, random_state=0).fit(X[np.arange(3)], [0, 1, 0]).n_features_in_ == 3
     assert bag_of_words(["zeta alpha"] * 2, most=1)[1] == ("alpha",)
     with pytest.raises(ValueError, match="must share words"):
         bag_of_words(["one", "two"], most=5)

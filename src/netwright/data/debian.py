@@ -221,8 +221,9 @@ def bag_of_words(texts: Sequence[str], most: int, least_count: int = 2) -> tuple
         raise ValueError(f"texts must share words, got none that is in {least_count} of {len(texts)} lines")
     places = {word: place for place, word in enumerate(kept)}
     columns = [[places[word] for word in line if word in places] for line in each]
-    starts = np.cumsum([0, *map(len, columns)])
-    flat = np.fromiter((c for line in columns for c in line), dtype=np.int64)
+    # SciPy would take 64 bits for places, which scikit-learn's trees refuse.
+    starts = np.cumsum([0, *map(len, columns)], dtype=np.int32)
+    flat = np.fromiter((c for line in columns for c in line), dtype=np.int32)
     X = sparse.csr_array((np.ones(len(flat), np.float32), flat, starts), shape=(len(texts), len(kept)))
     X.sort_indices()
     return X, kept
