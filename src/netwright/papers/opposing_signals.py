@@ -304,13 +304,11 @@ def _optimised(run: Run, images: int, steps: int) -> Arms:
     for name, best_rate in rates.items():
         for rate in (float(f"{best_rate / 3**cut:.2g}") for cut in range(CUTS + 1)):
             label = f"final: {name} {rate:g}"
-            arms |= run.arms(
-                {label: [name, rate, large if name == "SplitSGD" else 0.0, images, steps]},
-                oscillating.optimise,
-                seeds=run.seeds[:3],
-            )
-            arms[name] = arms[label]
-            if None not in arms[name]["training loss"]:
-                del arms[label]
+            large_step = large if name == "SplitSGD" else 0.0
+            trial = {label: [name, rate, large_step, images, steps]}
+            found = run.arms(trial, oscillating.optimise, seeds=run.seeds[:3])[label]
+            arms[name] = found
+            if None not in found["training loss"]:
                 break
+            arms[label] = found
     return arms

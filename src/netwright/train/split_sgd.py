@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from netwright.checks import number
+
 
 class SplitSGD(torch.optim.Optimizer):
     """SGD with dampened momentum, but for the largest coordinates, which take steps of a fixed length.
@@ -117,8 +119,6 @@ class SplitSGD(torch.optim.Optimizer):
 
 
 def _check(lr: float, lr_large: float, momentum: float) -> None:
-    for name, value in (("lr", lr), ("lr_large", lr_large)):
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} must be > 0 and finite, got {value}")
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum must lie in [0, 1), got {momentum}")
+    number("lr", lr, "> 0")
+    number("lr_large", lr_large, "> 0")
+    number("momentum", momentum, "[0, 1)")
