@@ -12,6 +12,7 @@ figure, so that a figure changed anywhere in the evidence makes the table stale.
 from __future__ import annotations
 
 import argparse
+import html
 import inspect
 import math
 import sys
@@ -77,12 +78,15 @@ def readme_table(found: Sequence[tuple[Paper, Evidence | None]]) -> str:
         if evidence is None:
             rows.append([name, "no full run yet", "", "", command])
             continue
-        measured = "; ".join(
-            f"{claim.text} **{claim.verdict}**, {figure(claim)}" for claim in evidence.claims.values() if claim.gated
+        gated = [claim for claim in evidence.claims.values() if claim.gated]
+        held = sum(claim.verdict == "supported" for claim in gated)
+        told = "<br>".join(
+            f"{html.escape(claim.text, quote=False)} **{claim.verdict}**, {figure(claim)}" for claim in gated
         )
+        measured = f"<details><summary>{held} of {len(gated)} hold</summary>{told}</details>"
         spent = f"{len(evidence.seeds)} seeds, {clock(evidence.seconds)}"
         rows.append([name, f"**{evidence.verdict}**", measured, spent, command])
-    body = table(["paper", "verdict", "gated claims, measured", "budget", "again"], rows)
+    body = table(["paper", "verdict", "gated claims (open for figures)", "budget", "again"], rows)
     stamp = digest([evidence.to_dict() for _, evidence in found if evidence is not None])
     return f"{body}\n\n{RULE}\n<!-- digest of the evidence: {stamp} -->"
 

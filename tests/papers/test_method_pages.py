@@ -76,7 +76,9 @@ def test_failures_are_as_visible_as_successes(site, pages):
     data["claims"]["gain"]["verdict"] = data["verdict"] = "not supported"
     file.write_text(json.dumps(data))
     pages.main([], root=site)
-    assert (site / "README.md").read_text().count("**not supported**") == 2
+    readme = (site / "README.md").read_text()
+    assert readme.count("**not supported**") == 2
+    assert "<summary>0 of 1 hold</summary>" in readme
     assert "1 not supported" in (site / "docs" / "reproduced.md").read_text()
 
 
