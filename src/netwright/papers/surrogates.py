@@ -216,6 +216,8 @@ def rivals(
 
 def _tabnet(X: np.ndarray, y: np.ndarray, seed: int) -> Any:
     """TabNet with its package's settings but for smaller batches, for as long as held-out rows gain by it."""
+    import contextlib
+    import io
     import warnings
 
     import numpy as np
@@ -224,7 +226,8 @@ def _tabnet(X: np.ndarray, y: np.ndarray, seed: int) -> Any:
 
     train, held_out = train_test_split(np.arange(len(y)), test_size=0.1, stratify=y, random_state=seed)
     model = TabNetClassifier(seed=seed, verbose=0, device_name="cpu")
-    with warnings.catch_warnings():
+    # It prints when it stopped, whatever its verbosity: standard output is for the result.
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore", UserWarning)  # which device, and which epoch was best
         epochs = math.ceil(TABNET_STEPS / max(1, len(train) // TABNET_BATCH))
         watched = {"eval_set": [(X[held_out], y[held_out])], "eval_metric": ["accuracy"], "patience": 15}
