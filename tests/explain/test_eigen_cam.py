@@ -98,23 +98,34 @@ class TestMap:
 
     def test_the_iteration_ends_early_where_it_would_not_converge(self, monkeypatch):
         """Of a batch of noise, a bright region, and both in turn; each image's map is its own, whoever is beside it."""
-        rounds: list[tuple[int, int]] = []
-        turned = eigen._turned
-        monkeypatch.setattr(eigen, "_turned", lambda a, b, n: rounds.append((len(a), n)) or turned(a, b, n))
+        rounds: list[int] = []
+        ritz = eigen._ritz
+        monkeypatch.setattr(eigen, "_ritz", lambda *given: rounds.append(len(given[0])) or ritz(*given))
         noise = torch.randn(3, 160, 13, 13, generator=stream(0, "noise"))
         axis = torch.linspace(-1, 1, 13)
         bright = features(160, seed=3)[:, None, None] * torch.exp(-3 * (axis[:, None] ** 2 + axis**2)) + 0.3 * noise
-        rest = eigen.ROUNDS - eigen.FIRST_ROUNDS
-        alone = []
-        for part, expected in ((noise, [(3, eigen.FIRST_ROUNDS)]), (bright, [(3, eigen.FIRST_ROUNDS), (3, rest)])):
-            rounds.clear()
+        counts, alone = [], []
+        for part in (noise, bright):
             alone.append(eigen_cam(part, center=True, normalize=False))
-            assert rounds == expected
-        rounds.clear()
+            assert set(rounds) == {3}
+            counts.append(len(rounds))
+            rounds.clear()
+        hopeless, needed = counts
+        assert hopeless == eigen.FIRST_ROUNDS + 1 < needed < eigen.ROUNDS
         mixed = eigen_cam(torch.stack([noise, bright], 1).flatten(0, 1), center=True, normalize=False)
-        assert rounds == [(6, eigen.FIRST_ROUNDS), (3, rest)]
+        assert rounds == [6] * needed
         for found, expected in zip(mixed.unflatten(0, (3, 2)).unbind(1), alone, strict=True):
             assert torch.allclose(found, expected, atol=1e-5)
+
+    def test_an_image_s_map_does_not_depend_on_the_pieces_it_is_taken_in(self, monkeypatch):
+        activations = features(5, 160, 13, 13)
+        whole = eigen_cam(activations, center=True, return_info=True)
+        monkeypatch.setattr(eigen, "CACHED", 1)
+        pieces = eigen_cam(activations, center=True, return_info=True)
+        assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(whole, pieces, strict=True))
+        activations[3, 0, 0, 0] = torch.nan
+        with pytest.raises(ValueError, match="must be finite"):
+            eigen_cam(activations)
 
     @pytest.mark.parametrize("size", [1, 2, 5, 140])
     def test_eigenvectors_one_by_one_are_those_of_all(self, size):
@@ -122,7 +133,8 @@ class TestMap:
         gram = square @ square.mT
         values, vectors = torch.linalg.eigh(gram)
         for component in {0, size // 2, size - 1}:
-            found, leading = eigen._eigenpairs(gram.clone(), component)
+            found, leading = eigen._eigenpairs(eigen._gram(square), component)
+            assert torch.equal(found, eigen._eigenpairs(eigen._gram(square.mT.contiguous().mT), component)[0])
             ends = torch.cat([torch.full((2, 1), math.inf), values.flip(1), torch.zeros(2, 1)], 1)
             three = ends[:, component : component + 3]
             assert torch.allclose(found, three, atol=1e-9 * float(values.max()))
@@ -233,6 +245,7 @@ class TestMap:
             (lambda: grid_of_tokens(torch.zeros(2, 3, 4)), ValueError, "tokens must be"),
             (lambda: last_conv(nn.Linear(2, 2)), ValueError, "must hold a 2d convolution"),
             (lambda: EigenCAM(network(), []), ValueError, "target_layers must be at least 1"),
+            (lambda: eigen_cam(torch.rand(0, 4, 3, 3)), ValueError, r"got shape \(0, 4, 3, 3\)"),
             (lambda: EigenCAM(network(), ["body.9"]), TypeError, "must name parts of the model, got 'body.9'"),
             (lambda: EigenCAM(network(), ["8"])(torch.rand(1, 3, 8, 8)), ValueError, "give a reshape_transform"),
             (lambda: EigenCAM(network(), [nn.ReLU()])(torch.rand(1, 3, 8, 8)), ValueError, "was never called"),

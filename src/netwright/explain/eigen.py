@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from scipy.linalg import eigh
+from scipy.linalg.blas import dsyrk
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -36,7 +37,8 @@ UNDECIDED = 1e-8
 # Up to so many places or channels, whichever are fewer, the Gram matrix is decomposed at once; above, the first
 # eigenvectors are iterated with so many more beside them, to an angle of at most so much. After the first rounds it
 # shows whether the last will do.
-DECOMPOSED, FIRST_ROUNDS, ROUNDS, GUARDS, CONVERGED = 128, 3, 12, 3, 1e-7
+DECOMPOSED, FIRST_ROUNDS, ROUNDS, GUARDS, CONVERGED = 128, 3, 24, 3, 1e-7
+CACHED = 2**22  # bytes of activations that a CPU's cache keeps from one pass over them to the next
 
 
 class EigenMap(NamedTuple):
@@ -112,7 +114,7 @@ def eigen_cam(
         >>> eigen_cam(places.T.reshape(2, 1, 2))
         tensor([[1., 0.]])
     """
-    if activations.ndim not in (3, 4):
+    if activations.ndim not in (3, 4) or not len(activations):
         raise ValueError(f"activations must be (C, h, w) or (batch, C, h, w), got shape {tuple(activations.shape)}")
     if not activations.is_floating_point():
         raise ValueError(f"activations must be floating-point numbers, got {activations.dtype}")
@@ -124,25 +126,42 @@ def eigen_cam(
     most = min(rows * columns, channels)
     if not 0 <= component < most:
         raise IndexError(f"component must lie in [0, {most}), got {component}")
-    if not batch.isfinite().all():
-        raise ValueError("activations must be finite, got NaN or infinity")
-    given = torch.float64 if batch.dtype == torch.float64 else torch.float32
-    # In double precision from the start: what single precision loses of a mean can be as large as what is left of it.
-    whole = batch.double().flatten(2).mT  # (batch, places, channels)
-    matrix = whole - whole.mean(1, keepdim=True) if center else whole
-    scores, values = _scores(matrix, component)
-    # What is left of constant activations after their mean, or of others beyond their rank, is rounding.
-    rounding = torch.finfo(torch.float64).eps * whole.abs().amax((1, 2))
-    rounding = max(matrix.shape[1:]) * torch.maximum(rounding, torch.finfo(given).eps * matrix.abs().amax((1, 2)))
-    scores = torch.where(values[:, 1:2] > rounding[:, None], scores, 0.0)
-    scores = scores * _direction(scores, whole.mean(2), center, sign)[:, None]
+    size = max(1, CACHED // (8 * channels * rows * columns) if batch.device.type == "cpu" else len(batch))
+    pieces = [_map(piece, center, component, sign) for piece in batch.split(size)]
+    scores, values = (torch.cat(parts) for parts in zip(*pieces, strict=True))
     if normalize:
         scores = unit(scores.clamp_min(0))
     found = scores.view(-1, rows, columns).to(activations.dtype)
     found = found if activations.ndim == 4 else found[0]
     if not return_info:
         return found
-    return EigenMap(found, values[:, 1:].to(given), (_gap(values) <= DEGENERATE * values[:, 1]) & (values[:, 1] > 0))
+    shown = values[:, 1:].to(torch.promote_types(activations.dtype, torch.float32))
+    return EigenMap(found, shown, (_gap(values) <= DEGENERATE * values[:, 1]) & (values[:, 1] > 0))
+
+
+def _map(
+    batch: Float[Tensor, "batch channels rows columns"], center: bool, component: int, sign: Sign
+) -> tuple[Tensor, Tensor]:
+    """L of each image, its sign decided, and three singular values around its own; all in double precision."""
+    largest = _largest(batch).double()
+    if not largest.isfinite().all():
+        raise ValueError("activations must be finite, got NaN or infinity")
+    # In double precision from the start: what single precision loses of a mean can be as large as what is left of it.
+    whole = batch.double().flatten(2).mT  # (batch, places, channels)
+    matrix = whole - whole.mean(1, keepdim=True) if center else whole
+    scores, values = _scores(matrix, component)
+    # What is left of constant activations after their mean, or of others beyond their rank, is rounding.
+    given = torch.finfo(torch.promote_types(batch.dtype, torch.float32)).eps
+    rounding = torch.maximum(torch.finfo(torch.float64).eps * largest, given * _largest(matrix))
+    rounding = max(matrix.shape[1:]) * rounding
+    scores = torch.where(values[:, 1:2] > rounding[:, None], scores, 0.0)
+    return scores * _direction(scores, whole.mean(2), center, sign)[:, None], values
+
+
+def _largest(values: Float[Tensor, "batch *shape"]) -> Float[Tensor, " batch"]:
+    """The largest absolute value of each, without a copy of absolute values."""
+    flat = tuple(range(1, values.ndim))
+    return torch.maximum(values.amax(flat), -values.amin(flat))
 
 
 def _gap(values: Float[Tensor, "batch three"]) -> Float[Tensor, " batch"]:
@@ -177,16 +196,28 @@ def _with_ends(values: Float[Tensor, "*batch values"]) -> Tensor:
 
 def _decomposed(wide: Float[Tensor, "batch places channels"], component: int) -> tuple[Tensor, Tensor]:
     """By the eigenvector of the smaller Gram matrix."""
-    places, channels = wide.shape[1:]
-    squares, leading = _eigenpairs(wide @ wide.mT if places <= channels else wide.mT @ wide, component)
+    few = wide.shape[1] <= wide.shape[2]
+    squares, leading = _eigenpairs(_gram(wide if few else wide.mT), component)
     values = squares.clamp_min(0).sqrt()
-    return (values[:, 1:2] * leading if places <= channels else (wide @ leading[:, :, None]).squeeze(2)), values
+    return (values[:, 1:2] * leading if few else (wide @ leading[:, :, None]).squeeze(2)), values
+
+
+def _gram(rows: Float[Tensor, "batch size length"]) -> Float[Tensor, "batch size size"]:
+    """Products of all rows; on a CPU the lower triangle, which takes half the time."""
+    if rows.device.type != "cpu":
+        return rows @ rows.mT
+    found = [
+        dsyrk(1.0, one, lower=1) if one.flags.f_contiguous else dsyrk(1.0, one.T, trans=1, lower=1)
+        for one in rows.numpy()
+    ]
+    return torch.from_numpy(np.stack(found))
 
 
 def _eigenpairs(gram: Float[Tensor, "batch size size"], component: int) -> tuple[Tensor, Tensor]:
     """An eigenvalue between the one before and the one after it, infinity and 0 beyond the ends, and its eigenvector.
 
-    LAPACK's eigenvectors one by one take a third of the time of all of them, which is what torch has.
+    Only the lower triangles are read. LAPACK's eigenvectors one by one take a third of the time of all of them, which
+    is what torch has.
     """
     size = gram.shape[1]
     place = size - 1 - component  # ascending
@@ -209,20 +240,21 @@ def _iterated(wide: Float[Tensor, "batch places channels"], component: int) -> t
     places, channels = wide.shape[1:]
     tall = wide if channels <= places else wide.mT
     start = torch.randn(tall.shape[2], component + 1 + GUARDS, generator=stream(0, "eigen-cam"), dtype=torch.float64)
-    basis = start.to(wide.device).expand(len(wide), -1, -1).clone()
-    basis[:, :, 0] += tall.mean(1) / tall.mean(1).norm(dim=1, keepdim=True).clamp_min(1e-300) * start.norm(dim=0)[0]
-    basis = _turned(tall, basis, FIRST_ROUNDS)
-    found = _ritz(tall, basis, component)
-    # What a round divides the error by is at most the ratio to the last of the vectors, whose value is too small yet.
-    later = found.residual * found.rate ** (ROUNDS - FIRST_ROUNDS)
-    going = (later <= CONVERGED * found.gap) & (found.residual > CONVERGED * found.gap)
-    if bool(going.all()):
-        found = _ritz(tall, _turned(tall, basis, ROUNDS - FIRST_ROUNDS), component)
-    elif bool(going.any()):
-        more = _ritz(tall[going], _turned(tall[going], basis[going], ROUNDS - FIRST_ROUNDS), component)
-        for whole, part in zip(found, more, strict=True):
-            whole[going] = part
-    converged = found.residual <= CONVERGED * found.gap
+    product = start.mT.to(wide.device).expand(len(wide), -1, -1).clone()
+    mean = tall.mean(1)
+    product[:, 0] += mean / mean.norm(dim=1, keepdim=True).clamp_min(1e-300) * start.norm(dim=0)[0]
+    # A few long rows times the activations take a fifth of the time of the activations times a few columns.
+    for left in range(ROUNDS, -1, -1):
+        basis = torch.linalg.qr(product.mT).Q.mT.contiguous()
+        image = basis @ tall.mT
+        product = image @ tall
+        found = _ritz(basis, image, product, component)
+        converged = found.residual <= CONVERGED * found.gap
+        # What a round divides the error by is at most the ratio to the last of the vectors, whose value is still too
+        # small.
+        hopeful = found.residual * found.rate**left <= CONVERGED * found.gap
+        if bool(converged.all()) or (left <= ROUNDS - FIRST_ROUNDS and not bool((hopeful & ~converged).any())):
+            break
     values = found.squares.clamp_min(0).sqrt()
     return (found.image if channels <= places else values[:, 1:2] * found.vector), values, converged
 
@@ -247,22 +279,15 @@ class _Ritz(NamedTuple):
     rate: Tensor
 
 
-def _turned(tall: Tensor, basis: Tensor, rounds: int) -> Tensor:
-    for _ in range(rounds):
-        basis = torch.linalg.qr(tall.mT @ (tall @ basis)).Q
-    return basis
-
-
-def _ritz(tall: Tensor, basis: Tensor, component: int) -> _Ritz:
-    image = tall @ basis
-    product = tall.mT @ image
-    squares, turn = torch.linalg.eigh(image.mT @ image)  # ascending
+def _ritz(basis: Tensor, image: Tensor, product: Tensor, component: int) -> _Ritz:
+    squares, turn = torch.linalg.eigh(image @ image.mT)  # ascending
     at = -1 - component
-    vector, square = (basis @ turn)[:, :, at], squares[:, at]
-    residual = ((product @ turn)[:, :, at] - square[:, None] * vector).norm(dim=1)
+    square, weights = squares[:, at], turn[:, None, :, at]
+    vector, imaged, multiplied = ((weights @ rows).squeeze(1) for rows in (basis, image, product))
+    residual = (multiplied - square[:, None] * vector).norm(dim=1)
     rate = squares[:, 0] / square.clamp_min(torch.finfo(square.dtype).tiny)
     three = _with_ends(squares.flip(1))[:, component : component + 3]
-    return _Ritz(vector, (image @ turn)[:, :, at], three, residual, _gap(three), rate)
+    return _Ritz(vector, imaged, three, residual, _gap(three), rate)
 
 
 def _direction(
