@@ -16,7 +16,7 @@ from netwright.deploy.graph.ir import Activation
 from netwright.deploy.graph.reference import activation
 from netwright.explain.prototypes import PrototypeClassifier
 from netwright.seeding import stream
-from netwright.verify import Network, Region, interval_bounds, verify_point
+from netwright.verify import Network, Region, basis, forms, interval_bounds, verify_point
 from netwright.verify.bounds import analyse
 from netwright.verify.forms import pieces
 
@@ -293,3 +293,26 @@ def test_the_model_is_left_as_it_was():
     Network(model, shape)
     assert all(part.training for part in model.modules())
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_the_clock_is_looked_at_within_a_layer_and_pieces_change_nothing(monkeypatch):
+    convolution = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 2, 3), nn.Flatten()).eval()
+    for parameter in convolution.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=stream(0, "pieces"))
+    small = Network(convolution, (1, 5, 5))
+    box = torch.zeros(25), torch.full((25,), 0.1)
+    whole = analyse(small, *box)
+    looks: list[float] = []
+    monkeypatch.setattr(forms, "PIECE", 1)
+    monkeypatch.setattr(basis.time, "monotonic", lambda: looks.append(0.0) or 0.0)
+    pieced = analyse(small, *box)
+    assert len(looks) > 2 * (1 + 25)  # of every row before each of the convolutions
+    for one, other in zip(whole.layers, pieced.layers, strict=True):
+        assert torch.allclose(one.low, other.low, atol=1e-12)
+        assert torch.allclose(one.high, other.high, atol=1e-12)
+    assert torch.allclose(whole.layers[-1].rows, pieced.layers[-1].rows, atol=1e-12)
+    for allowed in (3, 20, len(looks) - 1):  # the time is over at the next look, wherever it is
+        left = iter([0.0] * allowed + [2.0])
+        monkeypatch.setattr(basis.time, "monotonic", lambda left=left: next(left))
+        with pytest.raises(TimeoutError):
+            analyse(small, *box, deadline=1.0)

@@ -71,7 +71,7 @@ class Basis:
 
     Args:
         low, high: Range of each input that varies, (inputs,).
-        deadline: Of ``time.monotonic()``; a range that is asked for later raises TimeoutError.
+        deadline: Of ``time.monotonic()``; what is computed with it later raises TimeoutError.
 
     Example:
         >>> basis = Basis(torch.tensor([-1.0]).double(), torch.tensor([2.0]).double())
@@ -93,6 +93,11 @@ class Basis:
     def units(self) -> int:
         """How many there are."""
         return len(self) - 1 - self.inputs
+
+    def check_time(self) -> None:
+        """Raises TimeoutError if the deadline is over."""
+        if time.monotonic() > self.deadline:
+            raise TimeoutError
 
     def append(self, units: Units) -> None:
         """New units."""
@@ -123,8 +128,7 @@ class Basis:
             part = forms[:, group.start : group.stop].clone()
             if not bool(part.any()):
                 continue
-            if time.monotonic() > self.deadline:
-                raise TimeoutError
+            self.check_time()
             above, below = group.lines()
             forms[:, group.start : group.stop] = 0
             forms[:, : group.start] += part.clamp(min=0) @ above + part.clamp(max=0) @ below

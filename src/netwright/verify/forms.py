@@ -47,6 +47,7 @@ from netwright.verify.basis import WIDEN, Basis, Units
 # Batch norms were folded, which float32 did not do: four times its unit roundoff.
 UNIT = 4 * 2.0**-24
 LIMIT = 2**26  # numbers in the forms of one value: 512 MB
+PIECE = 2**18  # of those, how many are computed between two looks at the clock
 
 # a z + b + sum_i w_i relu(z - k_i): what a piecewise-linear activation is.
 Pieces = tuple[float, float, tuple[tuple[float, float], ...]]
@@ -101,6 +102,7 @@ def transform(op: Op, node: Node, shape: tuple[int, ...], inputs: list[Form], ba
     Raises:
         TypeError: If the operation has no known range, or, with a basis, is not piecewise linear.
         TooLargeError: If the forms do not fit into memory.
+        TimeoutError: If the basis has a deadline and it is over.
     """
     raise TypeError(f"the verifier does not know {op.name} in {node.path or 'the network'}")
 
@@ -122,7 +124,12 @@ def _check_size(rows: int, numbers: int) -> None:
 
 
 def _weighted(
-    signed: Callable[[Tensor], Tensor], absolute: Callable[[Tensor], Tensor], bias: Tensor | None, terms: int, x: Form
+    signed: Callable[[Tensor], Tensor],
+    absolute: Callable[[Tensor], Tensor],
+    bias: Tensor | None,
+    terms: int,
+    x: Form,
+    basis: Basis | None,
 ) -> Form:
     centre, radius = (x.high + x.low) / 2, (x.high - x.low) / 2
     shift = torch.zeros(1, dtype=torch.float64) if bias is None else bias
@@ -134,7 +141,12 @@ def _weighted(
     rows = None
     if x.rows is not None:
         _check_size(len(x.rows), y.numel())
-        rows = signed(x.rows)
+        rows = y.new_empty(len(x.rows), *y.shape[1:])
+        piece = max(1, PIECE // max(x.low.numel(), y.numel()))
+        for given, out in zip(x.rows.split(piece), rows.split(piece), strict=True):
+            if basis is not None:
+                basis.check_time()
+            out.copy_(signed(given))
         rows[:1] += shift
     return Form(y - r, y + r, error, rows)
 
@@ -172,7 +184,7 @@ def _product(
     absolute = _kernel(_strip(op, bias=None, weight=abs(op.weight)), shape)
     bias = None if op.bias is None else torch.from_numpy(op.bias).double().reshape(1, -1, *[1] * (len(shape) - 2))
     terms = op.weight[:, 0] if isinstance(op, ConvTranspose) else op.weight[0]
-    found = _weighted(signed, absolute, bias, int(terms.size), inputs[0])
+    found = _weighted(signed, absolute, bias, int(terms.size), inputs[0], basis)
     return _bent(op.act, node, found, basis)
 
 
@@ -181,7 +193,7 @@ def _affine(op: Affine, node: Node, shape: tuple[int, ...], inputs: list[Form], 
     signed = _kernel(_strip(op, shift=0 * op.shift), shape)
     absolute = _kernel(_strip(op, shift=0 * op.shift, scale=abs(op.scale)), shape)
     bias = torch.from_numpy(op.shift).double().reshape(1, -1, *[1] * (len(shape) - 2))
-    return _bent(op.act, node, _weighted(signed, absolute, bias, 2, inputs[0]), basis)
+    return _bent(op.act, node, _weighted(signed, absolute, bias, 2, inputs[0], basis), basis)
 
 
 @transform.register(Channels)
@@ -235,7 +247,7 @@ def _adaptive(op: AdaptivePool, node: Node, shape: tuple[int, ...], inputs: list
     (x,) = inputs
     kernel = _kernel(op, shape)
     if op.kind == "avg":
-        return _weighted(kernel, kernel, None, x.low[0, 0].numel(), x)
+        return _weighted(kernel, kernel, None, x.low[0, 0].numel(), x, basis)
     height, width = x.low.shape[2:]
     if basis is not None and not (height % shape[2] == 0 and width % shape[3] == 0):
         raise TypeError(f"the exact engine does not know uneven adaptive max pooling, as in {node.path}")
@@ -255,7 +267,7 @@ def _pool(op: Pool, node: Node, shape: tuple[int, ...], inputs: list[Form], basi
     (x,) = inputs
     kernel = _kernel(op, shape)
     if op.kind == "avg":
-        return _weighted(kernel, kernel, None, math.prod(op.kernel), x)
+        return _weighted(kernel, kernel, None, math.prod(op.kernel), x, basis)
     low, high, error = kernel(x.low), kernel(x.high), kernel(x.error)
     if basis is None:
         return Form(low, high, error)
