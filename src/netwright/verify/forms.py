@@ -140,12 +140,12 @@ def _weighted(
     error = absolute(x.error) * (1 + UNIT * (terms + 4)) + UNIT * (terms + 4) * size
     rows = None
     if x.rows is not None:
+        assert basis is not None
         _check_size(len(x.rows), y.numel())
         rows = y.new_empty(len(x.rows), *y.shape[1:])
         piece = max(1, PIECE // max(x.low.numel(), y.numel()))
         for given, out in zip(x.rows.split(piece), rows.split(piece), strict=True):
-            if basis is not None:
-                basis.check_time()
+            basis.check_time()
             out.copy_(signed(given))
         rows[:1] += shift
     return Form(y - r, y + r, error, rows)
