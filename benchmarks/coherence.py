@@ -15,10 +15,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +27,7 @@ from torch.nn import functional
 from netwright.cost import compare_times
 from netwright.diagnose import coherence_from_gradients, m_coherence, winsorized_mean
 from netwright.seeding import seeded, stream
+from support.memory import MEASURE, alone, forget_peak, peak
 from support.record import Figure, over
 from support.whole import recorded
 
@@ -94,19 +93,12 @@ WAYS = {
 }
 
 
-def peak() -> float:
-    """MiB; of this program alone, where getrusage also counts the one that started it."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
-
-
-def alone(way: str, size: str, examples: str) -> None:
+def measure(way: str, size: str, examples: str) -> None:
     """What one way takes in this process: seconds, and memory over what was there before, as JSON."""
     torch.set_num_threads(1)
     net = network(size)
     WAYS[way](net, 2)
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
-    before, start = peak(), time.perf_counter()
+    before, start = forget_peak(), time.perf_counter()
     found = WAYS[way](net, int(examples))
     seconds = time.perf_counter() - start
     more = peak() - before
@@ -115,8 +107,7 @@ def alone(way: str, size: str, examples: str) -> None:
 
 
 def process(way: str, size: str, examples: int) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--alone", way, size, str(examples)]
-    found: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    found: dict[str, Any] = alone(MEASURE, way, size, examples)
     print(
         f"{way}, {found['parameters']:,} parameters, {examples:,} examples: {found['seconds']:.2f} s, "
         f"{found['MiB']:.0f} MiB more than before, {found['coherence']:.4f}"
@@ -199,8 +190,8 @@ def winsorised(rounds: int, quick: bool) -> list[Figure]:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--alone"]:
-        alone(*sys.argv[2:])
+    if sys.argv[1:2] == [MEASURE]:
+        measure(*sys.argv[2:])
         sys.exit()
     subjects = {
         "peers": peers,

@@ -8,14 +8,15 @@ of Debian's packages. epoch: forward, backward and a step of DAGNN (K = 10, ten 
 hops are a loop of torch_geometric's messages, each on autograd's tape (aim: 2 times as fast). features: a layer of 64
 units on features of which 2 % or fewer are not zero, forward and backward, beside the dense layer (aim: 3 times).
 million: a graph of a million edges, normalisation, ten hops and their gradient, with the bytes kept. Results are
-compared to 1e-5 first; times are medians of alternating rounds with two threads, or one where OMP_NUM_THREADS says so,
-with the quartiles of the ratio within a round. The figures of all go to benchmarks/results/; --quick takes small sizes
-and writes nothing. Exit 1 if an aim is missed.
+compared to 1e-5 first; times are medians of alternating rounds with two threads, where there are two processors, with
+the quartiles of the ratio within a round. The figures of all go to benchmarks/results/; --quick takes small sizes and
+writes nothing. Exit 1 if an aim is missed.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -35,7 +36,7 @@ from support.record import Figure, over
 from support.whole import recorded
 
 INSTALLED = importlib.util.find_spec("torch_geometric") is not None
-THREADS = min(2, torch.get_num_threads())
+THREADS = min(2, os.cpu_count() or 1)
 CLASSES, HOPS = 10, 10
 Calls = dict[str, Callable[[], Any]]
 

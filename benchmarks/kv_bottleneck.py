@@ -14,10 +14,8 @@ benchmarks/results/; --quick takes small sizes and writes nothing. Exit 1 if an 
 from __future__ import annotations
 
 import importlib.util
-import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +25,8 @@ from torch.nn import functional
 from netwright.cost import Comparison, compare_times
 from netwright.nn.kv_bottleneck import KeyValueBottleneck, nearest_keys
 from netwright.seeding import seeded, stream
+from support.memory import MEASURE, alone
+from support.memory import peak as highest
 from support.record import Figure, over
 from support.whole import recorded
 
@@ -34,7 +34,6 @@ PEER = "discrete_key_value_bottleneck_pytorch"
 INSTALLED = importlib.util.find_spec(PEER) is not None
 DIM, KEY_DIM, CLASSES = 64, 8, 10
 FASTER, SHARE = 5.0, 0.1
-MEASURE = "--measure"  # asks a process of its own for one peak
 
 Calls = dict[str, Callable[[], Any]]
 
@@ -80,8 +79,7 @@ def pass_of(which: str, codebooks: int, pairs: int, count: int) -> Callable[[], 
 
 def peak(which: str, sizes: tuple[int, ...], step: bool) -> float:
     """Largest resident memory, in MB, of a process that builds a module and, if told so, makes one step."""
-    words = [sys.executable, __file__, MEASURE, which, *map(str, sizes), *(["--step"] if step else [])]
-    return float(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+    return float(alone(MEASURE, which, *sizes, *(["--step"] if step else [])))
 
 
 def measure(which: str, sizes: list[int], step: bool) -> None:
@@ -89,9 +87,7 @@ def measure(which: str, sizes: list[int], step: bool) -> None:
     once = pass_of(which, *sizes)
     if step:
         once()
-    # Not resource.getrusage: a process inherits that peak from the one that started it.
-    status = Path("/proc/self/status").read_text()
-    print(int(status.split("VmHWM:")[1].split()[0]) / 1024)
+    print(highest())
 
 
 def lookups(codebooks: int, pairs: int, count: int) -> Calls:

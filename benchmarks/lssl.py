@@ -9,14 +9,15 @@ one system on 64 sequences of 784, beside scipy.signal.dlsim for each of them (a
 one sequence alone, where the kernel, which serves a whole batch, is most of it. `diagonal`: a step of training beside a
 diagonal state-space layer in the manner of S4 (S4D, arXiv:2206.11893), which is written here by its formula: the
 packages of PyPI do not run (s4-torch 0.0.1 is unfinished, mamba-ssm needs CUDA). `lengths`: a step of training for
-lengths from 1,000 to 16,000, and the memory of the process. One thread. The figures of all go to benchmarks/results/;
---quick takes small sizes and writes nothing. Exit 1 if an aim is missed.
+lengths from 1,000 to 16,000, and what memory it takes in a process of its own. Two threads, where there are two
+processors, alternating rounds: medians and quartiles of the ratio within a round. The figures of all go to
+benchmarks/results/; --quick takes small sizes and writes nothing. Exit 1 if an aim is missed.
 """
 
 from __future__ import annotations
 
 import math
-import resource
+import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -29,12 +30,16 @@ from torch import Tensor, nn
 from netwright.cost import Comparison, compare_times
 from netwright.nn.lssl import LSSL, causal_conv, discretize_gbt, hippo, ssm_kernel
 from netwright.seeding import seeded, stream
+from support.memory import MEASURE, alone, forget_peak, peak
 from support.record import Figure, over
 from support.whole import recorded
 
+THREADS = min(2, os.cpu_count() or 1)
+STATE = 64
+
 
 def timed(calls: dict[str, Callable[[], Any]], rounds: int) -> Comparison:
-    found = compare_times(calls, rounds=rounds, threads=1)
+    found = compare_times(calls, rounds=rounds, threads=THREADS)
     print(found)
     return found
 
@@ -76,15 +81,13 @@ def layer(rounds: int, quick: bool) -> list[Figure]:
     with seeded(0, "init"):
         gru = nn.GRU(H, H, batch_first=True)
     calls = {
+        "torch.nn.GRU": training(gru, u),
         "LSSL, convolution": training(net, u),
         "LSSL-f, convolution": training(made(H, N, learn=0), u),
-        "torch.nn.GRU": training(gru, u),
     }
-    times = timed(calls, rounds)
-    slow = times["torch.nn.GRU"].median_ms
     figures = [
-        Figure(f"a step of torch.nn.GRU, over {name}", slow / times[name].median_ms, least=2)
-        for name in ("LSSL, convolution", "LSSL-f, convolution")
+        over(each, f"a step of torch.nn.GRU, over {each.name}", inverse=True, least=2)
+        for each in timed(calls, rounds).timings[1:]
     ]
     # Its graph keeps every state, so it has a tenth of the batch; the ratio is in favour of the recurrence.
     few = u[: max(1, batch // 10)]
@@ -151,20 +154,33 @@ def diagonal(rounds: int, quick: bool) -> list[Figure]:
 
 
 def lengths(rounds: int, quick: bool) -> list[Figure]:
-    figures, H, N, batch = [], 64, 64, 4
-    net = made(H, N)
+    figures, H, batch = [], 64, 4
+    net = made(H, STATE)
     for L in [100] if quick else [1000, 4000, 16_000]:
         u = torch.randn(batch, L, H, generator=stream(0, "u"))
         found = timed({"step": training(net, u)}, rounds)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         with torch.no_grad():
             gap = float((net(u[:1]) - net(u[:1], mode="recurrence")).abs().max())
-        note = f"peak of the process {peak:.0f} MiB, largest gap to the recurrence {gap:.1e}"
-        what = f"milliseconds of a step, {H} features, states of {N}, batch {batch}, length {L}"
+        note = f"{alone(MEASURE, batch, L, H):.0f} MiB, largest gap to the recurrence {gap:.1e}"
+        what = f"milliseconds of a step, {H} features, states of {STATE}, batch {batch}, length {L}"
         figures.append(Figure(what, found["step"].median_ms, note=note))
     return figures
 
 
+def measure(batch: int, L: int, H: int) -> None:
+    """Memory of a step, in MiB, over that of a process that has made one on a short sequence."""
+    torch.set_num_threads(THREADS)
+    net = made(H, STATE)
+    training(net, torch.randn(batch, 8, H))()
+    u = torch.randn(batch, L, H)
+    before = forget_peak()
+    training(net, u)()
+    print(peak() - before)
+
+
 if __name__ == "__main__":
+    if sys.argv[1:2] == [MEASURE]:
+        measure(*map(int, sys.argv[2:]))
+        sys.exit()
     subjects = {"kernel": kernel, "layer": layer, "forward": forward, "diagonal": diagonal, "lengths": lengths}
-    sys.exit(recorded("lssl", __doc__ or "", subjects, rounds=5))
+    sys.exit(recorded("lssl", __doc__ or "", subjects, rounds=5, threads=THREADS))

@@ -101,6 +101,10 @@ def test_the_cache_is_read_and_damage_seen(monkeypatch, tmp_path, index):
     storage.write_json(tmp_path / "debian" / "packages.json", asdict(index))
     assert absent() is None
     assert load_packages() == index
+    other = asdict(index) | {"packages": asdict(index)["packages"][1:]}
+    storage.write_json(tmp_path / "debian" / "packages.json", other)
+    with pytest.raises(UserError, match="damaged"):
+        load_packages()
     (tmp_path / "debian" / "packages.json").write_text('{"packages": [{"name": 1}]}')
     with pytest.raises(UserError, match="damaged"):
         load_packages()

@@ -63,7 +63,7 @@ def test_order_is_shuffled_anew_each_pass_and_depends_on_the_generator_alone():
         ((0, 7), {}, r"got \[7\] without an example"),
         ((0, 1), {"classes_per_step": 0}, "classes_per_step must be >= 1, got 0"),
         ((0, 1), {"epochs_per_step": 0}, "epochs_per_step must be >= 1, got 0"),
-        ((0, 1), {"batch_size": 0}, "batch_size must be"),
+        ((0, 1), {"batch_size": 0}, "batch_size must be >= 1, got 0"),
     ],
 )
 def test_bad_arguments_are_refused(order, options, message):
@@ -74,6 +74,8 @@ def test_bad_arguments_are_refused(order, options, message):
 def test_bad_arguments_are_refused_before_the_first_step():
     with pytest.raises(ValueError, match="class_order"):
         class_incremental_stream(data(), [9])
+    with pytest.raises(ValueError, match="batch_size must be >= 1, got 0"):
+        class_incremental_stream(data(), [0], batch_size=0)
 
 
 def test_metrics_by_hand():

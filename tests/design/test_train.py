@@ -343,4 +343,4 @@ def test_elr_plus_leaves_a_pair(data: str, tmp_path: Path):
     exported = invoke("export", str(out), "--format", "onnx", "--out", str(tmp_path / "pair.onnx"))
     assert exported.exit_code == 0, exported.stderr
     with pytest.raises(UserError, match="is a pair already"):
-        train(TrainOptions(data=data, model=str(out), methods=("elr+",), epochs=1, out=str(tmp_path / "more")))
+        train(TrainOptions(data=data, model=str(out), methods=("elr+",), epochs=2, out=str(tmp_path / "more")))

@@ -89,6 +89,15 @@ def test_sparse_graphs_have_no_edges_to_mask(graph, networks):
         messages(x, sparse)
 
 
+def test_several_loops_of_a_node_are_refused_where_only_one_would_count(graph, networks):
+    (x, edges), (quick, messages) = graph, networks
+    edges = torch.cat([edges, torch.tensor([[4, 4], [4, 4]])], 1)
+    weight = torch.ones(edges.shape[1])
+    assert torch.equal(messages(x, edges, weight), quick(x, edges, weight))
+    with pytest.raises(ValueError, match="loop once where edges have masks or gradients, got node 4 twice"):
+        messages(x, edges, weight.requires_grad_())
+
+
 def test_copies(graph, networks):
     (x, edges), (quick, messages) = graph, networks
     assert set(messages.state_dict()) == set(quick.state_dict())

@@ -122,6 +122,16 @@ def test_one_step_moves_what_was_fetched_and_nothing_else():
         assert layer.values.tolist() == [[0.25, -0.25], [0, 0], [0.25, -0.25], [0, 0]]
 
 
+def test_sparse_adam_takes_the_sparse_gradient():
+    layer = on_a_line([0.0, 10.0], codebooks=2, sparse=True)
+    layer.freeze_keys()
+    optimizer = torch.optim.SparseAdam([layer.values], lr=0.5)
+    functional.cross_entropy(layer(torch.tensor([[1.0]])), torch.tensor([0])).backward()
+    optimizer.step()
+    expected = torch.tensor([[0.5, -0.5], [0, 0], [0.5, -0.5], [0, 0]])
+    assert torch.allclose(layer.values, expected, rtol=0, atol=1e-6)
+
+
 def test_inputs_without_a_common_cell_do_not_interfere():
     layer = on_a_line([0.0, 10.0], [[0.3, 0.1], [0.2, 0.7]], codebooks=3)
     near, far = torch.tensor([[1.0]]), torch.tensor([[9.0]])
@@ -184,11 +194,11 @@ def test_it_is_a_linear_model_of_one_hot_codes(is_sparse, positions):
     rows = design_matrix(codes.flatten(0, -2), layer.num_pairs)
     values = layer.values.detach().numpy().astype(np.float64)
     expected = (rows @ values).reshape(7, -1, 3).mean(1)
-    assert np.allclose(out.detach().numpy(), expected, atol=1e-6)
+    assert np.allclose(out.detach().numpy(), expected, rtol=0, atol=1e-6)
     upstream = random(7, 3, name="upstream")
     (gradient,) = torch.autograd.grad(out, layer.values, upstream)
     spread = upstream.double().numpy().repeat(positions or 1, 0) / (positions or 1)
-    assert np.allclose(gradient.to_dense().numpy(), rows.T @ spread, atol=1e-6)
+    assert np.allclose(gradient.to_dense().numpy(), rows.T @ spread, rtol=0, atol=1e-6)
 
 
 def test_codebooks_apart_average_to_the_pooled_output():
@@ -577,6 +587,8 @@ def test_a_decoder_is_trained_until_it_is_frozen():
     assert step() == [False, True], "for good"
     with pytest.raises(RuntimeError, match="no decoder"):
         DKVBClassifier(encoder(), bottleneck()).freeze_decoder()
+    with pytest.raises(ValueError, match="decoder must be given for a bottleneck with pool=None"):
+        DKVBClassifier(encoder(), bottleneck(pool=None))
 
 
 def test_a_decoder_is_frozen_after_a_state_dict_too():

@@ -176,8 +176,11 @@ def _from_cache(path: Path) -> PackageIndex:
     try:
         found = storage.read_json(path)
         rows = [{**row, "depends": tuple(row["depends"])} for row in found["packages"]]
-        return PackageIndex(tuple(Package(**row) for row in rows), found["date"], found["sha256"])
-    except (KeyError, TypeError) as error:
+        packages = tuple(Package(**row) for row in rows)
+        if storage.digest([asdict(package) for package in packages]) != found["sha256"]:
+            raise ValueError("its SHA-256 is another")
+        return PackageIndex(packages, found["date"], found["sha256"])
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError("damaged package index", where=path, cure="delete it") from error
 
 

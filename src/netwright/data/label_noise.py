@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
 from netwright.checks import one_of
+from netwright.data.tensors import Batches
 from netwright.seeding import stream
 
 if TYPE_CHECKING:
@@ -303,8 +304,8 @@ def with_noisy_labels(
                 raise ValueError(f"mapping must name classes below {classes}, got {outside[0]}")
             labels, changed[name] = asymmetric_noise(images.labels, rate, taken_for, generator)
         else:
-            normalise = data.normalise()
-            rows = torch.stack([normalise(images[i][0]).flatten() for i in range(len(images))])
+            batches = Batches(images, 512, shuffle=False, drop_last=False, normalise=data.normalise())
+            rows = torch.cat([x.flatten(1) for x, _ in batches])
             labels, changed[name] = instance_noise(images.labels, rows, rate, classes, generator)
         found[name] = images.with_labels(labels)
     return dataclasses.replace(data, **found), changed

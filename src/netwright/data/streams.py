@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Generator, Tensor
 
+from netwright.checks import whole
 from netwright.data.tensors import Batches, Images
 
 
@@ -81,9 +82,9 @@ def class_incremental_stream(
         (0,) [0, 3] [[0, 0]]
     """
     order = [int(c) for c in class_order]
-    for name, value in {"classes_per_step": classes_per_step, "epochs_per_step": epochs_per_step}.items():
-        if value < 1:
-            raise ValueError(f"{name} must be >= 1, got {value}")
+    counts = {"classes_per_step": classes_per_step, "epochs_per_step": epochs_per_step, "batch_size": batch_size}
+    for name, value in counts.items():
+        whole(name, value, ">= 1")
     if not order or len(order) % classes_per_step:
         raise ValueError(f"class_order must hold a multiple of {classes_per_step} classes, got {len(order)}")
     if len(set(order)) < len(order):

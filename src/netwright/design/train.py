@@ -174,13 +174,14 @@ def train(options: TrainOptions, *, command: str = "") -> TrainResult:
 def _trained(run: RunFolder, options: TrainOptions, command: str) -> TrainResult:
     from netwright.data.tensors import Batches
     from netwright.train import evaluate
-    from netwright.train.methods import callbacks, check_data, check_network, described, pretraining
+    from netwright.train.methods import callbacks, check_data, check_epochs, check_network, described, pretraining
 
     if distributed.agree(run.has(FINISHED)):
         return kept(run)
     method = pretraining(options.methods)
     methods = callbacks(options.methods) if method is None else []
     data, changed = _load(options)
+    check_epochs(methods, options.epochs)
     check_data(methods, data)
     network, architecture = _network(options, data)
     if architecture is not None and architecture.members > 1 and _pairing(methods) is not None:

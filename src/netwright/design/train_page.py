@@ -168,5 +168,5 @@ def curves(epochs: Sequence[Mapping[str, float]]) -> Figure | None:
         axes[-1].locator_params(axis="x", integer=True)
 
     sign = "An accuracy that still rises" if "val_accuracy" in shown else "A loss that still falls"
-    reading = f"{sign} at the end asks for more epochs; the learning rate falls along a cosine."
+    reading = f"{sign} at the end asks for more epochs."
     return Figure(svg(paint, width=430, height=60 + 150 * len(shown)), reading, data=lines)

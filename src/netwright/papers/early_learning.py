@@ -94,7 +94,7 @@ def judge(arms: Arms) -> dict[str, Verdict]:
     plain, ours = arms["40 %, cross-entropy"], arms["40 %, ELR"]
     kinds = [noise for noise in NOISE if f"{noise}, ELR" in arms]
     found = {"gain": all_of(above("40 %", 0.05), above("60 %", 0.08))}
-    found["memorised"] = all_of(*(_memorised(arms, noise) for noise in kinds if noise != "asymmetric"))
+    found["memorised"] = all_of(*(_memorised(arms, noise) for noise in kinds))
     least = min(ours["averages"])
     found["averages"] = decide(least >= 0.85, least, f"{least:.4g} in the worst seed, claimed >= 0.85")
     found["stopping"] = compare(ours["accuracy"], plain["stopped accuracy"], margin=-0.01)

@@ -25,14 +25,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from netwright.checks import number
+from netwright.checks import number, whole
 from netwright.data.augment import mixup
 from netwright.data.indexed import IndexedDataset
 from netwright.data.label_noise import asymmetric_noise, symmetric_noise
 from netwright.lazy import exports
 from netwright.results import Result, new_axes
 from netwright.train.early_learning_step import KnownGradient, agreement, elr_step, through_softmax
-from netwright.train.memory import PredictionMemory, gather_rows
+from netwright.train.memory import PredictionMemory, gather_rows, one_hot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -94,8 +94,9 @@ def ema_decay(step: int, decay: float = 0.997, ramp: int = 40_000) -> float:
         >>> ema_decay(0, 0.9, 0), ema_decay(1, 0.9, 0), ema_decay(99, 0.9, 0), ema_decay(99, 0.9, 100)
         (0.0, 0.5, 0.9, 0.9)
     """
-    if not 0 <= decay <= 1:
-        raise ValueError(f"decay must lie in [0, 1], got {decay}")
+    whole("step", step, ">= 0")
+    whole("ramp", ramp, ">= 0")
+    number("decay", decay, "[0, 1]")
     if not ramp:
         return min(1 - 1 / (step + 1), decay)
     return decay * sigmoid_ramp(step + 1, ramp)
@@ -175,7 +176,7 @@ class ELRLoss(nn.Module):
     def __init__(self, num_examples: int, num_classes: int, lam: float = 3.0, beta: float = 0.7, clamp: float = 1e-4):
         super().__init__()
         check_strength(lam, beta, clamp)
-        self.memory = PredictionMemory(num_examples, num_classes)
+        self.memory = PredictionMemory(num_examples, num_classes, index_name="index")
         self.lam, self.beta, self.clamp = lam, beta, clamp
 
     @property
@@ -199,7 +200,10 @@ class ELRLoss(nn.Module):
         """
         z = self._checked(logits, index)
         if labels.is_floating_point():
-            return functional.cross_entropy(z, labels.to(z.dtype)) + self._loss(z, index)
+            rows = one_hot(labels, self.memory.num_classes).to(z.dtype)
+            if len(rows) != len(z):
+                raise ValueError(f"labels must have {len(z)} rows, got {len(rows)}")
+            return functional.cross_entropy(z, rows) + self._loss(z, index)
         if labels.shape != z.shape[:1]:
             raise ValueError(f"labels must have shape ({len(z)},), got {tuple(labels.shape)}")
         # A kernel on a processor finds by itself what is no class, before anything is written.

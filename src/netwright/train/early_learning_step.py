@@ -99,14 +99,14 @@ def agreement(
 ) -> tuple[Tensor, Callable[[], Tensor]]:
     """scale mean log(1 - <t, p>) of clamped p, and what makes its gradient for log p, once."""
     product = clamped * target
-    rest = product.sum(1, keepdim=True).neg_().add_(1)
+    agreed = product.sum(1, keepdim=True)
 
     def slope() -> Tensor:
         # A probability that was clamped has no gradient.
         inside = torch.ops.aten.hardtanh_backward(product, probs, clamp, 1 - clamp)
-        return inside.mul_(rest.reciprocal_().mul_(-scale / len(probs)))
+        return inside.mul_((1 - agreed).reciprocal_().mul_(-scale / len(probs)))
 
-    return rest.log().sum().mul_(scale / len(probs)), slope
+    return agreed.neg().log1p_().sum().mul_(scale / len(probs)), slope
 
 
 def through_softmax(slope: Tensor, log_probs: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ class PredictionMemory(nn.Module):
         num_examples: Rows; indices are 0..num_examples - 1.
         num_classes: At least 2.
         dtype: Of the rows; float16 halves them, at an error below 5e-4.
+        index_name: What messages call the indices.
         topk: Keep only this many largest probabilities of each row, and spread the rest evenly over the others; None
             keeps all. For many classes: a row then takes ``topk * (2 + itemsize)`` bytes.
 
@@ -47,13 +48,20 @@ class PredictionMemory(nn.Module):
     seen: Tensor
 
     def __init__(
-        self, num_examples: int, num_classes: int, dtype: torch.dtype = torch.float32, *, topk: int | None = None
+        self,
+        num_examples: int,
+        num_classes: int,
+        dtype: torch.dtype = torch.float32,
+        *,
+        index_name: str = "ids",
+        topk: int | None = None,
     ):
         super().__init__()
         whole("num_examples", num_examples, ">= 1")
         whole("num_classes", num_classes, ">= 2")
         if topk is not None and not 1 <= topk < num_classes < 2**15:
             raise ValueError(f"topk must lie in 1..num_classes - 1 (of at most 32767), got {topk} of {num_classes}")
+        self.index_name = index_name
         self.num_examples, self.num_classes, self.topk = num_examples, num_classes, topk
         width = num_classes if topk is None else topk
         self.register_buffer("predictions", torch.zeros(num_examples, width, dtype=dtype))
@@ -63,7 +71,9 @@ class PredictionMemory(nn.Module):
 
     def _ids(self, ids: Tensor) -> Tensor:
         if ids.ndim != 1 or ids.is_floating_point():
-            raise ValueError(f"ids must be whole numbers of shape (batch,), got {ids.dtype} of {tuple(ids.shape)}")
+            raise ValueError(
+                f"{self.index_name} must be whole numbers of shape (batch,), got {ids.dtype} of {tuple(ids.shape)}"
+            )
         ids = ids.to(self.seen.device)
         # On a processor the kernel that reads or writes the rows finds what is out of range, at no cost.
         if ids.device.type != "cpu":
@@ -72,13 +82,14 @@ class PredictionMemory(nn.Module):
 
     def _check_range(self, ids: Tensor) -> None:
         if len(ids) and not (int(ids.min()) >= 0 and int(ids.max()) < self.num_examples):
-            raise ValueError(f"ids must lie in 0..{self.num_examples - 1}, got {int(ids.min())}..{int(ids.max())}")
+            bounds = f"0..{self.num_examples - 1}, got {int(ids.min())}..{int(ids.max())}"
+            raise ValueError(f"{self.index_name} must lie in {bounds}")
 
     def _distinct(self, ids: Tensor) -> list[int]:
         """The indices as numbers, none of them twice: for a batch quicker than three kernels and a sort."""
         numbers: list[int] = ids.tolist()
         if len(set(numbers)) < len(numbers):
-            raise ValueError("ids must be different within a batch, got one twice")
+            raise ValueError(f"{self.index_name} must be different within a batch, got one twice")
         return numbers
 
     def _fitting(self, ids: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
@@ -197,7 +208,10 @@ def one_hot(labels: Tensor, num_classes: int) -> Float[Tensor, "batch classes"]:
 def gather_rows(ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """The rows of all processes by index, the same on each and each index once; those given in a single process.
 
-    Ranks may have different numbers of rows. An index that a sampler has handed out twice keeps its first row.
+    Ranks may have different numbers of rows. An index that a sampler has handed to two of them keeps its first row.
+
+    Raises:
+        ValueError: On every rank, if an index comes twice in the batch of one.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return ids, rows
@@ -211,7 +225,10 @@ def gather_rows(ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     for value in padded:
         pieces = [torch.empty_like(value) for _ in range(world)]
         torch.distributed.all_gather(pieces, value.contiguous())
-        found.append(torch.cat([piece[: int(n)] for piece, n in zip(pieces, counts, strict=True)]))
+        pieces = [piece[: int(n)] for piece, n in zip(pieces, counts, strict=True)]
+        if value is padded[0] and any(len(piece.unique()) < len(piece) for piece in pieces):
+            raise ValueError("ids must be different within a batch, got one twice")
+        found.append(torch.cat(pieces))
     order = torch.argsort(found[0], stable=True)
     new = torch.ones(len(order), dtype=torch.bool, device=order.device)
     new[1:] = found[0][order][1:] != found[0][order][:-1]

@@ -162,6 +162,15 @@ def check_network(methods: Sequence[Any], network: nn.Module, example: Tensor | 
     _each(methods, "check_network", module, example)
 
 
+def check_epochs(methods: Sequence[Any], epochs: int) -> None:
+    """Lets each method that needs a certain length refuse a run: by ``check_epochs(epochs)``.
+
+    Raises:
+        UserError: If a method refuses the number of epochs.
+    """
+    _each(methods, "check_epochs", epochs)
+
+
 def prepare(methods: Sequence[Any], data: Data, folder: Path, *, augment: bool) -> None:
     """Lets each method that learns something of the data before training do so: by ``prepare(data, folder, augment=)``.
 

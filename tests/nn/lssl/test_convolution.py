@@ -42,15 +42,15 @@ def test_three_ways_to_the_kernel(L):
     found = [ssm_kernel(A_bar, B_bar, C, L, method) for method in ("sequential", "doubling", "split", "auto")]
     for other in found[1:]:
         assert other.shape == (3, 2, L)
-        assert torch.allclose(other, found[0], atol=1e-10)
+        assert torch.allclose(other, found[0], rtol=0, atol=1e-10)
     powers = torch.stack([torch.linalg.matrix_power(A_bar, i) @ B_bar[..., None] for i in range(min(L, 20))], -1)
-    assert torch.allclose(krylov(A_bar, B_bar, L)[..., :20], powers[:, :, 0], atol=1e-12)
+    assert torch.allclose(krylov(A_bar, B_bar, L)[..., :20], powers[:, :, 0], rtol=0, atol=1e-12)
 
 
 def test_the_whole_kernel_sums_to_the_first_read_out():
     A_bar, B_bar = system(1, 8)
     C = drawn(1, 2, 8)
-    assert torch.allclose(ssm_kernel(A_bar, B_bar, C, 5000).sum(-1), C[..., 0], atol=1e-9)
+    assert torch.allclose(ssm_kernel(A_bar, B_bar, C, 5000).sum(-1), C[..., 0], rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize(("L", "taps"), [(1, 1), (5, 5), (17, 17), (17, 4), (4, 17), (100, 100)])
@@ -64,8 +64,8 @@ def test_convolution_is_the_direct_sum(L, taps):
                 expected[:, k] += u[:, k - i, :, None] * K[..., i]
             if k + i < L:
                 both[:, k] += u[:, k + i, :, None] * back[..., i]
-    assert torch.allclose(causal_conv(u, K), expected, atol=1e-12)
-    assert torch.allclose(two_sided_conv(u, K, back), expected + both, atol=1e-12)
+    assert torch.allclose(causal_conv(u, K), expected, rtol=0, atol=1e-12)
+    assert torch.allclose(two_sided_conv(u, K, back), expected + both, rtol=0, atol=1e-12)
 
 
 def test_types_of_the_convolution():
@@ -86,11 +86,11 @@ def test_states_behind_and_in_front(L):
     for k in range(L):
         x = torch.einsum("hnm,bhm->bhn", A_bar, x) + B_bar * u[:, k, :, None]
         y.append(torch.einsum("hmn,bhn->bhm", C, x))
-    assert torch.allclose(final_state(A_bar, B_bar, u, state), x, atol=1e-11)
+    assert torch.allclose(final_state(A_bar, B_bar, u, state), x, rtol=0, atol=1e-11)
     response = causal_conv(u, ssm_kernel(A_bar, B_bar, C, L)) + free_response(A_bar, C, state, L)
-    assert torch.allclose(response, torch.stack(y, 1), atol=1e-11)
+    assert torch.allclose(response, torch.stack(y, 1), rtol=0, atol=1e-11)
     alone = final_state(A_bar, B_bar, u)
-    assert torch.allclose(final_state(A_bar, B_bar, u, torch.zeros_like(state)), alone, atol=1e-12)
+    assert torch.allclose(final_state(A_bar, B_bar, u, torch.zeros_like(state)), alone, rtol=0, atol=1e-12)
 
 
 def test_against_dlsim():
@@ -100,7 +100,7 @@ def test_against_dlsim():
     ours = causal_conv(u, ssm_kernel(A_bar, B_bar, C, 300))[0, :, 0] + u[0] * D
     A, B, c = A_bar[0].numpy(), B_bar[0].numpy()[:, None], C[0].numpy()
     _, theirs, _ = scipy.signal.dlsim((A, B, c @ A, c @ B + D.numpy(), 1.0), u[0].numpy())
-    assert np.allclose(ours, theirs, atol=1e-10)
+    assert np.allclose(ours, theirs, rtol=0, atol=1e-10)
 
 
 def test_a_kernel_of_length_16000():
@@ -127,3 +127,19 @@ def test_a_kernel_of_length_16000():
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_batch_in_pieces_is_convolved_as_a_whole(monkeypatch):
+    u, K, back = drawn(7, 20, 3), drawn(3, 2, 20, seed=1), drawn(3, 2, 20, seed=2)
+
+    def found() -> list[torch.Tensor]:
+        inputs = [value.clone().requires_grad_() for value in (u, K, back)]
+        y = two_sided_conv(*inputs)
+        return [y, *torch.autograd.grad(y.square().sum(), inputs)]
+
+    whole, calls, rfft = found(), [], torch.fft.rfft
+    monkeypatch.setattr("netwright.nn.lssl.convolution.PIECE", 2 * 3 * 2 * 40)
+    monkeypatch.setattr(torch.fft, "rfft", lambda x, **named: (calls.append(len(x)), rfft(x, **named))[1])
+    for one, other in zip(found(), whole, strict=True):
+        assert torch.allclose(one, other, rtol=0, atol=1e-12)
+    assert calls == [3, 3, 2, 2, 2, 1]  # two kernels, then seven sequences by twos

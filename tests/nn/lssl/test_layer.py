@@ -65,10 +65,10 @@ def test_any_split_with_the_state_carried(L, cut, mode):
         for u_t in u[:, cut:].unbind(1):
             y, state = net.step(u_t, state)
             found.append(y[:, None])
-        assert torch.allclose(torch.cat(found, 1), whole, atol=1e-10)
-        assert torch.allclose(state, last, atol=1e-10)
+        assert torch.allclose(torch.cat(found, 1), whole, rtol=0, atol=1e-10)
+        assert torch.allclose(state, last, rtol=0, atol=1e-10)
         rest = net(u[:, cut:], net(u[:, :cut], return_state=True)[1]) if 0 < cut < L else whole[:, cut:]
-        assert cut == L or torch.allclose(rest, whole[:, cut:], atol=1e-10)
+        assert cut == L or torch.allclose(rest, whole[:, cut:], rtol=0, atol=1e-10)
 
 
 def test_the_past_does_not_know_the_future():
@@ -240,7 +240,7 @@ def test_a_fixed_system_keeps_its_powers(monkeypatch):
     assert len(calls) == 1
     with monkeypatch.context() as small:
         small.setattr(module, "KRYLOV_LIMIT", 1)
-        assert torch.allclose(net(u), net(u, mode="recurrence"), atol=1e-10)
+        assert torch.allclose(net(u), net(u, mode="recurrence"), rtol=0, atol=1e-10)
     assert len(calls) == 1
     net.alpha = 1.0
     assert torch.equal(net(u), copy.deepcopy(net)(u))
@@ -349,6 +349,9 @@ def test_it_learns_to_remember():
         ({"d_state": 2.5}, "d_state must be a whole number >= 1, got 2.5"),
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
         ({"activation": "swish"}, "activation must be one of gelu, relu, silu, identity, got 'swish'"),
+        ({"noise": -1.0}, "noise must be >= 0"),
+        ({"noise": 0.1, "learn": 0}, "noise must be 0 unless a named measure is trained, got 0.1"),
+        ({"noise": 0.1, "measure": (torch.eye(6), torch.ones(6))}, "noise must be 0 unless"),
         ({"dt_init": "zero"}, "dt_init must be one of random, linspace, got 'zero'"),
         ({"kernel_dtype": torch.bfloat16}, "kernel_dtype must be torch.float32 or torch.float64, got torch.bfloat16"),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from netwright.nn.lssl import LSSLModel
+from netwright.nn.lssl import LSSL, LSSLBlock, LSSLModel
 from netwright.seeding import seeded, stream
 
 
@@ -83,8 +83,10 @@ def test_it_trains_under_lightning_with_its_groups():
     ("call", "error", "message"),
     [
         (lambda: model(d_input=0), ValueError, "d_input must be >= 1, got 0"),
+        (lambda: model(d_model=-1), ValueError, "d_model must be >= 1, got -1"),
+        (lambda: LSSLBlock(LSSL(4), norm="batch"), ValueError, "norm must be one of pre, post, got 'batch'"),
         (lambda: model(n_layers=0), ValueError, "n_layers must be >= 1, got 0"),
-        (lambda: model(norm="batch"), ValueError, "norm must be 'pre' or 'post', got 'batch'"),
+        (lambda: model(norm="batch"), ValueError, "norm must be one of pre, post, got 'batch'"),
         (lambda: model(task="count"), ValueError, "task must be .* got 'count'"),
         (lambda: model(alpha=-1), ValueError, "alpha"),
         (lambda: model()(torch.zeros(3, 11, 4)), ValueError, r"u must have shape \(batch, L, 2\).* got \(3, 11, 4\)"),

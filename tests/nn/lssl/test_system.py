@@ -70,7 +70,7 @@ BY_HAND = {
 def test_discretisation_by_hand(measure, alpha):
     found = discretize_gbt(*hippo(measure, 2), 0.1, alpha)
     for ours, expected in zip(found, BY_HAND[measure, alpha], strict=True):
-        assert torch.allclose(ours, torch.tensor(expected, dtype=DOUBLE), atol=5e-9)
+        assert torch.allclose(ours, torch.tensor(expected, dtype=DOUBLE), rtol=0, atol=5e-9)
 
 
 @pytest.mark.parametrize("alpha", [0, 0.25, 0.5, 0.8, 1])
@@ -82,8 +82,8 @@ def test_discretisation_is_that_of_scipy(measure, alpha):
     for i, step in enumerate(dt.tolist()):
         system = (A.numpy(), B.numpy()[:, None], np.zeros((1, 7)), np.zeros((1, 1)))
         expected = scipy.signal.cont2discrete(system, step, "gbt", alpha)
-        assert np.allclose(A_bar[i], expected[0], atol=1e-12)
-        assert np.allclose(B_bar[i], expected[1][:, 0], atol=1e-12)
+        assert np.allclose(A_bar[i], expected[0], rtol=0, atol=1e-12)
+        assert np.allclose(B_bar[i], expected[1][:, 0], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("N", [4, 16, 64])
@@ -94,7 +94,7 @@ def test_a_constant_input_is_remembered_as_itself(measure, N, alpha):
     for dt in (1e-3, 0.1, 2.0):
         A_bar, B_bar = discretize_gbt(*hippo(measure, N), dt, alpha)
         gain = torch.linalg.solve(torch.eye(N, dtype=DOUBLE) - A_bar, B_bar)
-        assert torch.allclose(gain, torch.eye(N, dtype=DOUBLE)[0], atol=1e-12)
+        assert torch.allclose(gain, torch.eye(N, dtype=DOUBLE)[0], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("N", [4, 16, 64])
@@ -111,8 +111,8 @@ def test_gated_recurrence_is_a_special_case():
     z = torch.tensor([-2.0, 0.0, 1.5], dtype=DOUBLE)
     one = torch.ones(1, dtype=DOUBLE)
     A_bar, B_bar = discretize_gbt(-one[:, None], one, z.exp(), 1.0)
-    assert torch.allclose(A_bar.flatten(), 1 - z.sigmoid(), atol=1e-15)
-    assert torch.allclose(B_bar.flatten(), z.sigmoid(), atol=1e-15)
+    assert torch.allclose(A_bar.flatten(), 1 - z.sigmoid(), rtol=0, atol=1e-15)
+    assert torch.allclose(B_bar.flatten(), z.sigmoid(), rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize(("alpha", "order"), [(0.5, 2), (1.0, 1)])
@@ -151,16 +151,17 @@ def perturbed(N: int, copies: int | None = None, seed: int = 0) -> QuasiSeparabl
 def test_products_and_solves_are_those_of_the_dense_matrix(copies):
     A, x, dt = perturbed(9, copies), drawn(3, 9, seed=7), torch.tensor([0.3, 0.01, 1.0], dtype=DOUBLE)
     matrix = torch.eye(9, dtype=DOUBLE) - dt[:, None, None] * A.dense()
-    assert torch.allclose(A.matvec(x, dt), (matrix @ x[..., None])[..., 0], atol=1e-12)
+    assert torch.allclose(A.matvec(x, dt), (matrix @ x[..., None])[..., 0], rtol=0, atol=1e-12)
     for method in ("dense", "tridiagonal", "auto"):
-        assert torch.allclose(A.solve(x, dt, method), torch.linalg.solve(matrix, x[..., None])[..., 0], atol=1e-10)
-        assert torch.allclose(A.solve(A.matvec(x, dt), dt, method), x, atol=1e-10)
+        exact = torch.linalg.solve(matrix, x[..., None])[..., 0]
+        assert torch.allclose(A.solve(x, dt, method), exact, rtol=0, atol=1e-10)
+        assert torch.allclose(A.solve(A.matvec(x, dt), dt, method), x, rtol=0, atol=1e-10)
     for alpha in (0.0, 0.3, 0.5, 1.0):
         B = A.P * 0.7
         both = [A.discretize(B, dt, alpha, method) for method in ("dense", "tridiagonal")]
         for one, other, expected in zip(*both, discretize_gbt(A.dense(), B, dt, alpha), strict=True):
-            assert torch.allclose(one, expected, atol=1e-10)
-            assert torch.allclose(other, expected, atol=1e-10)
+            assert torch.allclose(one, expected, rtol=0, atol=1e-10)
+            assert torch.allclose(other, expected, rtol=0, atol=1e-10)
 
 
 def test_large_matrices_take_the_fast_way():

@@ -95,7 +95,7 @@ def gcn_norm(
     """
     if mode not in {"sym", "row"}:
         raise ValueError(f"mode must be 'sym' or 'row', got {mode!r}")
-    source, target, weight = _edges(edge_index, num_nodes, edge_weight)
+    source, target, weight = checked_edges(edge_index, num_nodes, edge_weight)
     dtype = weight.dtype if dtype is None else dtype
     weight = weight.double()
     if add_self_loops:
@@ -117,7 +117,7 @@ def gcn_norm(
     return csr(starts, columns, whole.values().to(dtype), size)
 
 
-def _edges(edge_index: Tensor, num_nodes: int, edge_weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def checked_edges(edge_index: Tensor, num_nodes: int, edge_weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Sources, targets and weights, once they are known to be right."""
     if num_nodes < 1:
         raise ValueError(f"num_nodes must be >= 1, got {num_nodes}")

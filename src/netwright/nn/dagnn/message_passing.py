@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from netwright.nn.dagnn.adjacency import checked_edges
 from netwright.nn.dagnn.networks import DAGNN, full_precision
 
 
@@ -107,7 +108,7 @@ class MessagePassingDAGNN(DAGNN):
         """As :meth:`netwright.nn.dagnn.DAGNN.forward`; weights may require a gradient.
 
         Raises:
-            ValueError: Likewise, or if a sparse graph is to be taken edge by edge.
+            ValueError: Likewise, or if a sparse graph, or a node with several loops, is to be taken edge by edge.
         """
         learned = edge_weight is not None and edge_weight.requires_grad
         if not (self.hops.explain or learned):
@@ -115,7 +116,11 @@ class MessagePassingDAGNN(DAGNN):
         if edge_index.layout is not torch.strided:
             raise ValueError("edge_index must be (2, edges) where edges have masks or gradients, got a sparse matrix")
         z = full_precision(self.mlp(x))
-        # Made for its checks of graph and weights, which are those of the quick way.
-        self._adjacency(edge_index, len(z), None if edge_weight is None else edge_weight.detach(), z.dtype)
+        source, target, _ = checked_edges(edge_index, len(z), None if edge_weight is None else edge_weight.detach())
+        loops = source[source == target]
+        if len(several := loops[loops.bincount()[loops] > 1]):
+            # Of several loops torch_geometric keeps one, where the quick way adds them up.
+            wanted = "edge_index must hold a loop once where edges have masks or gradients"
+            raise ValueError(f"{wanted}, got node {int(several[0])} twice")
         logits, gates = self.gate(self.hops(z, edge_index, edge_weight))
         return (logits, gates) if return_gates else logits

@@ -77,6 +77,9 @@ class DKVBClassifier(nn.Module):
         decoder: Gets (batch, value_dim), or (batch, C * value_dim) of a bottleneck with ``pool=None``.
         layer: The submodule of the encoder whose output is the embedding.
 
+    Raises:
+        ValueError: If there is no decoder and the bottleneck keeps its codebooks apart (``pool=None``).
+
     Example:
         >>> encoder = nn.Sequential(nn.Flatten(), nn.Linear(16, 8))
         >>> model = DKVBClassifier(encoder, KeyValueBottleneck(8, num_pairs=4, num_codebooks=2, value_dim=3))
@@ -98,6 +101,8 @@ class DKVBClassifier(nn.Module):
         layer: str | None = None,
     ):
         super().__init__()
+        if decoder is None and bottleneck.pool is None:
+            raise ValueError("decoder must be given for a bottleneck with pool=None: its values are no logits")
         self.encoder, self.bottleneck, self.layer = encoder.requires_grad_(False), bottleneck, layer
         self.decoder = decoder
         self.register_buffer("decoder_frozen", None if decoder is None else torch.tensor(0, dtype=torch.uint8))

@@ -19,6 +19,7 @@ from torch import Tensor
 
 KernelMethod = Literal["auto", "split", "doubling", "sequential"]
 SEQUENTIAL_BELOW = 8
+PIECE = 2**19  # numbers of a batch that are transformed at a time on a processor, so that a cache holds them
 
 
 def squarings(A_bar: Float[Tensor, "*batch N N"], count: int) -> list[Tensor]:
@@ -173,9 +174,15 @@ def two_sided_conv(
         response = torch.fft.rfft(K.to(dtype), n=n)
         if anticausal is not None:
             response = response + torch.fft.rfft(anticausal.to(dtype), n=n).conj()
-        signal = torch.fft.rfft(u.to(dtype).mT, n=n)
-        y = torch.fft.irfft(signal[:, :, None] * response, n=n)[..., :L]
-    return y.permute(0, 3, 1, 2).to(u.dtype)
+
+        def convolved(part: Tensor) -> Tensor:
+            signal = torch.fft.rfft(part.to(dtype).mT, n=n)
+            y = torch.fft.irfft(signal[:, :, None] * response, n=n)[..., :L]
+            return y.permute(0, 3, 1, 2).to(u.dtype)
+
+        whole = u.device.type != "cpu" or torch.compiler.is_compiling()
+        at_once = len(u) if whole else max(1, PIECE // (K.shape[0] * K.shape[1] * n))
+        return convolved(u) if len(u) <= at_once else torch.cat([convolved(part) for part in u.split(at_once)])
 
 
 def free_response(

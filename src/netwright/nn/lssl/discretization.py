@@ -54,5 +54,6 @@ def discretize_gbt(
     into = (step[..., None] * B).expand(*forward.shape[:-2], N)
     if alpha == 0:
         return forward, into
-    solved = torch.linalg.solve(eye - alpha * scaled, torch.cat([forward, into[..., None]], -1))
-    return solved[..., :N], solved[..., N]
+    # The gradient of an inverse is two products, that of a solve is another solve, which costs several of them.
+    inverse = torch.linalg.inv(eye - alpha * scaled)
+    return inverse @ forward, (inverse @ into[..., None])[..., 0]

@@ -43,7 +43,8 @@ class LSSL(nn.Module):
         channels: Outputs M of each system, >= 1.
         measure: ``"legs"``, ``"legt"`` or ``"lagt"``; or a pair (A, B) of shapes (N, N) and (N,) of one's own, which is
             trained without structure.
-        learn: 0 is LSSL-f: A, B and the steps are fixed. 1 trains them, A and B shared by all features. 2 trains an A
+        learn: 0 is LSSL-f: A, B and the steps are fixed, and powers of A for one length are kept, H x N x L numbers up
+            to 2^26. 1 trains them, A and B shared by all features. 2 trains an A
             and a B for each feature.
         alpha: Of the discretisation, in [0, 1]; below 1/2 long steps are unstable.
         dt_min: Least initial step, > 0.
@@ -53,7 +54,7 @@ class LSSL(nn.Module):
         mix: Whether features are mixed; else the output is (batch, L, d_model channels), a feature's channels together.
         bidirectional: Adds a second read-out whose state runs from the end of the sequence to its beginning.
         dt_init: ``"random"`` draws logarithms of steps evenly, from the global generator; ``"linspace"`` spaces them.
-        noise: Standard deviation of what is added to the main diagonal of T when it is trained.
+        noise: Standard deviation, >= 0, of what is added to the main diagonal of T when it is trained.
         kernel_dtype: Of the discretisation, the kernel and the FFTs: float32, whatever autocast says, or float64.
 
     Raises:
@@ -101,6 +102,9 @@ class LSSL(nn.Module):
         )
         if not 0 < dt_min <= dt_max < math.inf:
             raise ValueError(f"dt_min and dt_max must be 0 < dt_min <= dt_max, got {dt_min} and {dt_max}")
+        number("noise", noise, ">= 0")
+        if noise and not (learn and isinstance(measure, str)):
+            raise ValueError(f"noise must be 0 unless a named measure is trained, got {noise}")
         if kernel_dtype not in {torch.float32, torch.float64}:
             raise ValueError(f"kernel_dtype must be torch.float32 or torch.float64, got {kernel_dtype}")
         self.d_model, self.d_state, self.channels, self.learn, self.alpha = d_model, d_state, channels, learn, alpha
@@ -289,6 +293,8 @@ class LSSL(nn.Module):
         self, u_t: Float[Tensor, "batch H"], state: Float[Tensor, "batch H N"], rate: float = 1.0
     ) -> tuple[Float[Tensor, "batch H"], Float[Tensor, "batch H N"]]:
         """One input: the output and the next state, in time and memory that do not depend on the past.
+
+        Use it under :func:`torch.no_grad`: with gradients every step is remembered, and discretises anew.
 
         Args:
             u_t: One input of each sequence.

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from netwright.checks import whole
+from netwright.checks import one_of, whole
 from netwright.nn.lssl.layer import LR_A, LR_DT, LSSL, Learn, Mode, param_groups
 from netwright.nn.lssl.measures import Measure
 
@@ -22,10 +22,14 @@ class LSSLBlock(nn.Module):
         layer: The layer.
         norm: ``"pre"`` or ``"post"``.
         dropout: Probability, in [0, 1).
+
+    Raises:
+        ValueError: If ``norm`` is another word.
     """
 
     def __init__(self, layer: LSSL, norm: Literal["pre", "post"] = "pre", dropout: float = 0.0):
         super().__init__()
+        one_of("norm", norm, ("pre", "post"))
         self.layer, self.dropout, self.norm = layer, nn.Dropout(dropout), nn.LayerNorm(layer.d_model)
         self.first = norm == "pre"
 
@@ -102,12 +106,11 @@ class LSSLModel(nn.Module):
         kernel_dtype: torch.dtype = torch.float32,
     ):
         super().__init__()
-        for name, value in (("d_input", d_input), ("d_output", d_output), ("n_layers", n_layers)):
+        counts = {"d_input": d_input, "d_output": d_output, "d_model": d_model, "n_layers": n_layers}
+        for name, value in counts.items():
             whole(name, value, ">= 1")
-        if norm not in {"pre", "post"}:
-            raise ValueError(f"norm must be 'pre' or 'post', got {norm!r}")
-        if task not in {"classify", "regress", "seq2seq"}:
-            raise ValueError(f"task must be 'classify', 'regress' or 'seq2seq', got {task!r}")
+        one_of("norm", norm, ("pre", "post"))
+        one_of("task", task, ("classify", "regress", "seq2seq"))
         self.d_input, self.task = d_input, task
         self.encoder = nn.Linear(d_input, d_model)
         self.blocks = nn.ModuleList(

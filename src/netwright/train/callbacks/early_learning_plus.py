@@ -171,8 +171,22 @@ class ELRPlusCallback(PullCallback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Finds out how many examples there are, and how long the run is."""
         super().on_train_start(trainer, pl_module)
+        if not getattr(trainer, "fast_dev_run", False):
+            self.check_epochs(trainer.max_epochs or 0)
         if self.ramp is None:
             self.ramp = int(min(RAMP, trainer.estimated_stepping_batches / self.networks / 2))
+
+    def check_epochs(self, epochs: int) -> None:
+        """Makes sure that each network gets its turn.
+
+        Args:
+            epochs: Of the run; below 1 where their number is open.
+
+        Raises:
+            ValueError: If there are two networks and one epoch.
+        """
+        if self.networks == 2 and epochs == 1:
+            raise ValueError("epochs must be >= 2 for ELR+, whose two networks take turns, got 1")
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """The network whose turn it is comes into the module, with its optimisers' states."""

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from netwright.checks import number, whole
+from netwright.checks import number, one_of, whole
 from netwright.nn.copies import separate_copy
 from netwright.train.contrastive.losses import check_temperature, info_nce, negative_cosine, nt_xent
 from netwright.train.hallucinator import Hallucinator
@@ -213,6 +213,8 @@ class MoCo(Host):
         number("momentum", momentum, "[0, 1]")
         whole("queue_size", queue_size, ">= 1")
         whole("bn_splits", bn_splits, ">= 1")
+        for name, value in (("mlp", mlp), ("normalize_query", normalize_query), ("enqueue_once", enqueue_once)):
+            one_of(name, value, (True, False))
         super().__init__(backbone_fn, dim, features, hallucinator)
         self.momentum, self.temperature, self.bn_splits = momentum, temperature, bn_splits
         self.normalize_query, self.enqueue_once = normalize_query, enqueue_once
