@@ -266,7 +266,10 @@ def test_labels_of_any_whole_type():
         (lambda e: ELRLoss(0, 3), "num_examples must be >= 1"),
         (lambda e: e(torch.zeros(1, 3), torch.tensor([0]), torch.tensor([4])), "index must lie in 0..3, got 4..4"),
         (lambda e: e(torch.zeros(1, 3), torch.tensor([0]), torch.tensor([-1])), "index must lie in 0..3, got -1..-1"),
-        (lambda e: e(torch.zeros(2, 3), torch.tensor([0, 0]), torch.tensor([1, 1])), "index must be different within a batch"),
+        (
+            lambda e: e(torch.zeros(2, 3), torch.tensor([0, 0]), torch.tensor([1, 1])),
+            "index must be different within a batch",
+        ),
         (lambda e: e(torch.zeros(1, 3), torch.tensor([3]), torch.tensor([0])), "labels must lie in 0..2, got 3..3"),
         (lambda e: e(torch.zeros(1, 3), torch.tensor([[0]]), torch.tensor([0])), r"labels must have shape \(1,\)"),
         (lambda e: e(torch.zeros(1, 4), torch.tensor([0]), torch.tensor([0])), r"shape \(1, 3\), got \(1, 4\)"),

@@ -136,7 +136,7 @@ def agreement_loss(
         probs = log_probs.exp()
         value, slope = agreement(probs, probs.clamp(clamp, 1 - clamp), target, clamp, 1.0)
         gradient = through_softmax(slope(), log_probs) if z.requires_grad else None
-    return value if gradient is None else KnownGradient.apply(z, value, gradient)
+    return value if gradient is None else KnownGradient.apply(z, (value, gradient))
 
 
 def precise(logits: Tensor) -> Tensor:
@@ -243,7 +243,7 @@ class ELRLoss(nn.Module):
     def _loss(self, z: Tensor, index: Tensor, labels: Tensor | None = None) -> Tensor:
         """The pull, with the cross-entropy of labels if they are given, and the gradient of both made at once."""
         if self.training and (known := self._at_once(z, index, labels)) is not None:
-            return KnownGradient.apply(z, *known) if z.requires_grad else known[0]
+            return KnownGradient.apply(z, known) if z.requires_grad else known[0]
         with torch.no_grad():
             # A sum is finite only if all are; one that overflows asks for a second look.
             if not math.isfinite(z.sum().item()) and not bool(z.isfinite().all()):
@@ -265,7 +265,7 @@ class ELRLoss(nn.Module):
             if labels is not None:
                 gradient.scatter_(1, labels[:, None], -1 / len(z), reduce="add")
             gradient = through_softmax(gradient, log_probs)
-        return KnownGradient.apply(z, value, gradient)
+        return KnownGradient.apply(z, (value, gradient))
 
     def _at_once(self, z: Tensor, index: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """Loss and gradient from the compiled step; None where it does not serve."""

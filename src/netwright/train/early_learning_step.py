@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 LARGEST = 2**18  # logits in a batch; beyond, torch's threads are worth more than its passes cost
+FLAGS = ("-fopenmp-simd", "-fno-trapping-math")  # comparisons that may trap would not be vectorised
 FINE = 0
 
 
@@ -27,7 +28,7 @@ def _compiled() -> Callable[..., int] | None:
     text = resources.files("netwright.train").joinpath("early_learning_step.c.in").read_text()
     machine = this_machine()
     try:
-        function = build(text, flags=("-fopenmp-simd",), facts=(machine.cpu, machine.flags)).elr_step
+        function = build(text, flags=FLAGS, facts=(machine.cpu, machine.flags)).elr_step
     except BuildError:
         return None
     function.argtypes = [ctypes.c_void_p] * 7 + [ctypes.c_int64] * 3 + [ctypes.c_float] * 3
@@ -81,17 +82,18 @@ class KnownGradient(torch.autograd.Function):
     """A value whose gradient is known already."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, value: Tensor, slope: Tensor) -> Tensor:
-        """The value."""
+    def forward(ctx: Any, logits: Tensor, known: tuple[Tensor, Tensor]) -> Tensor:
+        """The first of value and gradient, which come as one so that autograd does not look at them."""
+        value, slope = known
         ctx.save_for_backward(slope)
-        return value.clone()
+        return value
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Its gradient for the logits."""
         (slope,) = ctx.saved_tensors
-        return slope * grad, None, None
+        return slope * grad, None
 
 
 def agreement(

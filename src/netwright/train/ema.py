@@ -43,6 +43,7 @@ class WeightAverage:
     def __init__(self, module: nn.Module):
         self.parameters = {name: value.detach().clone() for name, value in module.named_parameters()}
         self.buffers = {name: value.detach().clone() for name, value in module.named_buffers()}
+        self._fitting: list[int] = []  # the parameters whose shapes were compared last
 
     @torch.no_grad()
     def update(self, module: nn.Module, decay: float) -> None:
@@ -55,8 +56,12 @@ class WeightAverage:
             raise ValueError(f"decay must lie in [0, 1], got {decay}")
         current: list[Tensor] = list(module.parameters())
         averaged = list(self.parameters.values())
-        if [value.shape for value in current] != [value.shape for value in averaged]:
-            raise ValueError(f"module must have the {len(averaged)} parameters that are averaged, got {len(current)}")
+        if (present := [*map(id, current)]) != self._fitting:
+            if [value.shape for value in current] != [value.shape for value in averaged]:
+                raise ValueError(
+                    f"module must have the {len(averaged)} parameters that are averaged, got {len(current)}"
+                )
+            self._fitting = present
         torch._foreach_lerp_(averaged, current, 1 - decay)
         if self.buffers:
             for name, value in module.named_buffers():
@@ -85,3 +90,4 @@ class WeightAverage:
         """Takes up what :meth:`state_dict` gave."""
         self.parameters = {name: value.clone() for name, value in state["parameters"].items()}
         self.buffers = {name: value.clone() for name, value in state["buffers"].items()}
+        self._fitting = []
