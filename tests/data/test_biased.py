@@ -85,6 +85,7 @@ def test_the_palette_tells_its_colours_apart():
     colours = torch.tensor(PALETTE)
     assert len(set(PALETTE)) == 10
     assert bool((colours.amax(1) == 1).all())
+    assert bool((colours.amin(1) == 0).all())  # saturated
     assert float(torch.pdist(colours).min()) >= 0.5
 
 

@@ -11,7 +11,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
+from typer.testing import CliRunner
 
+from netwright import cli
 from netwright.console import UserError
 from netwright.data import load
 from netwright.data.indexed import IndexedDataset
@@ -20,8 +22,9 @@ from netwright.seeding import seeded, stream
 from netwright.train import Classifier, fit
 from netwright.train.callbacks import CDvGCallback, ELRCallback, TrActCallback, WeightCompanderCallback
 from netwright.train.contrastive import nt_xent
-from netwright.train.debias import BiasTranslator
+from netwright.train.debias import BiasTranslator, CDvG, signed_range
 from netwright.train.methods import callbacks as by_name
+from netwright.train.methods import check_network
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +88,24 @@ def test_the_step_sees_views_with_their_own_labels(data, generator, norm):
             layer = nn.Conv2d(1, 4, 3)  # as it was before the step
         real, seen = (layer(images).mean((0, 2, 3)) for images in (x, torch.cat(views)))
         assert torch.allclose(module.network[1].running_mean, 0.9 * 0.1 * real + 0.1 * seen, atol=1e-5)
+
+
+def test_the_image_as_a_view_is_what_it_is_in_the_module_of_its_own(data, generator):
+    """Blurred and noisy as the translation is."""
+    treated = {"views": "original+transformed", "view_noise": 0.3, "view_blur": 0.7}
+    module, method = Seen(network(False)), prepared(data, generator, **treated)
+    fit(module, batches(data, 32), epochs=1, callbacks=[method])
+    encoder, seen = nn.Sequential(nn.Flatten(), nn.Linear(64, 8)), []
+    encoder.register_forward_pre_hook(lambda encoder, args: seen.append(args[0]))
+    own = CDvG(encoder, 10, method.translator, cache=method.cache, **treated)
+    signed = Batches(data.train, 32, normalise=signed_range(1), indexed=True, steps=1)
+    fit(own, signed, epochs=1)
+    expected = data.normalise()((seen[-1] + 1) / 2)
+    assert torch.allclose(module.given[0], expected, atol=1e-5)
+    loader = batches(data, 32)
+    loader.set_epoch(0)
+    x, _, _ = next(iter(loader))
+    assert float((expected[:32] - x).std()) > 0.1
 
 
 class Focal(lightning.LightningModule):
@@ -327,7 +348,14 @@ def test_by_name():
         ("cdvg:temperature=0", "temperature must be > 0"),
         ("cdvg:lambda_rec=-1", "lambda_rec must be >= 0"),
         ("cdvg:n_critic=0", "n_critic must be >= 1"),
-        ("cdvg:translator_lr=0", "lr must be > 0"),
+        ("cdvg:n_critic=2.5", "n_critic must be a whole number >= 1, got 2.5"),
+        ("cdvg:translator_lr=0", "translator_lr must be > 0"),
+        ("cdvg:steps=true", "steps must be a whole number"),
+        ("cdvg:supervised=no", "supervised must be one of True, False, got 'no'"),
+        ("cdvg:real_images=off", "real_images must be one of True, False, got 'off'"),
+        ("cdvg:ce_on_original=no", "ce_on_original must be one of True, False, got 'no'"),
+        ("cdvg:round_views=no", "round_views must be one of True, False, got 'no'"),
+        ("cdvg:features=3", "features must be the name of a linear layer, got 3"),
         ("cdvg:view_noise=-0.1", "view_noise must be >= 0"),
         ("cdvg:view_blur=-0.1", "view_blur must be >= 0"),
         ("cdvg:views=some", "views must be"),
@@ -343,6 +371,37 @@ def test_bad_arguments(text, message):
         by_name([text])
 
 
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("cdvg:features=network.9", "features must name a linear layer, got 'network.9': did you mean network.4?"),
+        ("cdvg:features=network.0", "features must name a linear layer, got 'network.0'"),
+        ("cdvg:logits=network.9", "logits must name a submodule, got 'network.9'"),
+    ],
+)
+def test_layers_that_are_none_are_refused_before_anything_is_made(method, message):
+    with pytest.raises(UserError, match=message):
+        check_network(by_name([method]), network())
+
+
+def test_networks_without_a_linear_layer_are_refused_before_anything_is_made():
+    convolutional = nn.Sequential(nn.Conv2d(1, 10, 8), nn.Flatten())
+    with pytest.raises(UserError, match="needs a linear layer"):
+        check_network(by_name(["cdvg"]), convolutional)
+    for method in ("cdvg:lambda_con=0", "cdvg:lambda_con=0,features=none"):  # where nothing enters the contrast
+        check_network(by_name([method]), convolutional)
+    for method in ("cdvg", "cdvg:features=network.4"):
+        check_network(by_name([method]), network())
+
+
+def test_a_layer_that_is_none_writes_nothing(tmp_path):
+    arguments = ["train", "digits", "--method", "cdvg:steps=1,features=head", "--out", str(tmp_path / "run")]
+    found = CliRunner().invoke(cli.app, arguments)
+    assert found.exit_code == 2
+    assert "features must name a linear layer, got 'head'" in found.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_bad_use(data, generator, tmp_path):
     with pytest.raises(ValueError, match="must be prepared"):
         fit(Classifier(network()), batches(data), epochs=1, callbacks=[CDvGCallback()])
@@ -355,6 +414,8 @@ def test_bad_use(data, generator, tmp_path):
     convolutional = nn.Sequential(nn.Conv2d(1, 10, 8), nn.Flatten())
     with pytest.raises(ValueError, match="linear layer"):
         fit(Classifier(convolutional), batches(data), epochs=1, callbacks=[prepared(data, generator)])
+    with pytest.raises(ValueError, match="features must name a linear layer, got 'net'"):
+        fit(Classifier(network()), batches(data), epochs=1, callbacks=[prepared(data, generator, features="net")])
     with pytest.raises(UserError, match="no such file"):
         CDvGCallback(generator=str(tmp_path / "none")).check_data(data)
     with seeded(0, "t"):

@@ -30,11 +30,11 @@ BiasKind = Literal["coloured", "corrupted", "textured"]
 KINDS: tuple[BiasKind, ...] = get_args(BiasKind)
 DEFAULT_RATIO = 0.99
 
-# The corners of the colour cube but black, and three between them: at least one channel of each is full, so that the
-# largest of an image's channels is the grey image that was coloured.
+# The corners of the colour cube but black and white, and four between them, all saturated: one channel is empty and one
+# full, so that the largest of an image's channels is the grey image that was coloured.
 PALETTE: tuple[tuple[float, float, float], ...] = (
     (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 1.0),
-    (0.0, 1.0, 1.0), (1.0, 0.5, 0.0), (0.5, 0.0, 1.0), (1.0, 1.0, 1.0), (0.0, 1.0, 0.5),
+    (0.0, 1.0, 1.0), (1.0, 0.5, 0.0), (0.5, 0.0, 1.0), (1.0, 0.0, 0.5), (0.0, 1.0, 0.5),
 )  # fmt: skip
 
 

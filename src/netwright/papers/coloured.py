@@ -42,9 +42,12 @@ def _parts(ratio: float, side: int, images: tuple[int, ...]) -> dict[str, Biased
 
 
 def translate(
-    seed: int, ratio: float, side: int, images: Sequence[int], steps: int, reconstruction: float, file: str
+    seed: int, ratio: float, side: int, images: Sequence[int], steps: int, reconstruction: float, file: str, fast: bool
 ) -> dict[str, Any]:
-    """Trains a translator, keeps it and all its views in files, and measures what it changes on 500 training images."""
+    """Trains a translator, keeps it and all its views in files, and measures what it changes on 500 training images.
+
+    In a fast run it is half as wide, and the network that judges shapes is trained for one epoch.
+    """
     import torch
 
     from netwright import storage
@@ -55,7 +58,7 @@ def translate(
     from netwright.train.debias import BiasTranslator, ViewCache, signed_range, translation_rates
 
     data = parts(ratio, side, images)["train"]
-    small = {"width": 8, "n_res": 1} if steps < 100 else {}
+    small = {"width": 8} if fast else {}
     with seeded(seed, "translator"):
         translator = BiasTranslator.sized(
             CLASSES, data.shape, lambda_rec=reconstruction, n_critic=2, lr=4e-4, seed=seed, **small
@@ -74,7 +77,7 @@ def translate(
     fit(
         Classifier(judge_of_shape),
         Batches(grey, BATCH, seed=seed, normalise=gray_range, name="judge"),
-        epochs=min(5, max(1, steps // 100)),
+        epochs=1 if fast else 5,
         optimizer=lambda params: torch.optim.Adam(params, 1e-3),
         seed=seed,
     )

@@ -132,10 +132,10 @@ def test_weights():
     net = CDvG(encoder(), 4, Identity(), lambda_con=0.0, sample_weight=table)
     each = functional.cross_entropy(net(x), y, reduction="none")
     found = net.losses(x, y, index, stream(0, "v"))["cross-entropy"]
-    assert found.item() == pytest.approx(((table * each).sum() / table.sum()).item(), rel=1e-5)
-    net.sample_weight = lambda x, y: (y == 2).float()
+    assert found.item() == pytest.approx((table * each).mean().item(), rel=1e-5)
+    net.sample_weight = lambda x, y: 3.0 * (y == 2)
     found = net.losses(x, y, None, stream(0, "v"))["cross-entropy"]
-    assert found.item() == pytest.approx(each[y == 2].mean().item(), rel=1e-5)
+    assert found.item() == pytest.approx(3 * each[y == 2].sum().item() / 8, rel=1e-5)
     net.sample_weight = table
     with pytest.raises(ValueError, match="indexed=True"):
         net.losses(x, y, None, stream(0, "v"))
@@ -208,6 +208,10 @@ def test_the_exact_change_of_the_bias_debiases():
         ({"num_classes": 1}, "num_classes must be >= 2, got 1"),
         ({"num_classes": 5}, "translator must know 5 classes, got 4"),
         ({"lr": 0.0}, "lr must be > 0"),
+        ({"supervised": "no"}, "supervised must be one of True, False, got 'no'"),
+        ({"ce_on_original": "no"}, "ce_on_original must be one of True, False"),
+        ({"real_images": "no"}, "real_images must be one of True, False"),
+        ({"round_views": "no"}, "round_views must be one of True, False"),
         ({"encoder": nn.Conv2d(3, 4, 3)}, r"encoder must give features \(batch, features\)"),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.data import DataLoader, IterableDataset
 
 from netwright import storage
 from netwright.console import UserError
@@ -183,15 +184,57 @@ def test_a_generators_step_puts_no_gradient_on_the_critic(monkeypatch):
     assert seen == [False, True] * 2
 
 
+class Rates(lightning.Callback):
+    def __init__(self, most=None):
+        self.factors, self.most = [], most
+
+    def on_train_batch_end(self, trainer, pl_module, *rest):
+        generator, critic = (o.param_groups[0]["lr"] / pl_module.lr for o in trainer.optimizers)
+        assert generator == critic
+        self.factors.append(generator)
+        trainer.should_stop = len(self.factors) == self.most
+
+
 def test_learning_rates_fall_in_the_second_half():
-    net, rates = translator(lr=1e-3, n_critic=1), []
+    rates = Rates()
+    fit(translator(lr=1e-3, n_critic=1), data(64), epochs=1, callbacks=[rates])
+    assert rates.factors == pytest.approx([1, 1, 1, 1, 1, 0.75, 0.5, 0.25])
 
-    class Rates(lightning.Callback):
-        def on_train_batch_end(self, trainer, pl_module, *rest):
-            rates.append([o.param_groups[0]["lr"] for o in trainer.optimizers])
 
-    fit(net, data(64), epochs=1, callbacks=[Rates()])
-    assert rates == [pytest.approx([1e-3 * factor] * 2) for factor in (1, 1, 1, 1, 1, 0.75, 0.5, 0.25)]
+class Unlimited(IterableDataset):
+    """Batches that tell no length."""
+
+    def __iter__(self):
+        while True:
+            yield batch()
+
+
+def rates_under(loader, n_critic, most=None, **limits):
+    """The learning rates under a Trainer of one's own, over the first."""
+    rates = Rates(most)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = lightning.Trainer(callbacks=[rates], enable_checkpointing=False, **quiet, **limits)
+    trainer.fit(translator(n_critic=n_critic), loader)
+    return rates.factors
+
+
+@pytest.mark.parametrize("n_critic", [1, 2, 3])
+@pytest.mark.parametrize("max_steps", [1, 7, 8, 9, 24])
+@pytest.mark.parametrize("endless", [True, False])
+def test_learning_rates_fall_over_the_steps_of_a_trainer(endless, max_steps, n_critic):
+    loader = DataLoader(Unlimited(), batch_size=None) if endless else DataLoader([batch()] * 3, batch_size=None)
+    found = rates_under(loader, n_critic, max_steps=max_steps)
+    count = len(found)
+    assert count + count // n_critic >= max_steps  # which counts the steps of both optimisers
+    assert found == pytest.approx([min(1, 2 * (1 - step / count)) for step in range(count)])
+
+
+def test_learning_rates_under_other_limits():
+    loader = DataLoader([batch()] * 3, batch_size=None)
+    by_epochs = [1, 1, 1, 1, 2 / 3, 1 / 3]
+    assert rates_under(loader, 1, max_epochs=2, max_steps=100) == pytest.approx(by_epochs)
+    assert rates_under(loader, 1, max_epochs=9, max_steps=12) == pytest.approx(by_epochs)
+    assert rates_under(loader, 1, max_time="00:01:00:00", most=6) == [1] * 6  # nobody knows how many there will be
 
 
 @pytest.mark.parametrize("options", [{}, {"penalty_every": 2, "penalty_share": 0.5, "targets": "uniform"}])
@@ -280,7 +323,11 @@ def test_files(tmp_path):
         (lambda: translator(penalty_every=0), "penalty_every must be >= 1"),
         (lambda: translator(n_down=4), r"image_size must be divisible by 2\^n_down = 16, got 8"),
         (lambda: translator(n_layers=4), "image_size must be >= 16 for 4 layers"),
-        (lambda: BiasTranslator(1, 8, **SMALL), "num_domains must be >= 2, got 1"),
+        (lambda: BiasTranslator(1, 8, **SMALL), "num_classes must be >= 2, got 1"),
+        (lambda: StarGANGenerator(1), "num_domains must be >= 2, got 1"),
+        (lambda: translator(n_critic=2.5), "n_critic must be a whole number >= 1, got 2.5"),
+        (lambda: translator(penalty_every=1.5), "penalty_every must be a whole number >= 1, got 1.5"),
+        (lambda: translator(lambda_rec="much"), "lambda_rec must be a number >= 0, got 'much'"),
         (lambda: BiasTranslator(3, (8, 8, 8), **SMALL), "image_size must be one side"),
         (lambda: StarGANGenerator(3, kernel=4), "kernel must be odd, got 4"),
         (lambda: StarGANGenerator(3, width=0), "width must be >= 1"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from netwright.console import UserError
 from netwright.data.biased import PALETTE, colored_mnist, recolored
@@ -112,7 +113,36 @@ def test_the_original_may_be_a_view():
     assert torch.equal(first, x)
     assert not torch.equal(second, x)
     cached = TwoViews(None, "original+transformed", cache=ViewCache(coloured(), Recolour()))
-    assert cached.kept(torch.arange(6), stream(0, "v"))[0] is None
+    assert torch.equal(cached.kept(torch.arange(6), stream(0, "v"), x)[0], x)
+
+
+def test_an_image_that_is_a_view_is_treated_as_a_translation_is():
+    """Else noise and blur would tell which one the translation is."""
+    x = coloured().images[:6].float() / 255
+    treated = {"noise": 0.4, "blur": 0.7}
+    fresh = TwoViews(Recolour(), "original+transformed", **treated)(x, None, stream(0, "v"))
+    cached = TwoViews(None, "original+transformed", cache=ViewCache(coloured(), Recolour()), **treated)
+    kept = cached.kept(torch.arange(6), stream(0, "v"), x)
+    for a, b in zip(fresh, kept, strict=True):
+        assert torch.equal(a, b)
+    monochrome = torch.full((50, 3, 8, 8), 0.5)
+    for view in TwoViews(Identity(), "original+transformed", **treated)(monochrome, None, stream(0, "v")):
+        assert float((view - 0.5).std()) == pytest.approx(0.2, abs=0.01)
+
+
+def test_views_on_another_device_are_augmented_on_the_cpu():
+    """Where augmentations draw their numbers."""
+    seen = []
+
+    def shift(images, generator):
+        seen.append(images.device.type)
+        return images - torch.rand(len(images), 1, 1, 1, generator=generator)
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x = torch.empty(4, 3, 8, 8, device="cuda")  # of which only the shape and the place are known
+        view = TwoViews(Identity(), augment=shift, noise=0.2)._finished(x, torch.Generator())
+        assert view.device.type == "cuda"
+    assert seen == ["cpu"]
 
 
 def test_each_view_is_augmented_by_itself_and_then_noisy():
@@ -186,6 +216,10 @@ def kept() -> TwoViews:
     return TwoViews(None, cache=ViewCache(coloured(12), Recolour()))
 
 
+def showing_images() -> TwoViews:
+    return TwoViews(None, "original+transformed", cache=ViewCache(coloured(12), Recolour()))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -193,6 +227,8 @@ def kept() -> TwoViews:
         (lambda: TwoViews(None), "translator must be given"),
         (lambda: TwoViews(Recolour(), noise=-1.0), "view_noise must be >= 0"),
         (lambda: TwoViews(Recolour(), blur=-1.0), "view_blur must be >= 0"),
+        (lambda: TwoViews(Recolour(), rounded="no"), "round_views must be one of True, False, got 'no'"),
+        (lambda: showing_images().kept(torch.arange(2), stream(0, "v")), "images must be given where they are a view"),
         (lambda: ViewCache(coloured(12), Recolour(), batch_size=0), "batch_size must be >= 1, got 0"),
         (lambda: ViewCache(coloured(12).subset([]), Recolour()), "at least 1 image, got 0"),
         (lambda: ViewCache(BELOW, Recolour()), r"in \[0, 1\], got -1"),

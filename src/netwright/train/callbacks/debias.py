@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from netwright.console import UserError, warn
-from netwright.data.tensors import Batches, TensorImages
+from netwright.checks import number, one_of
+from netwright.console import UserError, nearest, warn
+from netwright.data.tensors import Batches, Normalise, TensorImages
 from netwright.nn.activations import last_linear
 from netwright.seeding import derive, seeded, stream
 from netwright.train.callbacks.examples import indexed_around
@@ -36,7 +37,8 @@ class CDvGCallback(TermCallback):
 
     Before the training, :meth:`prepare` trains the translator on the same images and translates each of them into every
     class. ``training_step`` is then given (views, labels): both views of every image with the image's own label. Where
-    the module has batch norms, the images themselves pass through it before, without gradient, for their statistics.
+    the module has batch norms, the images themselves pass through it before, without gradient, for their statistics: no
+    loss is asked of them, so they cost no backward pass.
     The loss gets the contrast of the features that enter the last linear layer, by a projection that the module has
     while it trains; checkpoints have it in the state of this callback, and the module's weights as without CDvG. Not
     together with methods that remember something of each example.
@@ -51,15 +53,15 @@ class CDvGCallback(TermCallback):
         n_critic: Steps of its critic for each of its generator, >= 1.
         translator_lr: Of its Adam, > 0.
         translator_batch: Images in its batches, >= 2.
-        view_noise: Standard deviation of Gaussian noise on views, on a scale from -1 to 1; >= 0.
-        view_blur: Standard deviation in pixels of a Gaussian blur of views, >= 0.
+        view_noise: Standard deviation of Gaussian noise on both views, on a scale from -1 to 1; >= 0.
+        view_blur: Standard deviation in pixels of a Gaussian blur of both views, >= 0.
         round_views: Whether views are kept as bytes; else they take four times the room.
         ce_on_original: Whether the images themselves enter the cross-entropy.
         real_images: Whether they pass through the module for the statistics of its batch norms.
         projection: Width in which views are compared, >= 1.
         generator: A file ``generator.safetensors`` of another run, in place of training one.
         logits: Name of the submodule whose output are the logits; None is the module itself, ``self(x)``.
-        features: Name of the layer whose input are the features; the last linear one by default.
+        features: Name of the linear layer whose input are the features; the last one by default.
         seed: Of everything random in it.
 
     Attributes:
@@ -68,8 +70,8 @@ class CDvGCallback(TermCallback):
         refuses: Names of methods that it cannot stand beside.
 
     Raises:
-        ValueError: If a number is out of its range; in training if it was not prepared, a batch has no indices, or the
-            optimisers do not train what is added to the module.
+        ValueError: If an argument is out of its range; in training if it was not prepared, a batch has no indices, the
+            module has no such layer, or the optimisers do not train what is added to the module.
 
     Example:
         >>> trainer = lightning.Trainer(
@@ -105,13 +107,19 @@ class CDvGCallback(TermCallback):
     ):
         super().__init__(logits, None, None)
         check_contrast(lambda_con, temperature, projection)
+        switches = {"supervised": supervised, "ce_on_original": ce_on_original, "real_images": real_images}
+        for name, switch in switches.items():
+            one_of(name, switch, (True, False))
         derive(seed)
         for name, value, bound in (("steps", steps, 1), ("translator_batch", translator_batch, 2)):
-            if not isinstance(value, int) or value < bound:
+            if isinstance(value, bool) or not isinstance(value, int) or value < bound:
                 raise ValueError(f"{name} must be a whole number >= {bound}, got {value}")
+        number("translator_lr", translator_lr, "> 0")
+        if features is not None and not isinstance(features, str):
+            raise ValueError(f"features must be the name of a linear layer, got {features!r}")
         self._sizes: dict[str, Any] = {"lambda_rec": lambda_rec, "n_critic": n_critic, "lr": translator_lr}
         BiasTranslator(2, 4, width=1, n_down=0, n_res=0, n_layers=1, **self._sizes)  # refuses what is out of range
-        TwoViews(_Nothing(), views, noise=view_noise, blur=view_blur)
+        TwoViews(_Nothing(), views, noise=view_noise, blur=view_blur, rounded=round_views)
         self.lambda_con, self.temperature, self.supervised, self.seed = lambda_con, temperature, supervised, seed
         self.kind, self.view_noise, self.view_blur, self.round_views = views, view_noise, view_blur, round_views
         self.projection, self.generator = projection, generator
@@ -145,6 +153,20 @@ class CDvGCallback(TermCallback):
         if self.generator is not None:
             self._read(data)
 
+    def check_network(self, network: nn.Module, example: Tensor | None = None) -> None:
+        """Makes sure that a network has what ``logits`` and ``features`` name.
+
+        Args:
+            network: That is to be trained, in the LightningModule in which it will be.
+            example: Not looked at.
+
+        Raises:
+            ValueError: If it has not, or has no linear layer.
+        """
+        super().check_network(network, example)
+        if self.lambda_con:
+            self._feature_layer(self._source(network))
+
     def prepare(self, data: Data, folder: str | Path | None = None, *, augment: bool = True) -> None:
         """Trains the translator, or reads it, and translates the training part; a stopped training goes on.
 
@@ -152,7 +174,8 @@ class CDvGCallback(TermCallback):
             data: Whose training part is trained on. On its validation part a translator that was trained is tried, and
                 a warning given where it is not ready.
             folder: Where ``generator.safetensors`` is kept; if it is there already, it is read.
-            augment: Whether views are augmented as the data are by default.
+            augment: Whether views are augmented as the data are by default; batches should be like them, since an image
+                that is a view comes out of its batch.
 
         Raises:
             ValueError: As :meth:`check_data` has it.
@@ -205,10 +228,19 @@ class CDvGCallback(TermCallback):
         return translator
 
     def _feature_layer(self, module: nn.Module) -> nn.Linear:
-        layer = last_linear(module) if self.features is None else module.get_submodule(self.features)
-        if not isinstance(layer, nn.Linear):
-            raise ValueError(f"features must name a linear layer, got {type(layer).__name__}")
-        return layer
+        named = module.named_modules(remove_duplicate=False)
+        layers = {name: part for name, part in named if isinstance(part, nn.Linear)}
+        if not layers:
+            raise ValueError(
+                "CDvG needs a linear layer, whose input are the features, got a network without one: give lambda_con=0"
+            )
+        if self.features is None:
+            return last_linear(module)
+        if self.features not in layers:
+            raise ValueError(
+                f"features must name a linear layer, got {self.features!r}: {nearest(self.features, layers)}"
+            )
+        return layers[self.features]
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Gives the module the projection, before its optimisers are made and a checkpoint is read."""
@@ -272,8 +304,8 @@ class CDvGCallback(TermCallback):
             raise ValueError(f"a batch must hold at least 2 images, got {len(labels)}")
         check_classes("labels", labels, len(x), self._views.num_classes)
         draws = stream(self.seed, "views", *self._place)
-        views = self._views.kept(self._ids, draws)
-        rows = [x if view is None else self._normalise(view.to(x.device)) for view in views]
+        images = _pixels(x, self._normalise) if self._views.original else None
+        rows = [self._normalise(view.to(x.device)) for view in self._views.kept(self._ids, draws, images)]
         if self.ce_on_original:
             rows.append(x)
         elif self.real_images and _keeps_statistics(pl_module):
@@ -316,6 +348,12 @@ class CDvGCallback(TermCallback):
         self._apart = []
         if hasattr(pl_module, "debias_projection"):
             del pl_module.debias_projection
+
+
+def _pixels(x: Tensor, normalise: nn.Module) -> Tensor:
+    """Images in [0, 1] again."""
+    assert isinstance(normalise, Normalise)
+    return x * normalise.std[:, None, None] + normalise.mean[:, None, None]
 
 
 class _Nothing:

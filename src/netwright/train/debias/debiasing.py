@@ -11,7 +11,6 @@ applies and how classes are drawn are this library's reading: no code of the pap
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 
 import lightning
@@ -21,7 +20,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from netwright.checks import number, whole
+from netwright.checks import number, one_of, whole
 from netwright.nn.modes import in_mode
 from netwright.seeding import derive, stream
 from netwright.train.contrastive.losses import nt_xent, supcon
@@ -77,17 +76,19 @@ class CDvG(lightning.LightningModule):
         views: ``"transformed"``, or ``"original+transformed"`` (x and x') for data without a strong bias.
         supervised: Whether views of all images of one class are drawn together, not those of one image alone.
         sample_weight: Factors of the cross-entropy: one an example of the training set, or a function of (x, labels),
-            such as :meth:`LfF.weights`. They are divided by the sum over the batch.
+            such as :meth:`LfF.weights`. Each multiplies the loss of its example; the mean over the batch is taken after
+            that, so factors below 1 also make the cross-entropy count for less beside the contrast.
         cache: All translations of the training set, made once.
         augment: As for :class:`TwoViews`.
-        view_noise: Standard deviation of Gaussian noise on the views, on their scale from -1 to 1, >= 0: covers traces
+        view_noise: Standard deviation of Gaussian noise on both views, on their scale from -1 to 1, >= 0: covers traces
             of the label that a translator hides in them.
-        view_blur: Standard deviation in pixels of a Gaussian blur of the views, >= 0, to the same end.
+        view_blur: Standard deviation in pixels of a Gaussian blur of both views, >= 0, to the same end.
         round_views: Whether views made afresh are rounded to bytes, in whose last bits traces can hide; a cache has its
             own.
         ce_on_original: Whether x itself enters the cross-entropy, as a third view.
-        real_images: Whether x passes through the encoder too, before its views and without gradient, so that running
-            statistics of batch norms know real images; for an encoder without such norms nothing is added.
+        real_images: Whether x passes through the encoder too, so that running statistics of batch norms know real
+            images. It passes before its views, alone and without gradient: no loss is asked of it, so it costs no
+            backward pass. For an encoder without such norms nothing is added.
         projection: Width of what g gives, >= 1.
         features: Width of what ``encoder`` gives; by default it is shown an image of the translator's ``shape``.
         lr: Of Adam, > 0.
@@ -131,12 +132,13 @@ class CDvG(lightning.LightningModule):
         seed: int = 0,
     ):
         super().__init__()
-        if num_classes < 2:
-            raise ValueError(f"num_classes must be >= 2, got {num_classes}")
+        whole("num_classes", num_classes, ">= 2")
         check_contrast(lambda_con, temperature, projection)
+        switches = {"supervised": supervised, "ce_on_original": ce_on_original, "real_images": real_images}
+        for name, value in switches.items():
+            one_of(name, value, (True, False))
         derive(seed)
-        if not 0 < lr < math.inf:
-            raise ValueError(f"lr must be > 0 and finite, got {lr}")
+        number("lr", lr, "> 0")
         # Neither a submodule nor trained: it is applied as it is.
         self._views = TwoViews(
             translator, views, cache=cache, augment=augment, noise=view_noise, blur=view_blur, rounded=round_views
@@ -196,7 +198,7 @@ class CDvG(lightning.LightningModule):
         else:
             assert self.sample_weight is not None
             weight = self.sample_weight(x, y).to(each)
-        return (weight * each).sum() / weight.sum().clamp_min(1e-12)
+        return (weight * each).mean()
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         """The loss of a batch."""

@@ -39,7 +39,7 @@ def bias_metrics(
     right, aligned = (pred == y).double(), bias == y
     _, cell = torch.stack([y, bias]).unique(dim=1, return_inverse=True) if len(y) else (None, y)
     counts = cell.bincount()
-    cells = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, cell, right) / counts
+    cells = torch.zeros(len(counts), dtype=torch.float64, device=right.device).index_add_(0, cell, right) / counts
 
     def mean(values: Tensor) -> float:
         return float(values.mean()) if len(values) else math.nan

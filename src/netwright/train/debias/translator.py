@@ -25,6 +25,7 @@ from torch import Generator, Tensor
 from torch.nn import functional
 
 from netwright import storage
+from netwright.checks import number, whole
 from netwright.console import UserError
 from netwright.nn.modes import in_mode
 from netwright.seeding import derive, stream
@@ -59,7 +60,8 @@ class BiasTranslator(lightning.LightningModule):
         lambda_rec: Weight of the reconstruction, >= 0; small ones let the signal change too.
         lambda_gp: Weight of the gradient penalty, >= 0.
         n_critic: Steps of the critic for each of the generator, >= 1.
-        lr: Of Adam for both, > 0; constant for half of the training, then falling to 0 on a line.
+        lr: Of Adam for both, > 0; constant for half of the training, then falling to 0 on a line. The Trainer tells how
+            long that is, by epochs or steps; where a time alone limits it the rate is constant.
         targets: Where the wanted class of an image comes from: ``"permute"`` takes the batch's own labels in another
             order, as StarGAN does, ``"uniform"`` draws from all classes.
         channels: Of the images.
@@ -108,16 +110,13 @@ class BiasTranslator(lightning.LightningModule):
         super().__init__()
         sides = image_sides(image_size)
         derive(seed)
+        whole("num_classes", num_classes, ">= 2")
         for name, value in {"lambda_cls": lambda_cls, "lambda_rec": lambda_rec, "lambda_gp": lambda_gp}.items():
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be >= 0 and finite, got {value}")
-        for name, count in {"n_critic": n_critic, "penalty_every": penalty_every}.items():
-            if count < 1:
-                raise ValueError(f"{name} must be >= 1, got {count}")
-        if not 0 < lr < math.inf:
-            raise ValueError(f"lr must be > 0 and finite, got {lr}")
-        if not 0 < penalty_share <= 1:
-            raise ValueError(f"penalty_share must lie in (0, 1], got {penalty_share}")
+            number(name, value, ">= 0")
+        whole("n_critic", n_critic, ">= 1")
+        whole("penalty_every", penalty_every, ">= 1")
+        number("lr", lr, "> 0")
+        number("penalty_share", penalty_share, "(0, 1]")
         if targets not in ("permute", "uniform"):
             raise ValueError(f"targets must be 'permute' or 'uniform', got {targets!r}")
         if n_down < 0 or any(side % 2**n_down for side in sides):
@@ -237,13 +236,13 @@ class BiasTranslator(lightning.LightningModule):
             raise ValueError(f"images must have shape (batch, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
         check_signed(x)
         check_classes("labels", y, len(x), self.num_classes)
-        total = max(1, int(self.trainer.max_epochs or 1) * int(self.trainer.num_training_batches))
-        step = self.current_epoch * int(self.trainer.num_training_batches) + batch_idx
+        step = self.trainer.fit_loop.total_batch_idx
+        rate = self.lr * min(1.0, max(0.0, 2 * (1 - step / self._length())))
         draws = stream(self.seed, "translator", step, self.global_rank)
         of_generator, of_critic = self.optimizers()  # type: ignore[attr-defined]
         for optimizer in (of_generator, of_critic):
             for group in optimizer.param_groups:
-                group["lr"] = self.lr * min(1.0, 2 * (1 - step / total))
+                group["lr"] = rate
         targets = self.draw_targets(y, draws)
         penalised = step % self.penalty_every == 0
         terms = self.critic_losses(x, y, targets, draws, penalised)
@@ -259,6 +258,17 @@ class BiasTranslator(lightning.LightningModule):
             logged |= {f"generator_{name}": value.detach() for name, value in terms.items()}
         self.log_dict(logged, on_step=False, on_epoch=True, batch_size=len(x))
         return loss.detach()
+
+    def _length(self) -> float:
+        """Batches of the whole training; infinite where neither epochs nor steps limit it."""
+        epochs, steps = self.trainer.max_epochs, self.trainer.max_steps
+        length = math.inf
+        if epochs is not None and epochs > 0:
+            length = float(epochs * self.trainer.num_training_batches)
+        if steps > 0:
+            # The Trainer counts the steps of both optimisers: n_critic batches make n_critic + 1 of them.
+            length = min(length, steps - steps // (self.n_critic + 1))
+        return length
 
     def _update(self, optimizer: Any, loss: Tensor) -> None:
         optimizer.zero_grad()

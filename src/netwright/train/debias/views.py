@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import gaussian_blur
 
+from netwright.checks import number, one_of
 from netwright.console import UserError, task
 from netwright.data.tensors import Examples, Normalise, TensorImages, scaled
 from netwright.storage import free_bytes
@@ -189,13 +190,15 @@ class TwoViews:
     """Draws the two views of each image of a batch: same label, bias of two classes drawn by lot.
 
     Views are rounded to bytes whether they are kept or made afresh, so that both are the same, and so that nothing
-    hides in what an eye cannot see. Then each is augmented by itself, blurred, and noise is added.
+    hides in what an eye cannot see. Then each is augmented by itself, blurred, and noise is added: an image itself too
+    where it is a view, lest the treatment tell which of the two is a translation.
 
     Args:
         translator: Turns images into other classes; not needed with a cache.
         kind: ``"transformed"``, or ``"original+transformed"``, whose first view is the image itself.
         cache: All translations of the training set, for batches that tell indices.
-        augment: Function of a batch of floats in [0, 1] and a generator, for each view by itself.
+        augment: Function of a batch of floats in [0, 1] and a generator, for each view by itself; it is given views on
+            the CPU.
         noise: Standard deviation of Gaussian noise on views, on a scale from -1 to 1; >= 0.
         blur: Standard deviation in pixels of a Gaussian blur of views, >= 0: takes away fine traces of the label.
         rounded: Whether views that are made afresh are rounded; a cache has its own.
@@ -217,9 +220,9 @@ class TwoViews:
     ):
         if kind not in ("transformed", "original+transformed"):
             raise ValueError(f"views must be 'transformed' or 'original+transformed', got {kind!r}")
-        for name, value in (("view_noise", noise), ("view_blur", blur)):
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"{name} must be >= 0 and finite, got {value}")
+        number("view_noise", noise, ">= 0")
+        number("view_blur", blur, ">= 0")
+        one_of("round_views", rounded, (True, False))
         if cache is not None:
             self.num_classes = cache.classes
         elif translator is not None:
@@ -257,17 +260,38 @@ class TwoViews:
         """Whether the first view is the image itself."""
         return self.kind == "original+transformed"
 
-    def kept(self, index: Int[Tensor, "batch"], generator: Generator) -> tuple[Tensor | None, Tensor]:
-        """The two views by indices alone, out of the cache; None for the image itself."""
+    def kept(
+        self,
+        index: Int[Tensor, "batch"],
+        generator: Generator,
+        images: Float[Tensor, "batch channels height width"] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The two views by indices, out of the cache.
+
+        Args:
+            index: Of the images in the data set.
+            generator: Of classes, augmentation and noise.
+            images: The images themselves where they are a view, floats in [0, 1] that are augmented already.
+
+        Raises:
+            ValueError: If images are a view and not given.
+        """
         assert self.cache is not None
         first, second = (
             scaled(self.cache.pick(index.cpu(), each)) for each in self.draw_targets(len(index), generator)
         )
-        return None if self.original else self._finished(first, generator), self._finished(second, generator)
+        if self.original:
+            if images is None:
+                raise ValueError("images must be given where they are a view, got None")
+            return self._covered(images, generator), self._finished(second, generator)
+        return self._finished(first, generator), self._finished(second, generator)
 
     def _finished(self, view: Tensor, generator: Generator) -> Tensor:
         if self.augment is not None:
-            view = self.augment(view, generator)
+            view = self.augment(view.cpu(), generator).to(view.device)
+        return self._covered(view, generator)
+
+    def _covered(self, view: Tensor, generator: Generator) -> Tensor:
         if self.blur:
             width = 2 * math.ceil(3 * self.blur) + 1
             # Reflection needs a picture that is larger than the reach of the kernel.
