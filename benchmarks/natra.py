@@ -8,12 +8,13 @@ calls). `training`: an epoch of a small convolutional network on 640 images of 2
 transformations from a grid, over a plain epoch, both under Lightning (aim: at most 3). `directions`: the closed form
 for a generator of 512 numbers a code and 18 layers of 512 channels (aim: below 1 second), beside ``numpy.linalg.svd``
 of the stacked weights. The generator has random weights: nothing measured here depends on them. Alternating rounds on
-two threads, or one where OMP_NUM_THREADS says so; medians and quartiles of the ratio within a round. The figures of all
+two threads, or one on a machine with one core; medians and quartiles of the ratio within a round. The figures of all
 three go to benchmarks/results/; --quick takes small sizes and writes nothing. Exit 1 if an aim is missed.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -40,7 +41,7 @@ from netwright.train.natra import (
 from support.record import Figure, over
 from support.whole import recorded
 
-THREADS = min(2, torch.get_num_threads())
+THREADS = min(2, os.cpu_count() or 1)
 Calls = dict[str, Callable[[], Any]]
 
 
@@ -64,6 +65,7 @@ def epochs(count: int, side: int) -> Calls:
     images = torch.randint(0, 256, (count, 1, side, side), dtype=torch.uint8, generator=stream(0, "images"))
     data = TensorImages(images, torch.arange(count) % 10)
     made = torch.randint(0, 256, (count, 5, 5, 1, side, side), dtype=torch.uint8, generator=stream(0, "grid"))
+    made[:, :, 2] = images[:, None]  # a step of 0 leaves an image as it is
     grid = TransformGrid(made, torch.linspace(-2, 2, 5))
     style = generator(side)
     w = torch.randn(count, 1, style.num_layers, style.w_dim, generator=stream(0, "w"))

@@ -208,6 +208,20 @@ def test_large_photos_are_told_the_size(tmp_path: Path):
     assert "add --size 64" in found.stderr
 
 
+def test_the_page_tells_at_which_step_directions_were_looked_at(finished: Path, tmp_path: Path):
+    import shutil
+
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    figures = storage.read_json(folder / "natra.json")
+    assert figures["step"] == 2
+    without = {name: value for name, value in figures.items() if name != "step"}  # as earlier versions left it
+    for found, step in ((figures, 2), (figures | {"step": 3.5}, 3.5), (without, 2)):
+        storage.write_json(folder / "natra.json", found)
+        text = transformed.page(RunFolder(folder, KIND)).markdown()
+        assert f"At {step} standard deviations, both ways." in text
+
+
 def test_damaged_pictures(finished: Path, tmp_path: Path):
     import shutil
 

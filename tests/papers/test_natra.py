@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from netwright.data.nuisance import NAMES, WIDE
 from netwright.papers import natra as paper
+from netwright.papers import small_images
 
 JITTER = (-0.002, 0.0, 0.002)
 
@@ -61,8 +63,12 @@ def test_the_parts():
         "train": 60, "clean": 60, "pool": 100, "validation": 20, "wide": 30, "narrow": 30,
     }  # fmt: skip
     assert torch.equal(data["wide"].labels, data["narrow"].labels)
-    near, far = ((data[name].images.float().std(0)).mean() for name in ("narrow", "wide"))
-    assert float(near) != float(far)
+    clean = small_images.parts(0, 160, 20, 30)[0]["test"].images.float()
+    near, far = (float((data[name].images.float() - clean).abs().mean()) for name in ("narrow", "wide"))
+    assert far > 2 * near > 0
+    low, high = torch.tensor([getattr(WIDE, name) for name in NAMES]).T
+    spread = (data["numbers"].max(0).values - data["numbers"].min(0).values) / (high - low)
+    assert bool(((spread > 0.8) & (spread <= 1)).all())  # those of the pool are wide too
     assert float((data["train"].images.float() - data["clean"].images.float()).abs().mean()) > 0
     digests = {name: {row.tobytes() for row in data[name].digests()} for name in ("train", "pool", "validation")}
     assert not digests["train"] & digests["validation"]

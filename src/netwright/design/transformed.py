@@ -124,10 +124,15 @@ def blocks(run: RunFolder, *, verdict: bool = True) -> list[Block]:
         [j + 1, Value(flip, percent(flip)), Value(change, f"{change:.3f}")]
         for j, (flip, change) in enumerate(zip(figures["flip"], figures["change"], strict=True))
     ]
+    checked = figures.get("step") or 2.0  # at which runs of earlier versions looked
     return [
         Paragraph(reading),
         Images(pictures, shown, wide=True),
-        Table(["direction", "changed predictions", "change of a pixel"], rows, "At two deviations, both ways."),
+        Table(
+            ["direction", "changed predictions", "change of a pixel"],
+            rows,
+            f"At {checked:g} standard deviations, both ways.",
+        ),
     ]
 
 

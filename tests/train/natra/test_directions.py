@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -149,6 +151,8 @@ def test_the_filter_drops_what_decides_the_class(capsys):
     both = filter_directions(axes, generator, classifier, codes, max_flip=1.0)
     assert [int(v.argmax()) for v in both.vectors] == [0, 1]  # the more visible first
     assert len(filter_directions(axes, generator, classifier, codes, max_flip=1.0, max_directions=1)) == 1
+    assert (axes.step, kept.step) == (None, 2.0)
+    assert filter_directions(axes, generator, classifier, codes, max_flip=1.0, step=3).step == 3.0
     with pytest.raises(NoDirectionError, match="no direction survives: of 3 "):
         filter_directions(axes, generator, classifier, codes, min_change=0.9)
     capsys.readouterr()
@@ -348,6 +352,176 @@ def test_the_network_may_lie_on_another_device(search, ours, monkeypatch):
             assert coeff.device.type == ours
         assert (images.shape, images.device.type) == ((4, P), ours)
         assert search == "random" or loss.device.type == theirs
+
+
+def one_by_one(source, logits_of, index, labels, draws, eps_max=2.0):
+    """A batch of each candidate after the other, and the first of the worst."""
+    worst, loss = None, None
+    for pairs in draws:
+        images = source.at(index, *source.choose(pairs, eps_max))
+        with torch.no_grad():
+            found = functional.cross_entropy(logits_of(images), labels, reduction="none")
+        more = None if loss is None else found > loss
+        worst = images if worst is None else torch.where(more.view(-1, *[1] * (images.ndim - 1)), images, worst)
+        loss = found if loss is None else torch.where(more, found, loss)
+    return worst, loss
+
+
+class Counting(nn.Module):
+    """How many images each call had."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net, self.sizes = net, []
+
+    def forward(self, x):
+        self.sizes.append(len(x))
+        return self.net(x)
+
+
+def searched() -> tuple[NaturalTransform, nn.Module, torch.Tensor, torch.Tensor]:
+    """Transformations that matter, a network in evaluation mode, indices (one of them twice) and labels."""
+    transform = pictures()
+    transform.directions = dataclasses.replace(transform.directions, scale=5 * transform.directions.scale)
+    with seeded(0, "init"):
+        net = SmallConvNet((4,), 4, 2, in_channels=1).eval()
+    index = torch.tensor([3, 3, 19, 0, 7, 11])
+    return transform, Counting(net).eval(), index, torch.tensor([0, 1, 1, 0, 0, 1])
+
+
+@pytest.mark.parametrize("kind", ["decoded", "grid"])
+@pytest.mark.parametrize("together", [1, 2**18])
+@pytest.mark.parametrize("rows", [False, True])
+def test_all_at_once_is_one_by_one(kind, together, rows, monkeypatch):
+    monkeypatch.setattr("netwright.train.natra.search.TOGETHER", together)
+    transform, net, index, labels = searched()
+    source = transform if kind == "decoded" else transform.grid(1.5)
+    if rows:
+        labels = functional.one_hot(labels, 2).float() * 0.8 + 0.1
+    draws = torch.rand(9, 6, 2, generator=stream(0, "draws"))
+    expected, most = one_by_one(source, net, index, labels, draws, 1.5)
+    assert net.sizes == [6] * 9
+    net.sizes.clear()
+    found, loss = worst_of_k(source, net, index, labels, draws, eps_max=1.5)
+    assert torch.equal(found, expected)
+    assert torch.allclose(loss, most, atol=1e-6)
+    assert len(net.sizes) == 1 if together > 1 else max(net.sizes) <= 12
+    direction, eps = source.choose(draws.flatten(0, 1), 1.5)
+    ways = {
+        (i % 6, int(j) if e else 0, float(e))
+        for i, (j, e) in enumerate(zip(direction, eps, strict=True))
+    }  # fmt: skip
+    assert sum(net.sizes) == len(ways)
+    assert kind == "decoded" or len(ways) < 54  # a step of 0 and equal draws pass once
+
+
+def test_a_step_of_zero_that_is_not_one_image_passes_for_each_direction():
+    made = torch.randint(0, 256, (20, 3, 3, 1, 12, 12), dtype=torch.uint8, generator=stream(0, "made"))
+    _, net, index, labels = searched()
+    draws = torch.rand(4, 6, 2, generator=stream(0, "draws"))
+    draws[..., 1] = 0.5  # the middle one of three steps
+    for alike in (False, True):
+        if alike:
+            made[:, :, 1] = made[:, :1, 1].clone()
+        grid = TransformGrid(made, torch.tensor([-1.0, 0.0, 1.0]))
+        directions, eps = grid.choose(draws.flatten(0, 1), 2.0)
+        assert not eps.any()
+        ways = sum(1 if alike else len(set(row)) for row in directions.view(4, 6).T.tolist())
+        net.sizes.clear()
+        found, _ = worst_of_k(grid, net, index, labels, draws)
+        assert net.sizes == [ways]
+        assert torch.equal(found, one_by_one(grid, net, index, labels, draws)[0])
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_batch_statistics_are_those_of_one_candidate(training):
+    transform, _, index, labels = searched()
+    with seeded(0, "init"):
+        first, second = (SmallConvNet((4,), 4, 2, in_channels=1) for _ in range(2))
+    second.load_state_dict(first.state_dict())
+    for net in (first, second):
+        net.train(training)
+        if not training:
+            net.features[1] = nn.BatchNorm2d(4, track_running_stats=False).eval()
+    draws = torch.rand(5, 6, 2, generator=stream(0, "draws"))
+    expected, most = one_by_one(transform, first, index, labels, draws)
+    found, loss = worst_of_k(transform, second, index, labels, draws)
+    assert torch.equal(found, expected)
+    assert torch.equal(loss, most)
+    assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
+    assert not training or int(second.features[1].num_batches_tracked) == 5
+
+
+def test_a_loss_that_is_no_number_is_not_the_worst():
+    transform, _, index, labels = searched()
+    draws = torch.rand(3, 6, 2, generator=stream(0, "draws"))
+
+    def logits_of(x):
+        logits = x.flatten(1)[:, :2].clone()
+        logits[6:12] = torch.nan
+        return logits
+
+    found, loss = worst_of_k(transform, logits_of, index, labels, draws)
+    assert bool(loss.isfinite().all())
+    assert torch.equal(found, one_by_one(transform, lambda x: x.flatten(1)[:, :2], index, labels, draws[[0, 2]])[0])
+
+
+@pytest.mark.parametrize(("residual", "more"), [(True, 1), (False, 0)])
+def test_codes_that_stay_are_decoded_once(residual, more):
+    calls = []
+    layer = nn.Linear(D, P)
+
+    def decode(z):
+        calls.append(len(z))
+        return layer(z).sigmoid()
+
+    generator, axes = DecoderGenerator(decode, D), Directions(torch.eye(D), torch.ones(D))
+    x = torch.rand(N, P, generator=stream(0, "x"))
+    transform = NaturalTransform(generator, LatentCodes(torch.zeros(N, 1, 1, D)), axes, x, keep_residual=residual)
+    index, labels = torch.arange(4), torch.arange(4) % 2
+    calls.clear()
+    worst_of_k(transform, lambda images: images[:, :2], index, labels, torch.rand(5, 4, 2))
+    assert calls == [4] * (5 + more)
+    calls.clear()
+    pgd_transform(transform, lambda images: images[:, :2], index, labels, steps=3)
+    assert calls == [4] * (4 + more)
+    calls.clear()
+    still, coeff = transform.still(index), torch.ones(4, D)
+    assert (still is None) is not residual
+    assert torch.equal(transform(index, coeff, still=still), transform(index, coeff))
+    if not residual:
+        assert torch.equal(transform(index, coeff, still=x[:4]), transform(index, coeff))
+
+
+def test_the_generator_gets_no_gradient():
+    transform, _ = linear_transform()
+    assert all(part.requires_grad for part in transform.generator.parameters())
+    coeff = torch.ones(N, D, dtype=torch.float64, requires_grad=True)
+    transform(torch.arange(N), coeff).sum().backward()
+    assert float(coeff.grad.abs().min()) > 0
+    assert all(part.grad is None and part.requires_grad for part in transform.generator.parameters())
+
+
+def test_a_transformation_moves_as_a_whole():
+    transform = pictures()
+    channels = transform.generator.features(transform.codes.w[:1, 0], 1).shape[1]
+    codes = LatentCodes(transform.codes.w, torch.ones(20, 1, channels), 1)
+    whole = NaturalTransform(transform.generator, codes, transform.directions, transform.images)
+    names = list(whole.state_dict())
+    assert all(name.startswith("generator.") for name in names)
+    index, coeff = torch.arange(3), torch.ones(3, 3)
+    before = whole(index, coeff)
+    whole.double()
+    assert whole(index, coeff).dtype == torch.float64
+    assert torch.allclose(whole(index, coeff).float(), before, atol=1e-5)
+    moved = whole.to("meta")
+    tensors = [moved.codes.w, moved.codes.alpha, moved.directions.vectors, moved.directions.scale, moved.images]
+    assert {part.device.type for part in tensors} == {"meta"}
+    assert list(moved.state_dict()) == names
+    bare = pictures()
+    bare.images, bare.keep_residual = None, False
+    assert bare.to("meta").images is None
+    assert Directions(torch.eye(2), torch.ones(2), (0, 1)).to("meta").vectors.device.type == "meta"
 
 
 def test_pgd_is_at_least_as_bad_as_where_it_starts():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from netwright.train.natra import (
     StyleGenerator,
     fit_encoder,
 )
+from netwright.train.natra.fitting import _Encoding
 
 D, P = 3, 8
 
@@ -27,7 +29,7 @@ def linear(bias: float = 0.3) -> tuple[DecoderGenerator, torch.Tensor, torch.Ten
     layer = nn.Linear(D, P).double()
     a = torch.randn(P, D, generator=stream(0, "A"), dtype=torch.float64)
     layer.weight.data, layer.bias.data = a, torch.full((P,), bias, dtype=torch.float64)
-    return DecoderGenerator(layer, D).double(), a, layer.bias.detach()
+    return DecoderGenerator(layer, D, image_range=(-math.inf, math.inf)).double(), a, layer.bias.detach()
 
 
 def images(count: int = 5) -> torch.Tensor:
@@ -126,6 +128,78 @@ def test_an_encoder_for_a_generator_that_is_there(style):
     assert all(part.requires_grad for part in style.parameters())
 
 
+def normed() -> tuple[DecoderGenerator, nn.Sequential]:
+    """A decoder and a classifier in training mode, with batch norms whose statistics are not those of any batch."""
+    with seeded(0, "normed"):
+        decoder = nn.Sequential(
+            nn.Linear(4, 36), nn.BatchNorm1d(36), nn.Dropout(0.5), nn.Sigmoid(), nn.Unflatten(1, (1, 6, 6))
+        )
+        classifier = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 2))
+    decoder[1].running_mean.fill_(0.3)
+    decoder[2].eval()
+    return DecoderGenerator(decoder, 4), classifier
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_an_encoder_leaves_generator_and_features_as_they_are(wrapped):
+    x = torch.rand(24, 1, 6, 6, generator=stream(0, "images"))
+
+    class Maps(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+
+        def forward(self, images):
+            return [self.net(images)]
+
+    def fitted(training: bool):
+        generator, classifier = normed()
+        if not training:
+            generator.eval()
+            classifier.eval()
+        parts = [*generator.modules(), *classifier.modules()]
+        modes = [part.training for part in parts]
+        before = [{name: v.clone() for name, v in part.state_dict().items()} for part in (generator, classifier)]
+        with seeded(0, "encoder"):
+            encoder = ImageEncoder((1, 6, 6), 4, (4,))
+        perceptual = ClassifierFeatures(classifier) if wrapped else Maps(classifier)
+        fit_encoder(generator, encoder, x, epochs=2, batch_size=8, perceptual=perceptual)
+        assert [part.training for part in parts] == modes
+        for part, values in zip((generator, classifier), before, strict=True):
+            assert all(torch.equal(value, values[name]) for name, value in part.state_dict().items())
+            assert all(p.requires_grad and p.grad is None for p in part.parameters())
+        return encoder.state_dict()
+
+    trained, still = fitted(True), fitted(False)
+    assert all(torch.equal(value, still[name]) for name, value in trained.items())
+
+
+def test_generator_and_features_go_where_the_batches_are_and_back():
+    generator, classifier = normed()
+    with seeded(0, "encoder"):
+        encoder = ImageEncoder((1, 6, 6), 4, (4,))
+    module = _Encoding(encoder, generator, 1e-3, (1.0, 1.0), ClassifierFeatures(classifier)).to("meta")
+    assert generator.w_mean.device.type == "cpu"  # no part of the module
+    module.on_train_start()
+    tensors = [*generator.state_dict().values(), *classifier.state_dict().values()]
+    assert {part.device.type for part in tensors} == {"meta"}
+    made = module.terms(torch.empty(8, 1, 6, 6, device="meta"))
+    assert {part.device.type for part in made.values()} == {"meta"}
+    calls = []
+
+    class Watched(DecoderGenerator):
+        def to(self, device):
+            calls.append((str(device), self.training))
+            return super().to(device)
+
+    watched = Watched(normed()[0].decoder, 4)
+    with seeded(0, "encoder"):
+        encoder = ImageEncoder((1, 6, 6), 4, (4,))
+    fit_encoder(watched, encoder, torch.rand(8, 1, 6, 6, generator=stream(0, "images")), epochs=1, batch_size=8)
+    assert calls[-1] == ("cpu", False)
+    assert len(calls) == 2
+
+
 @pytest.mark.parametrize("layer", [0, 1, 2])
 def test_one_code_with_weight_one_changes_no_bit(style, layer):
     w = torch.randn(5, 1, 3, 6, generator=stream(0, "w"))
@@ -220,7 +294,27 @@ def test_bad_images(style):
         BatchInverter(broken).invert(torch.rand(2, D))
 
 
+def test_images_lie_where_the_generator_says():
+    decoder, x = nn.Linear(D, P).double(), 2 * torch.rand(3, P, generator=stream(0, "x"), dtype=torch.float64) - 1
+    with pytest.raises(ValueError, match=r"x must lie in \[0, 1\] as the generator's images do, got -"):
+        BatchInverter(DecoderGenerator(decoder, D).double(), steps=1).invert(x)
+    silent = DecoderGenerator(decoder, D).double()
+    del silent.image_range  # as other generators may
+    with pytest.raises(ValueError, match=r"x must lie in \[0, 1\]"):
+        BatchInverter(silent, steps=1).invert(x)
+    wide = BatchInverter(DecoderGenerator(decoder, D, image_range=(-1, 1)).double(), steps=1)
+    assert len(wide.invert(x)) == 3
+    with pytest.raises(ValueError, match=r"x must lie in \[-1, 1\]"):
+        wide.invert(2 * x)
+    for bounds in ((1.0, 0.0), (0.0, 0.0), (math.nan, 1.0)):
+        with pytest.raises(ValueError, match="image_range must be two numbers, the lesser first, got"):
+            DecoderGenerator(decoder, D, image_range=bounds)
+
+
 def test_bad_codes():
+    for layer in (9, 3, -1):
+        with pytest.raises(ValueError, match=f"merge_layer must lie in 0..2, got {layer}"):
+            LatentCodes(torch.zeros(2, 2, 3, 4), torch.ones(2, 2, 8), layer)
     with pytest.raises(ValueError, match="need both alpha and merge_layer"):
         LatentCodes(torch.zeros(2, 2, 1, 3))
     with pytest.raises(ValueError, match=r"w must have shape \(batch, codes, layers, d\)"):

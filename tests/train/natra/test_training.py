@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 
 import lightning
@@ -29,6 +30,8 @@ from netwright.train.natra import (
     lay_groundwork,
     prepare_natural_transform,
 )
+from netwright.train.natra.fitting import _AutoEncoding
+from netwright.train.natra.sharpening import _Sharpening
 
 N, BATCH = 32, 8
 
@@ -89,6 +92,24 @@ class Plain(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
 
 
+def uphill(net, source, index, y, eps_max: float) -> torch.Tensor:
+    """Five steps of the sign of the slope from the images themselves, and the worst on the way."""
+    coeff = torch.zeros(len(index), source.num_directions)
+    way, losses = [], []
+    for _ in range(6):
+        coeff.requires_grad_()
+        shift = (coeff * source.directions.scale) @ source.directions.vectors
+        w = source.codes.w[index, 0]
+        made = source.generator.synthesis(w + shift[:, None]) - source.generator.synthesis(w)
+        images = (source.images[index] + made).clamp(0, 1)
+        loss = functional.cross_entropy(net(NORMALISE(images)), y, reduction="none")
+        (slope,) = torch.autograd.grad(loss.sum(), coeff)
+        way.append(images.detach())
+        losses.append(loss.detach())
+        coeff = (coeff.detach() + eps_max / 4 * slope.sign()).clamp(-eps_max, eps_max)
+    return torch.stack(way)[torch.stack(losses).argmax(0), torch.arange(len(index))]
+
+
 def by_hand(source, search: str, beta: float, gamma: float, eps_max: float) -> nn.Module:
     """The same in a loop."""
     net = network()
@@ -107,6 +128,8 @@ def by_hand(source, search: str, beta: float, gamma: float, eps_max: float) -> n
                 more = (found > loss)[:, None, None, None]
                 worst = moved if worst is None else torch.where(more, moved, worst)
                 loss = torch.maximum(loss, found)
+            if search == "pgd":
+                worst = uphill(net, source, index, y, eps_max)
             net.train()
             here, there = net(torch.cat([x, NORMALISE(worst)])).chunk(2)
             total = functional.cross_entropy(here, y) + beta * functional.cross_entropy(there, y)
@@ -119,7 +142,9 @@ def by_hand(source, search: str, beta: float, gamma: float, eps_max: float) -> n
 
 
 @pytest.mark.parametrize("manual", [False, True])
-@pytest.mark.parametrize(("search", "beta", "gamma"), [("worst_of_k", 1.0, 0.0), ("random", 0.5, 2.0)])
+@pytest.mark.parametrize(
+    ("search", "beta", "gamma"), [("worst_of_k", 1.0, 0.0), ("random", 0.5, 2.0), ("pgd", 1.0, 0.0)]
+)
 def test_it_is_the_loop_that_one_would_write(search, beta, gamma, manual):
     source = transform()
     method = NaTraTraining(source, search, 4, beta, gamma, 1.5, seed=5, normalise=NORMALISE)
@@ -144,7 +169,7 @@ def test_statistics_are_those_of_both_kinds_of_images():
     module = Classifier(network(), lr=0.05)
     module.network[1].register_forward_hook(lambda part, given, out: seen.append((part.training, len(given[0]))))
     train([NaTraTraining(transform(), k=3)], epochs=1, module=module)
-    assert seen[:4] == [(False, BATCH)] * 3 + [(True, 2 * BATCH)]
+    assert seen[:4] == [(False, 3 * BATCH), (True, 2 * BATCH)] * 2
     assert int(module.network[1].num_batches_tracked) == N // BATCH
     assert not module._forward_hooks
     assert not module._forward_pre_hooks
@@ -167,9 +192,7 @@ def test_a_grid_is_the_transformation_at_its_steps():
     assert float((first - exact).abs().max()) < 0.4 * float((first - other).abs().max())  # a byte a pixel
 
 
-def test_pgd_trains():
-    plain, found = train([NaTraTraining(None, beta=0.0)]), train([NaTraTraining(transform(), "pgd")])
-    assert not torch.allclose(plain.network[0].weight, found.network[0].weight)
+def test_pgd_needs_a_gradient():
     with pytest.raises(ValueError, match="'pgd' needs a NaturalTransform"):
         NaTraTraining(transform().grid(), "pgd")
 
@@ -246,6 +269,40 @@ def test_bad_training():
     train([NaTraTraining(source)], epochs=1, module=Thief(network()))
 
 
+@pytest.mark.parametrize("make", [lambda: transform(), lambda: transform().grid()])
+def test_transformations_of_other_images_are_refused(make):
+    source = make()
+    for rows in (range(N - 1), [*range(N), 0]):
+        other = Batches(pictures().subset(rows), BATCH, seed=1, indexed=True)
+        with pytest.raises(ValueError, match=rf"must be the {N} images that source transforms, got {len(rows)}"):
+            fit(Classifier(network()), other, epochs=1, callbacks=[NaTraTraining(source, "random")])
+        fit(Classifier(network()), other, epochs=1, callbacks=[NaTraTraining(source, "random", beta=0.0)])
+
+    class Bare:
+        """Batches that tell no data set."""
+
+        def __iter__(self):
+            return iter(batches())
+
+        def __len__(self):
+            return len(batches())
+
+        def set_epoch(self, epoch):
+            pass
+
+    fit(Classifier(network()), Bare(), epochs=1, callbacks=[NaTraTraining(source, "random")])
+
+
+def test_images_are_standardised_where_they_are():
+    method, like = NaTraTraining(normalise=NORMALISE), torch.empty(0, device="meta")
+    assert method._given(torch.empty(2, 1, 8, 8, device="meta"), like).device.type == "meta"
+    assert method._given(torch.rand(2, 1, 8, 8), like).device.type == "meta"
+    x = torch.rand(2, 1, 8, 8)
+    assert torch.equal(method._given(x, x), NORMALISE(x))
+    assert NORMALISE.mean.device.type == "cpu"
+    assert torch.equal(NaTraTraining(normalise=lambda images: 2 * images)._given(x, x), 2 * x)
+
+
 def blobs(count: int = 96) -> TensorImages:
     """Bright spots left or right, of varying brightness."""
     draws = stream(0, "blobs")
@@ -299,6 +356,76 @@ def test_kept_and_read_again(prepared, tmp_path):
     (tmp_path / "bad.safetensors").write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="damaged"):
         Prepared.load(tmp_path / "bad.safetensors", x)
+
+
+def test_all_of_it_is_kept(prepared, tmp_path):
+    path, x, transform = tmp_path / "natra.safetensors", blobs().images, prepared.transform
+    axes = dataclasses.replace(transform.directions, layers=(1, 3), step=3.0)
+    other = NaturalTransform(transform.generator, transform.codes, axes, transform.images, keep_residual=False)
+    dataclasses.replace(prepared, transform=other).save(path)
+    again = Prepared.load(path, x)
+    assert again.transform.directions.layers == (1, 3)
+    assert again.transform.keep_residual is False
+    assert again.figures()["step"] == 3.0
+    index, coeff = torch.arange(6), torch.ones(6, transform.num_directions)
+    assert torch.equal(other(index, coeff), again.transform(index, coeff))
+    assert not torch.equal(other(index, coeff), transform(index, coeff))
+    about = json.loads(storage.read_metadata(path)["natra"])  # as earlier versions wrote it
+    del about["layers"], about["keep_residual"], about["figures"]["step"]
+    storage.write_tensors(path, storage.read_tensors(path), {"natra": json.dumps(about)})
+    old = Prepared.load(path, x)
+    assert old.transform.directions.layers is None
+    assert old.transform.keep_residual is True
+    assert old.figures()["step"] == 2.0
+
+
+def test_directions_are_looked_at_as_far_as_they_are_stepped(prepared, monkeypatch):
+    assert NaTraTraining(eps_max=3).recipe.step == 3.0
+    assert NaTraTraining(eps_max=1.0).recipe.step == NaTraTraining().recipe.step == 2.0
+    assert prepared.transform.directions.step == 2.0
+    data, seen = blobs(), []
+
+    def looked(directions, generator, classifier, codes, max_flip, min_change, step, **options):
+        seen.append(step)
+        return dataclasses.replace(directions.select([0]), flip=(0.0,), change=(1.0,), step=step)
+
+    monkeypatch.setattr("netwright.train.natra.preparing.filter_directions", looked)
+    recipe = Recipe(generator_steps=1, w_dim=4, inversion_steps=0, reference_epochs=1, step=3.5)
+    found = prepare_natural_transform(data.images, data.labels, recipe=recipe)
+    assert seen == [3.5]
+    assert found.figures()["step"] == 3.5
+    for step in (0.0, -1.0, float("inf"), "far"):
+        with pytest.raises(ValueError, match="step must be > 0 and finite, got"):
+            Recipe(step=step)
+
+
+def test_an_epoch_of_the_generator_has_other_images_than_the_one_before(monkeypatch):
+    def numbered(count: int, first: int) -> torch.Tensor:
+        images = torch.zeros(count, 1, 8, 8, dtype=torch.uint8)
+        images[:, 0, 0, 0] = torch.arange(first, first + count)
+        return images
+
+    images, unlabelled, seen = numbered(100, 0), numbered(92, 100), {"_AutoEncoding": [], "_Sharpening": []}
+
+    def spy(owner: type, term: str) -> None:
+        plain = getattr(owner, term)
+
+        def spied(self, x):
+            seen[owner.__name__].append(x[:, 0, 0, 0].mul(255).round().int().tolist())
+            return plain(self, x)
+
+        monkeypatch.setattr(owner, term, spied)
+
+    spy(_AutoEncoding, "terms")
+    spy(_Sharpening, "critic_terms")
+    monkeypatch.setattr("netwright.train.natra.groundwork.GENERATOR_IMAGES", 64)
+    recipe = Recipe(generator_steps=3, gan_steps=3, w_dim=4, inversion_steps=0, reference_epochs=1)
+    lay_groundwork(images, torch.arange(100) % 2, unlabelled=unlabelled, recipe=recipe, seed=0)
+    for name, steps in seen.items():
+        assert [len(step) for step in steps] == [64] * 3, name
+        assert sorted(itertools.chain(*steps)) == list(range(192)), name
+    with pytest.raises(ValueError, match="epoch_images must be >= 1, got 0"):
+        fit_style_autoencoder(images, epoch_images=0)
 
 
 def test_groundwork_is_kept_as_it_is_made(tmp_path, monkeypatch):

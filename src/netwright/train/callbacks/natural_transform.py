@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import lightning
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from netwright.checks import one_of
@@ -21,7 +23,7 @@ from netwright.nn.modes import in_mode
 from netwright.seeding import derive, stream
 from netwright.train.callbacks.terms import JoiningCallback
 from netwright.train.classifier import channels_last
-from netwright.train.natra.directions import Method, NoDirectionError
+from netwright.train.natra.directions import FILTER_STEP, Method, NoDirectionError
 from netwright.train.natra.generator import LARGEST_SIDE, check_image_shape
 from netwright.train.natra.groundwork import Groundwork
 from netwright.train.natra.preparing import Prepared, prepare_natural_transform
@@ -31,6 +33,7 @@ from netwright.train.natra.search import (
     Search,
     Source,
     check_range,
+    depends_on_batch,
     pgd_transform,
     random_transform,
     worst_of_k,
@@ -65,9 +68,10 @@ class NaTraTraining(JoiningCallback):
         k: Candidates for each image, >= 1.
         beta: Weight of the cross-entropy of transformed images, >= 0.
         gamma: Weight of the divergence of their predictions from those of the images, >= 0.
-        eps_max: Largest step along a direction, in standard deviations of the codes, > 0; 3 for weak attributes.
+        eps_max: Largest step along a direction, in standard deviations of the codes, > 0; 3 for weak attributes. It is
+            the step at which :meth:`prepare` looks whether a direction leaves the class alone, where it is above 2.
         unlabelled: Folder, ``.npz`` or data set by name whose images the generator learns from beside the training
-            part; for :meth:`prepare`.
+            part, mixed with it; for :meth:`prepare`.
         generator: A file ``natra-generator.safetensors`` of another run, in place of training a generator; codes and
             reference classifier in it serve too where they are of the same images.
         generator_steps: For :meth:`prepare`, as in :class:`netwright.train.natra.Recipe`, like all that follow.
@@ -80,7 +84,8 @@ class NaTraTraining(JoiningCallback):
         min_change: Likewise.
         reference_epochs: Likewise.
         seed: Of the search and of :meth:`prepare`.
-        normalise: From images in [0, 1] to what the module is given; they are given as they are by default.
+        normalise: From images in [0, 1] to what the module is given; they are given as they are by default. A module is
+            used on the images' device and stays where it is.
         augment: Changes transformed images in [0, 1] as the data's own are changed; none by default.
 
     Attributes:
@@ -89,8 +94,8 @@ class NaTraTraining(JoiningCallback):
         refuses: Names of methods that it cannot stand beside.
 
     Raises:
-        ValueError: If an argument is out of its range; in training if a batch has no indices, or the module gives no
-            logits for all images.
+        ValueError: If an argument is out of its range; in training if a batch has no indices, the training set is not
+            of as many images as ``source``, or the module gives no logits for all images.
         RuntimeError: In training without transformations, or if an optimiser has parameters of the generator.
 
     Example:
@@ -145,7 +150,7 @@ class NaTraTraining(JoiningCallback):
         self.recipe = Recipe(
             generator_steps=generator_steps, gan_steps=gan_steps, inversion_steps=inversion_steps,
             num_codes=num_codes, directions=directions, max_directions=max_directions, max_flip=max_flip,
-            min_change=min_change, reference_epochs=reference_epochs,
+            min_change=min_change, reference_epochs=reference_epochs, step=max(FILTER_STEP, float(eps_max)),
         )  # fmt: skip
         self.source, self.search, self.k, self.eps_max, self.seed = source, search, k, float(eps_max), seed
         self.beta, self.gamma, self.unlabelled, self.generator = float(beta), float(gamma), unlabelled, generator
@@ -229,7 +234,12 @@ class NaTraTraining(JoiningCallback):
         super().on_fit_start(trainer, pl_module)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Makes sure that nobody trains the generator."""
+        """Makes sure that the transformations are of the training set, and that nobody trains the generator."""
+        dataset = getattr(trainer.train_dataloader, "dataset", None)
+        if self.active and self.source is not None and hasattr(dataset, "__len__"):
+            own, count = len(self.source), self._examples(trainer)
+            if count != own:
+                raise ValueError(f"the training set must be the {own} images that source transforms, got {count}")
         if not isinstance(self.source, NaturalTransform):
             return
         frozen = {id(part) for part in self.source.generator.parameters() if part.requires_grad}
@@ -260,8 +270,12 @@ class NaTraTraining(JoiningCallback):
         self._moved = self._given(found, x)
 
     def _given(self, images: Tensor, like: Tensor) -> Tensor:
-        images = images if self.normalise is None else self.normalise(images)
-        return images.to(like)
+        normalise = self.normalise
+        if isinstance(normalise, nn.Module):
+            first = next(itertools.chain(normalise.parameters(), normalise.buffers()), images)
+            if first.device != images.device:
+                normalise = copy.deepcopy(normalise).to(images.device)
+        return (images if normalise is None else normalise(images)).to(like)
 
     def _find(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, index: Tensor, labels: Tensor
@@ -282,7 +296,10 @@ class NaTraTraining(JoiningCallback):
             if self.search == "pgd":
                 assert isinstance(source, NaturalTransform)
                 return pgd_transform(source, logits_of, index, labels, eps_max=self.eps_max, steps=PGD_STEPS)[0]
-            return worst_of_k(source, logits_of, index, labels.to(parameter.device), draws, eps_max=self.eps_max)[0]
+            return worst_of_k(
+                source, logits_of, index, labels.to(parameter.device), draws, eps_max=self.eps_max,
+                apart=depends_on_batch(module),
+            )[0]  # fmt: skip
 
     def _before(self, pl_module: lightning.LightningModule, x: Any, labels: Tensor) -> tuple[Any, Tensor]:
         self._labels = labels

@@ -30,7 +30,8 @@ class LatentCodes:
         merge_layer: l, in 0 .. S - 1.
 
     Raises:
-        ValueError: If a shape is wrong, or several codes have no weights or no layer to be merged at.
+        ValueError: If a shape is wrong, several codes have no weights or no layer to be merged at, or there is no such
+            layer.
 
     Example:
         >>> codes = LatentCodes(torch.zeros(5, 1, 3, 8))
@@ -49,6 +50,8 @@ class LatentCodes:
             raise ValueError(f"{self.w.shape[1]} codes an image need both alpha and merge_layer, or one code neither")
         if self.alpha is not None and self.alpha.shape[:2] != self.w.shape[:2]:
             raise ValueError(f"alpha must begin with {tuple(self.w.shape[:2])}, got {tuple(self.alpha.shape)}")
+        if self.merge_layer is not None and not 0 <= self.merge_layer < self.w.shape[2]:
+            raise ValueError(f"merge_layer must lie in 0..{self.w.shape[2] - 1}, got {self.merge_layer}")
 
     def __len__(self) -> int:
         return len(self.w)

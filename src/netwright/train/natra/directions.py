@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 Method = Literal["pca", "weights"]
 FILTER_CODES = 256
+FILTER_STEP = 2.0
 ENOUGH_ACCURACY = 0.8
 
 
@@ -58,6 +59,7 @@ class Directions(Result):
         layers: The layers [s, e) whose codes are moved; None moves all.
         flip: Share of predictions that a step along each changes, where that was measured.
         change: Root mean square change of a pixel of such a step, likewise.
+        step: That step, in standard deviations, likewise.
 
     Example:
         >>> directions = Directions(torch.eye(2), torch.tensor([2.0, 1.0]))
@@ -70,6 +72,7 @@ class Directions(Result):
     layers: tuple[int, int] | None = None
     flip: tuple[float, ...] | None = None
     change: tuple[float, ...] | None = None
+    step: float | None = None
 
     def __post_init__(self) -> None:
         if self.vectors.ndim != 2 or self.scale.shape != self.vectors.shape[:1]:
@@ -82,8 +85,12 @@ class Directions(Result):
     def select(self, rows: Any) -> Directions:
         """Those of the given rows, in that order."""
         rows = list(rows)
-        picked = [None if each is None else tuple(each[i] for i in rows) for each in (self.flip, self.change)]
-        return Directions(self.vectors[rows], self.scale[rows], self.layers, *picked)
+        flip, change = (None if each is None else tuple(each[i] for i in rows) for each in (self.flip, self.change))
+        return dataclasses.replace(self, vectors=self.vectors[rows], scale=self.scale[rows], flip=flip, change=change)
+
+    def to(self, device: torch.device | str) -> Directions:
+        """The directions on another device."""
+        return dataclasses.replace(self, vectors=self.vectors.to(device), scale=self.scale.to(device))
 
     def shift(self, coeff: Float[Tensor, "batch k"], num_layers: int) -> Float[Tensor, "batch layers d"]:
         """How codes move: sum_j c_j sigma_j u_j in each of the layers that are moved.
@@ -193,7 +200,7 @@ def filter_directions(
     codes: LatentCodes,
     max_flip: float = 0.1,
     min_change: float = 0.02,
-    step: float = 2.0,
+    step: float = FILTER_STEP,
     max_directions: int = 10,
     *,
     images: Tensor | None = None,
@@ -211,7 +218,7 @@ def filter_directions(
         codes: Of images that the classifier knows.
         max_flip: Largest share of changed predictions of a direction that is kept, in [0, 1].
         min_change: Least change of a pixel, in the units of the images.
-        step: In standard deviations of w, > 0.
+        step: In standard deviations of w, > 0; no smaller than the steps that are trained with.
         max_directions: How many are kept at most, >= 1.
         images: What the codes are of; with them the step is looked at as :class:`NaturalTransform` makes it by default,
             the difference of two decoded images added to the image itself.
@@ -219,7 +226,7 @@ def filter_directions(
             given below 80 %.
 
     Returns:
-        The directions that are kept, with ``flip`` and ``change``.
+        The directions that are kept, with ``flip``, ``change`` and ``step``.
 
     Raises:
         ValueError: If an argument is out of its range; :class:`NoDirectionError`, if no direction survives.
@@ -258,7 +265,9 @@ def filter_directions(
                 moved = transform(index, coeff)
                 flips[j] += (classifier(moved).argmax(1) != answer).float().mean().cpu() / 2
                 changes[j] += (moved - still).flatten(1).square().mean(1).sqrt().mean().cpu() / 2
-    measured = dataclasses.replace(directions, flip=tuple(flips.tolist()), change=tuple(changes.tolist()))
+    measured = dataclasses.replace(
+        directions, flip=tuple(flips.tolist()), change=tuple(changes.tolist()), step=float(step)
+    )
     kept = [j for j in changes.argsort(descending=True).tolist() if flips[j] <= max_flip and changes[j] >= min_change]
     if not kept:
         what = (

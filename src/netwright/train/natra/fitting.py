@@ -7,8 +7,10 @@ with means over pixels and over the numbers of a code. The second form fixes G a
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from netwright.data import Batches, TensorImages
+from netwright.nn.modes import in_mode
 from netwright.results import History
 from netwright.seeding import seeded
+from netwright.train.adversarial import without_gradients
 from netwright.train.classifier import channels_last
 from netwright.train.fitting import fit
 from netwright.train.natra.generator import StyleAutoEncoder, StyleGenerator
+from netwright.train.natra.inversion import ClassifierFeatures
 from netwright.train.schedules import CosineProgress
 
 Pictures = UInt8[Tensor, "images channels height width"] | Float[Tensor, "images channels height width"]
@@ -83,17 +88,22 @@ class _AutoEncoding(_Fitting):
 class _Encoding(_Fitting):
     def __init__(self, network: nn.Module, generator: nn.Module, lr: float, weights: tuple[float, float], phi: Any):
         super().__init__(network, lr)
-        self.weights, self.phi = weights, phi
-        self._generator = [generator]  # not a part of the module: it is not trained
+        self.weights = weights
+        self._fixed = (generator, phi)  # in a tuple, so that they are no parts of the module: they are not trained
+
+    def on_train_start(self) -> None:
+        """Brings what is not trained to where the batches are."""
+        for part in _modules(*self._fixed):
+            part.to(self.device)
 
     def terms(self, x: Tensor) -> dict[str, Tensor]:
-        (generator,), (perceptual, latent) = self._generator, self.weights
+        (generator, phi), (perceptual, latent) = self._fixed, self.weights
         layers, mean = generator.num_layers, generator.w_mean
         codes = self.network(x).view(len(x), layers, len(mean))  # type: ignore[arg-type]
         made = generator.synthesis(codes)  # type: ignore[operator]
         terms = {"reconstruction": functional.mse_loss(made, x)}
-        if self.phi is not None and perceptual:
-            pairs = zip(self.phi(made), self.phi(x), strict=True)
+        if phi is not None and perceptual:
+            pairs = zip(phi(made), phi(x), strict=True)
             terms["features"] = perceptual * torch.stack([functional.mse_loss(a, b.detach()) for a, b in pairs]).sum()
         if latent:
             with torch.no_grad():
@@ -105,10 +115,39 @@ class _Encoding(_Fitting):
         return terms
 
 
-def picture_batches(images: Pictures, batch_size: int, seed: int, name: str) -> Batches:
-    """Batches of images whose labels mean nothing."""
+def _modules(generator: nn.Module, phi: Any) -> list[nn.Module]:
+    """The networks behind a generator and a function that gives features."""
+    inner = phi.classifier if isinstance(phi, ClassifierFeatures) else phi
+    return [generator, *([inner] if isinstance(inner, nn.Module) else [])]
+
+
+@contextlib.contextmanager
+def _kept(module: nn.Module) -> Iterator[None]:
+    """In evaluation mode and without gradients inside the block; back on its device afterwards, wherever it went."""
+    first = next(itertools.chain(module.parameters(), module.buffers()), None)
+    home = None if first is None else first.device
+    with in_mode(module, training=False), without_gradients(module):
+        try:
+            yield
+        finally:
+            if home is not None:
+                module.to(home)
+
+
+def picture_batches(
+    images: Pictures, batch_size: int, seed: int, name: str, epoch_images: int | None = None
+) -> Batches:
+    """Batches of images whose labels mean nothing; an epoch is one pass, or a part of one of ``epoch_images`` at most.
+
+    Raises:
+        ValueError: If ``epoch_images`` is below 1.
+    """
+    if epoch_images is not None and epoch_images < 1:
+        raise ValueError(f"epoch_images must be >= 1, got {epoch_images}")
     data = TensorImages(images, torch.zeros(len(images), dtype=torch.long))
-    return Batches(data, batch_size, seed=seed, name=name)
+    part = epoch_images is not None and len(images) > epoch_images
+    steps = max(1, epoch_images // batch_size) if part else None  # type: ignore[operator]
+    return Batches(data, batch_size, seed=seed, name=name, steps=steps)
 
 
 def fit_style_autoencoder(
@@ -121,6 +160,7 @@ def fit_style_autoencoder(
     latent_weight: float = 0.0,
     lr: float = 5e-3,
     batch_size: int = 64,
+    epoch_images: int | None = None,
     seed: int = 0,
     checkpoint: str | Path | None = None,
 ) -> tuple[StyleAutoEncoder, History]:
@@ -132,9 +172,11 @@ def fit_style_autoencoder(
         w_dim: Numbers in a code.
         channels: Of the generator's scales, from coarse to fine; the encoder has them turned round.
         kl_weight: Weight of the divergence of z from a standard normal, a number of z, >= 0.
-        latent_weight: lambda_w, >= 0; half as much work again where it is not 0.
+        latent_weight: lambda_w, >= 0. It is half as much work again, and here the divergence already draws codes of
+            images to where samples lie: hence 0 by default, where :func:`fit_encoder`, whose generator is fixed, has 1.
         lr: Learning rate of Adam, > 0; one cosine after a short warm-up.
         batch_size: Images in a step.
+        epoch_images: Images of an epoch at most, >= 1, each of other ones until all have been seen; all by default.
         seed: Of initialisation, order and noise.
         checkpoint: As for :func:`netwright.train.fit`.
 
@@ -159,7 +201,7 @@ def fit_style_autoencoder(
         network = StyleAutoEncoder(StyleGenerator(shape, w_dim, channels=channels), channels[::-1])
     history = fit(
         _AutoEncoding(network, lr, kl_weight, latent_weight),
-        picture_batches(images, batch_size, seed, "generator"),
+        picture_batches(images, batch_size, seed, "generator", epoch_images),
         epochs=epochs,
         callbacks=[CosineProgress(warmup=0.05)],
         seed=seed,
@@ -186,6 +228,8 @@ def fit_encoder(
 ) -> History:
     """Trains an encoder in place for a generator that is there already and stays as it is.
 
+    Meanwhile the generator is in evaluation mode and, like the network behind ``perceptual``, where the batches are.
+
     Args:
         generator: As :class:`netwright.train.natra.Generator` describes it.
         encoder: Gives S times d numbers an image; :class:`netwright.train.natra.ImageEncoder` is one.
@@ -193,7 +237,8 @@ def fit_encoder(
         epochs: >= 1.
         lambda_perceptual: Weight of the distance of features, >= 0; none without ``perceptual``.
         lambda_latent: Weight of the distance of codes of generated samples, >= 0.
-        perceptual: phi, gives a list of features of images.
+        perceptual: phi, gives a list of features of images: an ``nn.Module``, which is in evaluation mode meanwhile,
+            :class:`netwright.train.natra.ClassifierFeatures`, or a function, which must be where the batches are.
         lr: Learning rate of Adam, > 0.
         batch_size: Images in a step.
         seed: Of order and samples.
@@ -205,9 +250,9 @@ def fit_encoder(
         if not 0 <= value < math.inf:
             raise ValueError(f"{name} must be >= 0 and finite, got {value}")
     check_pictures(images)
-    wanted = [part for part in generator.parameters() if part.requires_grad]
-    try:
-        generator.requires_grad_(False)
+    with contextlib.ExitStack() as stack:
+        for module in _modules(generator, perceptual):
+            stack.enter_context(_kept(module))
         return fit(
             _Encoding(encoder, generator, lr, (lambda_perceptual, lambda_latent), perceptual),
             picture_batches(images, batch_size, seed, "encoder"),
@@ -216,9 +261,6 @@ def fit_encoder(
             seed=seed,
             description="natra: encoder",
         )
-    finally:
-        for part in wanted:
-            part.requires_grad_(True)
 
 
 def check_pictures(images: Tensor) -> None:

@@ -10,6 +10,7 @@ by its code. It serves arXiv:2105.04070 where no generator is at hand.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
@@ -20,6 +21,7 @@ from torch.nn import functional
 
 from netwright.seeding import stream
 
+IMAGE_RANGE = (0.0, 1.0)  # of a generator that tells no other
 STATISTICS_SAMPLES = 10_000
 LARGEST_SIDE = 64
 
@@ -73,7 +75,7 @@ class StyleGenerator(nn.Module):
 
     w_mean: Tensor
     w_cov: Tensor
-    image_range = (0.0, 1.0)
+    image_range = IMAGE_RANGE
 
     def __init__(
         self,
@@ -180,9 +182,10 @@ class DecoderGenerator(nn.Module):
         latent_dim: Numbers in z, >= 1; z is standard normal.
         weight: Weight (p, latent_dim) of the decoder's first affine map, for closed-form directions; None is that of
             the first ``nn.Linear`` in it, if there is one.
+        image_range: What its images lie in; infinities for data without bounds.
 
     Raises:
-        ValueError: If ``latent_dim`` is below 1.
+        ValueError: If ``latent_dim`` is below 1, or ``image_range`` is empty.
 
     Example:
         >>> generator = DecoderGenerator(nn.Linear(3, 4), latent_dim=3)
@@ -194,10 +197,21 @@ class DecoderGenerator(nn.Module):
     w_cov: Tensor
     num_layers = 1
 
-    def __init__(self, decoder: Callable[[Tensor], Tensor], latent_dim: int, *, weight: Tensor | None = None):
+    def __init__(
+        self,
+        decoder: Callable[[Tensor], Tensor],
+        latent_dim: int,
+        *,
+        weight: Tensor | None = None,
+        image_range: tuple[float, float] = IMAGE_RANGE,
+    ):
         super().__init__()
         if latent_dim < 1:
             raise ValueError(f"latent_dim must be >= 1, got {latent_dim}")
+        low, high = image_range
+        if not -math.inf <= low < high <= math.inf:
+            raise ValueError(f"image_range must be two numbers, the lesser first, got {tuple(image_range)}")
+        self.image_range = (float(low), float(high))
         self.decoder, self.z_dim, self.w_dim, self._weight = decoder, latent_dim, latent_dim, weight
         self.register_buffer("w_mean", torch.zeros(latent_dim))
         self.register_buffer("w_cov", torch.eye(latent_dim))

@@ -126,7 +126,7 @@ def lay_groundwork(
     Args:
         images: Of the training set, in its order.
         labels: Their classes.
-        unlabelled: Further images for the generator.
+        unlabelled: Further images for the generator; an epoch of it has 10,000 images at most, each other ones.
         recipe: How.
         seed: Of everything random.
         keep: A file that is written as each is made, and read where it exists; a stopped training of the generator goes
@@ -171,15 +171,14 @@ def _generator(
     images: Pictures, unlabelled: Pictures | None, recipe: Recipe, seed: int, keep: Path | None
 ) -> StyleAutoEncoder:
     seen = images if unlabelled is None else torch.cat([_bytes(images), _bytes(unlabelled)])
-    order = torch.randperm(len(seen), generator=torch.Generator().manual_seed(seed))
-    seen = seen[order[:GENERATOR_IMAGES].sort().values]
     network, _ = fit_style_autoencoder(
-        seen, epochs=recipe.epochs_for(len(seen)), w_dim=recipe.w_dim, batch_size=GENERATOR_BATCH, seed=seed,
+        seen, epochs=recipe.epochs_for(min(len(seen), GENERATOR_IMAGES)), w_dim=recipe.w_dim,
+        batch_size=GENERATOR_BATCH, epoch_images=GENERATOR_IMAGES, seed=seed,
         checkpoint=None if keep is None else keep.with_name(CHECKPOINT),
     )  # fmt: skip
     if recipe.gan_steps:
         sharpen_style_autoencoder(
-            network, seen, steps=recipe.gan_steps, batch_size=GENERATOR_BATCH, seed=seed,
+            network, seen, steps=recipe.gan_steps, batch_size=GENERATOR_BATCH, epoch_images=GENERATOR_IMAGES, seed=seed,
             checkpoint=None if keep is None else keep.with_name(SHARPENING),
         )  # fmt: skip
     return network

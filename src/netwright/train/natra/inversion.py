@@ -20,6 +20,7 @@ from netwright.nn.activations import caught, last_convolution, last_linear
 from netwright.nn.modes import in_mode
 from netwright.seeding import stream
 from netwright.train.natra.codes import LatentCodes
+from netwright.train.natra.generator import IMAGE_RANGE
 
 Perceptual = Callable[[Tensor], Sequence[Tensor]]
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
@@ -83,7 +84,7 @@ class BatchInverter:
 
     Example:
         >>> from netwright.train.natra import DecoderGenerator
-        >>> generator = DecoderGenerator(nn.Linear(2, 4, bias=False), latent_dim=2)
+        >>> generator = DecoderGenerator(nn.Linear(2, 4, bias=False), latent_dim=2, image_range=(-9.0, 9.0))
         >>> w = torch.tensor([[1.0, -0.5]])
         >>> codes = BatchInverter(generator, steps=400, lambda_prior=0.0).invert(generator(w).detach())
         >>> torch.allclose(codes.mean[:, 0], w, atol=1e-2)
@@ -135,7 +136,8 @@ class BatchInverter:
         """The codes of images.
 
         Args:
-            x: Images as the generator makes them, of any number.
+            x: Images of any number, of the size and in the range of the generator's, which is its ``image_range`` or
+                [0, 1].
             start: Codes to start from, one for each image, in place of the encoder's; they are what is returned for an
                 image where no step is better.
             description: Of a progress bar; none by default.
@@ -165,10 +167,10 @@ class BatchInverter:
             raise ValueError(f"x must be at least 1 image of floats, got {len(x)} of {x.dtype}")
         if not bool(x.isfinite().all()):
             raise ValueError("x must be finite, got NaN or infinity")
-        bounds = getattr(self.generator, "image_range", None)
-        if bounds is not None and not (float(x.min()) >= bounds[0] - 1e-6 and float(x.max()) <= bounds[1] + 1e-6):
+        low, high = getattr(self.generator, "image_range", IMAGE_RANGE)
+        if not (float(x.min()) >= low - 1e-6 and float(x.max()) <= high + 1e-6):
             got = f"{float(x.min()):.3g}..{float(x.max()):.3g}"
-            raise ValueError(f"x must lie in [{bounds[0]:g}, {bounds[1]:g}] as the generator's images do, got {got}")
+            raise ValueError(f"x must lie in [{low:g}, {high:g}] as the generator's images do, got {got}")
         mean: Tensor = self.generator.w_mean  # type: ignore[assignment]
         layers: int = self.generator.num_layers  # type: ignore[assignment]
         with torch.no_grad(), in_mode(self.generator, training=False):

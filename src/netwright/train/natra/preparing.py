@@ -17,7 +17,13 @@ from netwright.data.tensors import image_digests, scaled
 from netwright.nn.modes import in_mode
 from netwright.results import Result
 from netwright.train.natra.codes import LatentCodes
-from netwright.train.natra.directions import FILTER_CODES, Directions, filter_directions, latent_directions
+from netwright.train.natra.directions import (
+    FILTER_CODES,
+    FILTER_STEP,
+    Directions,
+    filter_directions,
+    latent_directions,
+)
 from netwright.train.natra.fitting import Pictures, check_pictures
 from netwright.train.natra.generator import StyleAutoEncoder, StyleGenerator
 from netwright.train.natra.groundwork import lay_groundwork
@@ -49,7 +55,7 @@ class Prepared(Result):
         found = self.transform.directions
         return {
             "reconstruction": self.reconstruction, "reference": self.reference, "looked_at": self.looked_at,
-            "flip": list(found.flip or ()), "change": list(found.change or ()),
+            "flip": list(found.flip or ()), "change": list(found.change or ()), "step": found.step,
         }  # fmt: skip
 
     def save(self, path: str | Path) -> None:
@@ -64,6 +70,7 @@ class Prepared(Result):
         about = {
             "version": VERSION, "generator": generator.settings(), "merge_layer": transform.codes.merge_layer,
             "figures": self.figures(), "images": None if transform.images is None else _digest(transform.images),
+            "layers": transform.directions.layers, "keep_residual": transform.keep_residual,
         }  # fmt: skip
         storage.write_tensors(path, tensors, {"natra": json.dumps(about)})
 
@@ -92,10 +99,15 @@ class Prepared(Result):
             figures = about["figures"]
             codes = LatentCodes(tensors["codes.w"], tensors.get("codes.alpha"), about["merge_layer"])
             flip, change = (tuple(figures[name]) for name in ("flip", "change"))
-            directions = Directions(tensors["vectors"], tensors["scale"], None, flip, change)
+            # Files of earlier versions tell no step, layers and residual: they were made with these.
+            layers, step = about.get("layers"), figures.get("step", FILTER_STEP)
+            directions = Directions(
+                tensors["vectors"], tensors["scale"], None if layers is None else tuple(layers), flip, change, step
+            )
             # In the layout that training leaves, in which the same sums are taken in the same order.
             generator.to(memory_format=torch.channels_last).eval().requires_grad_(False)
-            transform = NaturalTransform(generator, codes, directions, scaled(images))
+            keep = about.get("keep_residual", True)
+            transform = NaturalTransform(generator, codes, directions, scaled(images), keep_residual=keep)
             return Prepared(transform, figures["reconstruction"], figures["reference"], figures["looked_at"])
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise UserError(
@@ -122,8 +134,8 @@ def prepare_natural_transform(
     Args:
         images: Of the training set, in its order: uint8, or floats in [0, 1].
         labels: Their classes; only the reference classifier looks at them.
-        unlabelled: Further images of the same size for the generator, which then is trained on both: they should vary
-            as images of real use do.
+        unlabelled: Further images of the same size for the generator, which then is trained on both, mixed: they should
+            vary as images of real use do. An epoch has 10,000 images at most, each other ones until all have been seen.
         recipe: How; its defaults by default.
         seed: Of everything random.
         keep: A file that generator, codes and reference classifier are written to as they are made, before directions
@@ -185,7 +197,7 @@ def prepared_from(
     found = latent_directions(network.generator, recipe.directions, k=recipe.candidates, generator_seed=seed)
     some = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:FILTER_CODES]
     kept = filter_directions(
-        found, network.generator, reference, codes[some], recipe.max_flip, recipe.min_change,
+        found, network.generator, reference, codes[some], recipe.max_flip, recipe.min_change, recipe.step,
         max_directions=recipe.max_directions, images=x[some], labels=labels[some],
     )  # fmt: skip
     error, right = 0.0, 0

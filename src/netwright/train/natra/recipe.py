@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from netwright.results import Result
-from netwright.train.natra.directions import Method
+from netwright.train.natra.directions import FILTER_STEP, Method
 
-GENERATOR_IMAGES = 10_000  # images an epoch of the generator sees at most, and one of the reference classifier
+GENERATOR_IMAGES = 10_000  # images an epoch of the generator has at most, and all of the reference classifier's
 GENERATOR_BATCH = 64
 INVERSIONS = 5_000 * 30  # gradient steps of inversion over all images, at most
 
@@ -17,7 +17,8 @@ class Recipe(Result):
     """How natural transformations are made of a data set.
 
     Attributes:
-        generator_steps: Gradient steps of the generator, 64 images each, >= 1; whole epochs are made of them.
+        generator_steps: Gradient steps of the generator, 64 images each, >= 1; whole epochs are made of them, of 10,000
+            images at most, each of other ones until all have been seen.
         gan_steps: Further steps against a critic (WGAN-GP), which sharpen what it makes, >= 0; each takes several times
             as long.
         w_dim: Numbers in a code, >= 1.
@@ -28,7 +29,9 @@ class Recipe(Result):
         max_directions: Directions that are kept, >= 1.
         max_flip: Largest share of predictions that a kept direction changes, in [0, 1].
         min_change: Least root mean square change of a pixel, >= 0.
-        reference_epochs: Of the classifier by which directions are chosen, >= 1.
+        reference_epochs: Of the classifier by which directions are chosen, >= 1; it learns from 10,000 images at most.
+        step: Step along a direction, both ways, at which ``max_flip`` and ``min_change`` hold, in standard deviations,
+            > 0; no smaller than the steps that are trained with.
 
     Raises:
         ValueError: If a number is out of its range.
@@ -45,6 +48,7 @@ class Recipe(Result):
     max_flip: float = 0.1
     min_change: float = 0.02
     reference_epochs: int = 10
+    step: float = FILTER_STEP
 
     def __post_init__(self) -> None:
         least = {
@@ -63,6 +67,8 @@ class Recipe(Result):
             raise ValueError(f"max_flip must lie in [0, 1], got {self.max_flip!r}")
         if not isinstance(self.min_change, (int, float)) or not 0 <= self.min_change < float("inf"):
             raise ValueError(f"min_change must be >= 0 and finite, got {self.min_change!r}")
+        if not isinstance(self.step, (int, float)) or not 0 < self.step < float("inf"):
+            raise ValueError(f"step must be > 0 and finite, got {self.step!r}")
 
     def epochs_for(self, count: int) -> int:
         """Epochs of the generator on so many images."""

@@ -95,6 +95,7 @@ def sharpen_style_autoencoder(
     channels: Sequence[int] = (16, 32, 64),
     lr: float = 1e-4,
     batch_size: int = 64,
+    epoch_images: int | None = None,
     seed: int = 0,
     checkpoint: str | Path | None = None,
 ) -> History:
@@ -110,6 +111,7 @@ def sharpen_style_autoencoder(
         channels: Of the critic's convolutions; it has no norms, as the penalty on each image needs it.
         lr: Learning rate of Adam for both, > 0.
         batch_size: Images in a step.
+        epoch_images: Images of an epoch at most, as for :func:`netwright.train.natra.fit_style_autoencoder`.
         seed: Of the critic's initialisation, order and noise.
         checkpoint: As for :func:`netwright.train.fit`.
 
@@ -142,7 +144,7 @@ def sharpen_style_autoencoder(
         raise ValueError(f"images must be of {(planes, height, width)}, got {tuple(images.shape[1:])}")
     with seeded(seed, "init", "critic"):
         critic = ImageEncoder((planes, height, width), 1, channels)
-    batches = picture_batches(images, batch_size, seed, "sharpening")
+    batches = picture_batches(images, batch_size, seed, "sharpening", epoch_images)
     network.requires_grad_(True)
     try:
         history = fit(

@@ -7,14 +7,19 @@ Wang et al., "Robust Training Using Natural Transformation", 2021, arXiv:2105.04
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from netwright.console import task
 from netwright.nn.modes import in_mode
+from netwright.train.adversarial import without_gradients
 from netwright.train.natra.codes import LatentCodes
 from netwright.train.natra.directions import Directions
+from netwright.train.natra.generator import IMAGE_RANGE
 
 GRID_VALUES = 5
 
@@ -23,8 +28,8 @@ class NaturalTransform(nn.Module):
     """Moves the codes of images along directions and decodes them; at 0 it is the identity.
 
     Args:
-        generator: G; it is used in evaluation mode and gets no gradient.
-        codes: Of the images.
+        generator: G; it is used in evaluation mode, and its parameters get no gradient.
+        codes: Of the images. Like directions and images they go where the module goes.
         directions: u_j and sigma_j.
         images: The images themselves, of the size and in the range of the generator's, which is its ``image_range`` or
             [0, 1]; needed for ``keep_residual``.
@@ -61,10 +66,19 @@ class NaturalTransform(nn.Module):
             raise ValueError(f"images must be as many as codes, {len(codes)}, got {len(images)}")
         self.generator, self.codes, self.directions = generator, codes, directions
         self.images, self.keep_residual = images, keep_residual
-        self.image_range: tuple[float, float] = getattr(generator, "image_range", (0.0, 1.0))
+        self.image_range: tuple[float, float] = getattr(generator, "image_range", IMAGE_RANGE)
         if images is not None:
             with torch.no_grad(), in_mode(generator, training=False):
                 self._check_images(images, codes[:1].decode(generator).shape[1:])  # type: ignore[arg-type]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NaturalTransform:
+        super()._apply(fn, recurse)
+        codes, axes = self.codes, self.directions
+        alpha = None if codes.alpha is None else fn(codes.alpha)
+        self.codes = dataclasses.replace(codes, w=fn(codes.w), alpha=alpha)
+        self.directions = dataclasses.replace(axes, vectors=fn(axes.vectors), scale=fn(axes.scale))
+        self.images = None if self.images is None else fn(self.images)
+        return self
 
     def _check_images(self, images: Tensor, size: torch.Size) -> None:
         if images.shape[1:] != size:
@@ -88,13 +102,15 @@ class NaturalTransform(nn.Module):
         codes: Int[Tensor, "batch"] | LatentCodes,
         coeff: Float[Tensor, "batch directions"],
         images: Float[Tensor, "batch ..."] | None = None,
+        still: Float[Tensor, "batch ..."] | None = None,
     ) -> Float[Tensor, "batch ..."]:
-        """Transformed images.
+        """Transformed images, with a gradient to ``coeff``.
 
         Args:
             codes: Indices into the codes that are kept, or others; then ``images`` are needed for the residual.
             coeff: c_j, in standard deviations; like indices on any device, whereas images are made where the codes are.
             images: What other codes are of, in the generator's size and range.
+            still: What :meth:`still` gives for the same codes, if it is there already: half of the decoding.
 
         Raises:
             ValueError: If ``coeff`` has not a number for each direction, or the residual of other codes is asked for
@@ -108,9 +124,19 @@ class NaturalTransform(nn.Module):
             codes = self.codes[codes]
         if self.keep_residual and images is None:
             raise ValueError("images must be given with other codes, since the residual is kept")
-        with in_mode(self.generator, training=False):
-            still = self._decoded(codes) if self.keep_residual else None
+        if still is None:
+            still = self.still(codes)
+        with in_mode(self.generator, training=False), without_gradients(self.generator):
             return self._moved(codes, coeff.to(codes.w.device), images, still)
+
+    def still(self, codes: Int[Tensor, "batch"] | LatentCodes) -> Float[Tensor, "batch ..."] | None:
+        """What the generator makes of codes as they are, without gradient; None where no residual is kept."""
+        if not self.keep_residual:
+            return None
+        if isinstance(codes, Tensor):
+            codes = self.codes[codes.to(self.codes.w.device)]
+        with in_mode(self.generator, training=False):
+            return self._decoded(codes)
 
     @torch.no_grad()
     def _decoded(self, codes: LatentCodes) -> Tensor:
@@ -124,17 +150,29 @@ class NaturalTransform(nn.Module):
 
     def _moved(self, codes: LatentCodes, coeff: Tensor, images: Tensor | None, still: Tensor | None) -> Tensor:
         moved = codes.decode(self.generator, self._shift(coeff))  # type: ignore[arg-type]
-        if images is None or still is None:
+        if images is None or still is None or not self.keep_residual:
             return moved
         # x + 0 has all the bits of x; (x + G(w')) - G(w) would not.
         return (images + (moved - still)).clamp(*self.image_range)
 
     def at(
-        self, index: Int[Tensor, "batch"], direction: Int[Tensor, "batch"], eps: Float[Tensor, "batch"]
+        self,
+        index: Int[Tensor, "batch"],
+        direction: Int[Tensor, "batch"],
+        eps: Float[Tensor, "batch"],
+        still: Float[Tensor, "batch ..."] | None = None,
     ) -> Float[Tensor, "batch ..."]:
-        """Images moved along one direction each, by ``eps`` standard deviations."""
+        """Images moved along one direction each, by ``eps`` standard deviations; ``still`` as for the call."""
         coeff = eps.new_zeros(len(index), self.num_directions)
-        return self(index, coeff.scatter_(1, direction[:, None], eps[:, None]))
+        return self(index, coeff.scatter_(1, direction[:, None], eps[:, None]), still=still)
+
+    def candidates(
+        self, index: Int[Tensor, "batch"], direction: Int[Tensor, "k batch"], eps: Float[Tensor, "k batch"]
+    ) -> tuple[Float[Tensor, "made ..."], Int[Tensor, "k batch"]]:
+        """Images moved in k ways each, by k + 1 decodings of the batch; and which of what is made each one is."""
+        still = self.still(index)
+        made = [self.at(index, *way, still) for way in zip(direction, eps, strict=True)]
+        return torch.cat(made), torch.arange(direction.numel()).view(direction.shape)
 
     def choose(
         self, draws: Float[Tensor, "batch 2"], eps_max: float
@@ -209,6 +247,8 @@ class TransformGrid:
             raise ValueError(f"eps must ascend, got {eps.tolist()}")
         self.images, self.eps = images, eps
         self._middles = (eps[1:] + eps[:-1]) / 2
+        still = [place for place, value in enumerate(eps.tolist()) if value == 0 and _alike(images[:, :, place])]
+        self._still = still[0] if still else -1  # the step that is one image, whatever the direction
 
     def __len__(self) -> int:
         return len(self.images)
@@ -222,8 +262,25 @@ class TransformGrid:
         self, index: Int[Tensor, "batch"], direction: Int[Tensor, "batch"], eps: Float[Tensor, "batch"]
     ) -> Float[Tensor, "batch channels height width"]:
         """The images in [0, 1] at the step of the grid that is nearest to ``eps``."""
-        place = torch.bucketize(eps.cpu(), self._middles, right=True)
-        return self.images[index.cpu(), direction.cpu(), place].float().div_(255)
+        return self._read(index.cpu(), direction.cpu(), self._place(eps))
+
+    def candidates(
+        self, index: Int[Tensor, "batch"], direction: Int[Tensor, "k batch"], eps: Float[Tensor, "k batch"]
+    ) -> tuple[Float[Tensor, "made channels height width"], Int[Tensor, "k batch"]]:
+        """Images in k ways each, equal ones once; and which of what is made each one is."""
+        place = self._place(eps)
+        direction = direction.cpu().where(place != self._still, 0)
+        cells = self.num_directions * len(self.eps)
+        wanted = torch.arange(len(index)) * cells + direction * len(self.eps) + place
+        made, which = wanted.unique(return_inverse=True)
+        cell = made % cells
+        return self._read(index.cpu()[made // cells], cell // len(self.eps), cell % len(self.eps)), which
+
+    def _place(self, eps: Tensor) -> Tensor:
+        return torch.bucketize(eps.cpu(), self._middles, right=True)
+
+    def _read(self, index: Tensor, direction: Tensor, place: Tensor) -> Tensor:
+        return self.images[index, direction, place].float().div_(255)
 
     def choose(
         self, draws: Float[Tensor, "batch 2"], eps_max: float
@@ -237,6 +294,10 @@ class TransformGrid:
         if not len(inside):
             raise ValueError(f"eps_max must reach a step of the grid, {self.eps.abs().min():g}, got {eps_max}")
         return _which(draws[:, 0], self.num_directions), inside[_which(draws[:, 1], len(inside))]
+
+
+def _alike(images: UInt8[Tensor, "images directions ..."]) -> bool:
+    return all(torch.equal(images[:, 0], other) for other in images.unbind(1))
 
 
 def _which(draws: Float[Tensor, "batch"], count: int) -> Int[Tensor, "batch"]:
