@@ -43,8 +43,8 @@ def check_contrast(lambda_con: float, temperature: float, projection: int) -> No
 
 
 def projection_head(features: int, out: int) -> nn.Sequential:
-    """g: two layers, from features to the space in which views are compared, with at most twice its width between."""
-    hidden = min(features, 2 * out)
+    """g: two layers, from features to the space in which views are compared, which is as wide as what is between."""
+    hidden = min(features, out)
     return nn.Sequential(nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, out))
 
 
