@@ -523,6 +523,12 @@ def test_relabelling_uses_the_averages():
     assert bool(two.any())
     assert torch.equal((seen[0] > 0)[two], (seen[1] > 0)[two])
     assert not torch.allclose(seen[0][two], seen[1][two], atol=1e-3)
+    # Of one batch in one epoch the averages are those that were mixed.
+    x, y, index = next(iter(Batches(data, 48, seed=1, indexed=True)))
+    both = torch.cat([functional.one_hot(y, CLASSES).float(), mixed.memories[0].predictions[index]], 1)
+    labels, rows = mixup(x, both, 1.0, stream(mixed.seed, "mixup", 0, 0, 0))[1].chunk(2, 1)
+    product = labels * rows
+    assert torch.allclose(seen[0], product / product.sum(1, keepdim=True), atol=1e-6)
 
 
 def test_buffers_come_along():
