@@ -46,13 +46,18 @@ def test_it_learns(digits):
 
 
 def test_test_labels_and_validation_labels_are_not_trained_on(digits):
-    def trained(graph):
+    def trained(graph, epochs):
         model = network()
-        fit_node_classifier(model, graph, epochs=3, patience=1000)
+        fit_node_classifier(model, graph, epochs=epochs, patience=1000)
         return torch.cat([p.detach().flatten() for p in model.parameters()])
 
-    wrong = torch.where(digits.test_mask, (digits.y + 1) % 10, digits.y)
-    assert torch.equal(trained(digits), trained(dataclasses.replace(digits, y=wrong)))
+    def wrong(mask):
+        return dataclasses.replace(digits, y=torch.where(mask, (digits.y + 1) % 10, digits.y))
+
+    assert torch.equal(trained(digits, 3), trained(wrong(digits.test_mask), 3))
+    # Validation chooses among epochs, so there is one alone.
+    assert torch.equal(trained(digits, 1), trained(wrong(digits.val_mask), 1))
+    assert not torch.equal(trained(digits, 1), trained(wrong(digits.train_mask), 1))
 
 
 class Module(NodeClassifier):
