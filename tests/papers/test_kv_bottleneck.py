@@ -107,11 +107,12 @@ def test_followers_go_by_the_rate_of_the_bottleneck(monkeypatch):
             given.update(arms)
             return {}
 
-    def best(run, name, trials, function):
-        tuned[name] = trials
-        return (0.0625 if 0.0625 in trials else 0.01), {}
+    def best_inside(run, name, rates, trial, function, *, more):
+        tuned[name] = {rate: trial(rate) for rate in rates}
+        assert all(each[-3] == rate for rate, each in tuned[name].items())
+        return (0.0625 if 0.0625 in rates else 0.01), True, {}
 
-    monkeypatch.setattr(paper, "best", best)
+    monkeypatch.setattr(paper, "best_inside", best_inside)
     monkeypatch.setattr(paper, "judge", lambda arms: {claim.key: None for claim in paper.CARD.claims})
     assert paper.reproduce(Run) == {claim.key for claim in paper.CARD.claims}
     missing = set(arms()) - set(given)

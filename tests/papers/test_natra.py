@@ -77,16 +77,33 @@ def test_the_parts():
 
 def test_a_fast_trial():
     sizes = [64, 20, 96, 40, 1, 1, 1, 1]
-    wanted = [[name, 0.05] for name in ("ERM", "mixup", *paper.GENERATED)]
+    wanted = [[name, 0.05, paper.STRENGTHS.get(name, (0.0,))[0]] for name in ("ERM", "mixup", *paper.GENERATED)]
     found = paper._trial(0, wanted, sizes, False)
     assert found["generator: identity"] is True
     by_arm = paper._by_arm({name: [value] for name, value in found.items()})
-    assert set(by_arm) == {"generator", *(name for name, _ in wanted)}
+    assert set(by_arm) == {"generator", *(name for name, _, _ in wanted)}
     losses = {tuple(arm["NLL"]) for name, arm in by_arm.items() if name != "generator"}
     assert len(losses) == len(wanted)  # every arm trains in a way of its own
     assert 0 <= found["generator: correlation"] <= 1
-    tuned = paper._trial(0, [["ERM", 0.05]], sizes, True)
-    assert list(tuned) == ["ERM 0.05: validation accuracy"]
+    assert by_arm[paper.OURS]["strength"] == [2.0]
+    settings = [["ERM", 0.05, 0.0], [paper.OURS, 0.05, 2.0], [paper.OURS, 0.05, 5.0]]
+    tuned = paper._trial(0, settings, sizes, True)
+    wanted_names = ["ERM: lr 0.05", f"{paper.OURS}: lr 0.05, strength 2", f"{paper.OURS}: lr 0.05, strength 5"]
+    assert [name for name in tuned if not name.startswith("generator")] == wanted_names
+
+
+@pytest.mark.parametrize("name", [*paper.PLAIN, *paper.GENERATED])
+def test_the_strength_of_an_arm_is_that_of_its_training(name):
+    """Two strengths train two networks; an arm without one is the same whatever it is told."""
+    data = paper._parts(0, 64, 20, 96, 40, True)
+    grids = {}
+    if name in paper.GENERATED:
+        grids, _ = paper._grids(0, data, 1, 1, (2.0, 5.0), True, False)
+    found = []
+    for strength in paper.STRENGTHS.get(name, (0.0, 1.0)):
+        network = paper._train(0, name, 0.05, strength, data, grids.get((name, strength)), 1)
+        found.append(torch.cat([param.detach().flatten() for param in network.parameters()]))
+    assert torch.equal(*found) == (name not in paper.STRENGTHS)
 
 
 @pytest.mark.parametrize("small", [True, False])
@@ -101,7 +118,7 @@ def test_the_filter_is_left_out_of_a_fast_run_alone(small, monkeypatch):
     monkeypatch.setattr("netwright.train.natra.prepared_from", stop)
     monkeypatch.setattr("netwright.train.natra.reference_classifier", lambda *args, epochs, seed: seen.append(epochs))
     with pytest.raises(InterruptedError):
-        paper._trial(0, [[paper.OURS, 0.05]], [64, 20, 96, 40, 1, 1, 1, int(small)], True)
+        paper._trial(0, [[paper.OURS, 0.05, 2.0]], [64, 20, 96, 40, 1, 1, 1, int(small)], True)
     epochs, recipe = seen
     assert epochs == (1 if small else 20)
     assert recipe.max_flip == (1.0 if small else 0.1)
@@ -115,13 +132,13 @@ def test_the_attacked_arm_stays_in_its_box():
     with seeded(0, "init"):
         network = SmallConvNet((4,), 8, in_channels=1)
     normalise = Normalise((0.3,), (0.2,))
-    module = paper._module("PGD")(network, normalise, 0, 0.05)
+    module = paper._module("PGD")(network, normalise, 0, 0.05, 0.05)
     images = torch.rand(6, 1, 16, 16, generator=stream(0, "x"))
     labels = torch.arange(6)
     worst, same = module.changed(normalise(images), labels, 0)
     pixels = worst * 0.2 + 0.3
     assert torch.equal(same, labels)
-    assert float((pixels - images).abs().max()) <= paper.EPSILON + 1e-5
+    assert float((pixels - images).abs().max()) <= 0.05 + 1e-5
     assert float(pixels.min()) >= -1e-5
     assert float(pixels.max()) <= 1 + 1e-5
     network.eval()

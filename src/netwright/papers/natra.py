@@ -7,11 +7,14 @@ Fashion-MNIST under a rendered nuisance: light from a side, contrast, slant, thi
 varies widely in it; 1,000 labelled images lie in a narrow range; test images in the wide one, and in the narrow one.
 That is the paper's premise: the generator has seen natural variation, the labels have not. No pretrained generator is
 at hand, so a small one is trained on the pool as an auto-encoder. Arms with the same classifier, initialisation, steps
-and grid of learning rates, each tuned on held-out images of the narrow range with a seed of its own: plain training
-(ERM); crops, flips, brightness and contrast; mixup; adversarial training (PGD, 0.05, five steps); directions at random
-of the same spread, one transformation and the worst of eight, as a control for "any generated image helps"; NaTra with
-one random transformation and with the worst of eight; and the true rendering over the wide range, an oracle that no
-method has. Not tested: faces, StyleGAN, hair style. The small generator limits the gain.
+and grid of three learning rates: plain training (ERM); crops, flips, brightness and contrast (by 0.4 or 0.8); mixup
+(alpha 0.4 or 1); adversarial training (PGD, 0.05 or 0.1, five steps); directions at random of the same spread, one
+transformation and the worst of eight, as a control for "any generated image helps"; NaTra with one random
+transformation and with the worst of eight; and the true rendering over the wide range, an oracle that no method has.
+Generated steps reach to 2 standard deviations, as published, or to 5: along one direction of a small generator two
+change an image far less than the wide rendering does. Learning rate and strength of each arm are chosen on held-out
+images of the narrow range, with a seed of their own. Not tested: faces, StyleGAN, hair style. The small generator
+limits the gain.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
     from netwright.data import Normalise, TensorImages
     from netwright.train.natra import NaturalTransform, Prepared, StyleAutoEncoder
+    from netwright.train.natra.search import Search
 
 CARD = Paper(
     slug="natra",
@@ -73,7 +77,10 @@ NOISE, NOISE_WORST = "random directions", "random directions, worst of 8"
 PLAIN = ("ERM", "jitter", "mixup", "PGD", "oracle")
 GENERATED = (OURS, RANDOM, NOISE, NOISE_WORST)
 RATES = (0.02, 0.05, 0.1)
-BATCH, EPSILON, ATTACK_STEPS = 64, 0.05, 5
+# How far brightness and contrast change, alpha, the attack's radius, the largest step in standard deviations.
+STRENGTHS: dict[str, tuple[float, ...]] = {"jitter": (0.4, 0.8), "mixup": (0.4, 1.0), "PGD": (0.05, 0.1)}
+STRENGTHS |= dict.fromkeys(GENERATED, (2.0, 5.0))
+BATCH, ATTACK_STEPS = 64, 5
 UNFILTERED = {"max_flip": 1.0, "min_change": 0.0, "candidates": 3}
 CODES = 200  # images whose codes are compared
 
@@ -110,24 +117,29 @@ def reproduce(run: Run) -> Evidence:
         int(run.fast),
     ]
     groups = {"plain": PLAIN, "generated": GENERATED}
-    rates = {name: RATES[1] for names in groups.values() for name in names}
+    chosen = {name: (RATES[1], STRENGTHS.get(name, (0.0,))[0]) for names in groups.values() for name in names}
     tried: Arms = {}
     if not run.fast:
+        settings = {name: [(lr, s) for s in STRENGTHS.get(name, (0.0,)) for lr in RATES] for name in chosen}
         trials = {
-            f"tuning: {group}": [[[name, lr] for name in names for lr in RATES], sizes, True]
+            f"tuning: {group}": [[[name, *each] for name in names for each in settings[name]], sizes, True]
             for group, names in groups.items()
         }
         found = run.arms(trials, _trial, seeds=[TUNING_SEED])
         for group, names in groups.items():
             held = found[f"tuning: {group}"]
             for name in names:
-                each = {lr: held[f"{name} {lr:g}: validation accuracy"] for lr in RATES}
-                tried[f"tuning: {name}"] = {f"lr {lr:g}": values for lr, values in each.items()}
-                rates[name] = max(each, key=lambda lr: (each[lr][0], lr))
-    wanted = {group: [[[name, rates[name]] for name in names], sizes, False] for group, names in groups.items()}
+                tried[f"tuning: {name}"] = {_told(*each): held[f"{name}: {_told(*each)}"] for each in settings[name]}
+                chosen[name] = max(settings[name], key=lambda each: (held[f"{name}: {_told(*each)}"][0], each))
+    wanted = {group: [[[name, *chosen[name]] for name in names], sizes, False] for group, names in groups.items()}
     figures = run.arms(wanted, _trial)
     arms = {name: arm for group in groups for name, arm in _by_arm(figures[group]).items()}
     return run.evidence(arms | tried, judge(arms))
+
+
+def _told(lr: float, strength: float) -> str:
+    """A setting by name."""
+    return f"lr {lr:g}" + (f", strength {strength:g}" if strength else "")
 
 
 def _by_arm(figures: dict[str, list[Any]]) -> Arms:
@@ -140,22 +152,27 @@ def _by_arm(figures: dict[str, list[Any]]) -> Arms:
 
 
 def _trial(seed: int, wanted: Sequence[Sequence[Any]], sizes: Sequence[int], tuning: bool) -> dict[str, Any]:
-    """Trains the wanted arms, each with its learning rate; figures are called "arm: figure"."""
+    """Trains the wanted arms, each a name, a learning rate and a strength; figures are called "arm: figure"."""
     labelled, held_out, pool, test, generator_epochs, inversion, epochs, small = sizes
     data = _parts(seed, labelled, held_out, pool, test, bool(small))
-    generated = any(name in GENERATED for name, _ in wanted)
-    grids, found = _grids(seed, data, generator_epochs, inversion, bool(small), not tuning) if generated else ({}, {})
-    figures: dict[str, Any] = {f"generator: {name}": value for name, value in found.items()}
-    for name, lr in wanted:
-        network = _train(seed, name, lr, data, grids.get(name), epochs)
+    steps = sorted({strength for name, _, strength in wanted if name in GENERATED})
+    grids: dict[tuple[str, float], Any] = {}
+    figures: dict[str, Any] = {}
+    if steps:
+        grids, found = _grids(seed, data, generator_epochs, inversion, steps, bool(small), not tuning)
+        figures |= {f"generator: {name}": value for name, value in found.items()}
+    for name, lr, strength in wanted:
+        network = _train(seed, name, lr, strength, data, grids.get((name, strength)), epochs)
         if tuning:
-            figures[f"{name} {lr:g}: validation accuracy"] = _measured(network, data, "validation")["accuracy"]
+            figures[f"{name}: {_told(lr, strength)}"] = _measured(network, data, "validation")["accuracy"]
             continue
         wide = _measured(network, data, "wide")
         figures |= {f"{name}: {figure}": value for figure, value in wide.items()}
         figures[f"{name}: narrow accuracy"] = _measured(network, data, "narrow")["accuracy"]
         figures[f"{name}: corrupted accuracy"] = _corrupted(network, data)
         figures[f"{name}: learning rate"] = lr
+        if strength:
+            figures[f"{name}: strength"] = strength
     return figures
 
 
@@ -194,9 +211,9 @@ def _parts(seed: int, labelled: int, held_out: int, pool: int, test: int, small:
 
 
 def _grids(
-    seed: int, data: dict[str, Any], epochs: int, inversion: int, fast: bool, compared: bool
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The transformed images of each arm that has them, and figures of the generator."""
+    seed: int, data: dict[str, Any], epochs: int, inversion: int, steps: Sequence[float], fast: bool, compared: bool
+) -> tuple[dict[tuple[str, float], Any], dict[str, Any]]:
+    """The transformed images of each arm that has them, by its largest step, and figures of the generator."""
     import dataclasses
 
     import torch
@@ -223,7 +240,10 @@ def _grids(
     noise = NaturalTransform(
         network.generator, transform.codes, dataclasses.replace(kept, vectors=vectors), scaled(train.images)
     )
-    ours, other = transform.grid(), noise.grid()
+    grids: dict[tuple[str, float], Any] = {}
+    for step in steps:
+        grids |= dict.fromkeys([(OURS, step), (RANDOM, step)], transform.grid(step))
+        grids |= dict.fromkeys([(NOISE, step), (NOISE_WORST, step)], noise.grid(step))
     figures: dict[str, Any] = {
         "loss": history.last["train_loss"],
         "directions": len(kept),
@@ -233,7 +253,7 @@ def _grids(
     }
     if compared:
         figures |= _correlation(network, prepared, data) | _codes(network, train, inversion, seed)
-    return {OURS: ours, RANDOM: ours, NOISE: other, NOISE_WORST: other}, figures
+    return grids, figures
 
 
 def _identity(transform: NaturalTransform) -> bool:
@@ -282,7 +302,7 @@ def _codes(network: StyleAutoEncoder, train: TensorImages, steps: int, seed: int
     return found
 
 
-def _train(seed: int, name: str, lr: float, data: dict[str, Any], grid: Any, epochs: int) -> nn.Module:
+def _train(seed: int, name: str, lr: float, strength: float, data: dict[str, Any], grid: Any, epochs: int) -> nn.Module:
     from netwright.data import Batches
     from netwright.data.augment import Compose, HorizontalFlip, Jitter, RandomCrop
     from netwright.data.nuisance import WIDE, render
@@ -296,16 +316,17 @@ def _train(seed: int, name: str, lr: float, data: dict[str, Any], grid: Any, epo
     with seeded(seed, "init"):
         network = SmallConvNet(in_channels=1, grid=4)
     augments: dict[str, Any] = {
-        "jitter": Compose([RandomCrop(2), HorizontalFlip(), Jitter(0.4, 0.4)]),
-        "oracle": lambda images, generator: render(images, WIDE.draw(len(images), generator)),
+        "jitter": lambda: Compose([RandomCrop(2), HorizontalFlip(), Jitter(strength, strength)]),
+        "oracle": lambda: lambda images, generator: render(images, WIDE.draw(len(images), generator)),
     }
     methods = []
     if name in GENERATED:
-        methods = [
-            NaTraTraining(grid, "random" if name in (RANDOM, NOISE) else "worst_of_k", normalise=normalise, seed=seed),
-        ]
-    batches = Batches(part, BATCH, seed=seed, normalise=normalise, augment=augments.get(name), indexed=bool(methods))
-    module = _module(name)(network, normalise, seed, lr)
+        search: Search = "random" if name in (RANDOM, NOISE) else "worst_of_k"
+        methods = [NaTraTraining(grid, search, eps_max=strength, normalise=normalise, seed=seed)]
+    batches = Batches(
+        part, BATCH, seed=seed, normalise=normalise, augment=augments.get(name, lambda: None)(), indexed=bool(methods)
+    )
+    module = _module(name)(network, normalise, seed, lr, strength)
     fit(module, batches, epochs=epochs, callbacks=[*methods, CosineProgress()], seed=seed)
     return network
 
@@ -321,9 +342,9 @@ def _module(name: str) -> Any:
     from netwright.train.attacks import input_gradient
 
     class Arm(Classifier):
-        def __init__(self, network: nn.Module, normalise: Normalise, seed: int, lr: float):
+        def __init__(self, network: nn.Module, normalise: Normalise, seed: int, lr: float, strength: float):
             super().__init__(network, lr=lr)
-            self.normalise, self.seed = normalise, seed
+            self.normalise, self.seed, self.strength = normalise, seed, strength
 
         def changed(self, x: Tensor, labels: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
             return x, labels
@@ -334,12 +355,12 @@ def _module(name: str) -> Any:
     class Mixed(Arm):
         def changed(self, x: Tensor, labels: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
             rows = torch.nn.functional.one_hot(labels, 10).float()
-            return mixup(x, rows, 1.0, stream(self.seed, "mixup", self.current_epoch, batch_idx))
+            return mixup(x, rows, self.strength, stream(self.seed, "mixup", self.current_epoch, batch_idx))
 
     class Attacked(Arm):
         def changed(self, x: Tensor, labels: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
             mean, std = (float(value) for value in (self.normalise.mean, self.normalise.std))
-            black, white, reach = -mean / std, (1 - mean) / std, EPSILON / std
+            black, white, reach = -mean / std, (1 - mean) / std, self.strength / std
             draws = torch.rand(x.shape, generator=stream(self.seed, "attack", self.current_epoch, batch_idx))
             worst = (x + reach * (2 * draws - 1)).clamp(black, white)
             for _ in range(ATTACK_STEPS):
