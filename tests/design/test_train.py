@@ -206,6 +206,16 @@ def test_the_first_line_names_the_folder(data: str, tmp_path: Path, monkeypatch)
     assert found.stdout.startswith("small_convnet, trained with tract, is right on")
 
 
+@pytest.mark.parametrize("verb", ["train", "design"])
+def test_no_folder_is_named_for_data_that_are_not_there(verb, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = invoke(verb, "digit")
+    assert found.exit_code == 2
+    assert found.stderr.startswith('error: there is no data set or folder "digit"')
+    assert "digits" in found.stderr
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -197,6 +197,9 @@ def design(
         if needs_launch(options.devices, options.nodes):
             raise typer.Exit(launch(options.devices, options.nodes, sys.argv[1:]))
         if options.out is None and is_main():
+            from netwright.data.sources import refuse_unknown
+
+            refuse_unknown(options.data)
             folder = find_folder(options)
             sys.stderr.write(f"run folder: {folder}\n")
         result = run_design(options=options, plan=plan, command=command_line())

@@ -96,8 +96,10 @@ def train(
         if needs_launch(devices, nodes):
             raise typer.Exit(launch(devices, nodes, sys.argv[1:]))
         if out is None and is_main():
+            from netwright.data.sources import refuse_unknown
             from netwright.design.run import find_folder
 
+            refuse_unknown(options.data)
             sys.stderr.write(f"run folder: {find_folder(options, KIND)}\n")
         result = run_training(options, command=command_line())
         if is_main():

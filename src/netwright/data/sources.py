@@ -238,6 +238,21 @@ def _reader(name: str) -> Callable[[Path | None, bool], Parts] | None:
     return None
 
 
+def refuse_unknown(name_or_path: str | os.PathLike[str]) -> None:
+    """Looks whether there is a data set, a file or a folder of that name, without reading anything.
+
+    Raises:
+        UserError: If there is not.
+    """
+    path, text = Path(name_or_path).expanduser(), os.fspath(name_or_path)
+    if path.exists() or (isinstance(name_or_path, str) and _reader(name_or_path) is not None):
+        return
+    known = (*NAMED, *(f"{kind}-{name}" for kind in BIASED_KINDS for name in BIASED_DATA))
+    if isinstance(name_or_path, Path) or os.sep in text or path.suffix:
+        raise UserError("no such file or folder", where=path, cure=f"check the path, or {nearest(text, known)}")
+    raise UserError(f'there is no data set or folder "{text}"', cure=nearest(text, known))
+
+
 def read(name_or_path: str | os.PathLike[str], how: Reading) -> Parts:
     """The parts of a data set, before any check of its classes.
 
@@ -250,13 +265,8 @@ def read(name_or_path: str | os.PathLike[str], how: Reading) -> Parts:
             what = "length" if str(name_or_path).startswith(SERIES_PREFIX) else "size"
             raise UserError(f"{name_or_path} has a fixed {what}", cure="leave out the size")
         return reader(None if how.root is None else Path(how.root).expanduser(), how.download)
+    refuse_unknown(name_or_path)
     path = Path(name_or_path).expanduser()
-    if not path.exists():
-        text = os.fspath(name_or_path)
-        known = (*NAMED, *(f"{kind}-{name}" for kind in BIASED_KINDS for name in BIASED_DATA))
-        if isinstance(name_or_path, Path) or os.sep in text or path.suffix:
-            raise UserError("no such file or folder", where=path, cure=f"check the path, or {nearest(text, known)}")
-        raise UserError(f'there is no data set or folder "{text}"', cure=nearest(text, known))
     if path.is_dir():
         found = find_idx(path) or find_idx(path / "FashionMNIST" / "raw")
         if found is not None:
