@@ -176,8 +176,9 @@ def translation_block(run: RunFolder, each: int = ROWS_A_CLASS) -> Images:
     reading = (
         f"Each row: a validation image, then what the translator makes of it for {classes}. Down a column, what is "
         "easy should be alike: colour, texture, background. Along a row, what makes the class should stay. Where the "
-        "figure itself changes, train the translator longer (steps) or raise lambda_rec; where nothing changes, the "
-        "data have no bias that is easier than their signal, and this method has nothing to work with."
+        "figure itself changes, train the translator longer (steps) or try another lambda_rec, smaller ones too; where "
+        "nothing changes, the data have no bias that is easier than their signal, and this method has nothing to work "
+        "with."
     )
     return Images(pictures, reading, wide=True)
 

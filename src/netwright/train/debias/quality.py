@@ -73,7 +73,7 @@ class TranslationQuality(Result):
         if self.kept is not None and self.kept < self.enough:
             found.append(
                 f"the figure itself changes: {100 * self.kept:.0f} % of the translations keep it, chance is "
-                f"{100 * self.chance:.0f} %; more steps, or a higher lambda_rec"
+                f"{100 * self.chance:.0f} %; more steps, or another lambda_rec"
             )
         return tuple(found)
 
