@@ -180,8 +180,8 @@ def _trained(run: RunFolder, options: TrainOptions, command: str) -> TrainResult
         return kept(run)
     method = pretraining(options.methods)
     methods = callbacks(options.methods) if method is None else []
-    data, changed = _load(options)
     check_epochs(methods, options.epochs)
+    data, changed = _load(options)
     check_data(methods, data)
     network, architecture = _network(options, data)
     if architecture is not None and architecture.members > 1 and _pairing(methods) is not None:

@@ -117,10 +117,14 @@ def reproduce(run: Run) -> Evidence:
         int(run.fast),
     ]
     groups = {"plain": PLAIN, "generated": GENERATED}
-    chosen = {name: (RATES[1], STRENGTHS.get(name, (0.0,))[0]) for names in groups.values() for name in names}
+    settings = {
+        name: [(lr, strength) for strength in STRENGTHS.get(name, (0.0,)) for lr in RATES]
+        for names in groups.values()
+        for name in names
+    }
+    chosen = {name: each[1] for name, each in settings.items()}  # the middle rate, the lesser strength
     tried: Arms = {}
     if not run.fast:
-        settings = {name: [(lr, s) for s in STRENGTHS.get(name, (0.0,)) for lr in RATES] for name in chosen}
         trials = {
             f"tuning: {group}": [[[name, *each] for name in names for each in settings[name]], sizes, True]
             for group, names in groups.items()
@@ -315,17 +319,16 @@ def _train(seed: int, name: str, lr: float, strength: float, data: dict[str, Any
     part, normalise = data["clean" if name == "oracle" else "train"], data["normalise"]
     with seeded(seed, "init"):
         network = SmallConvNet(in_channels=1, grid=4)
-    augments: dict[str, Any] = {
-        "jitter": lambda: Compose([RandomCrop(2), HorizontalFlip(), Jitter(strength, strength)]),
-        "oracle": lambda: lambda images, generator: render(images, WIDE.draw(len(images), generator)),
-    }
+    augment: Any = None
+    if name == "jitter":
+        augment = Compose([RandomCrop(2), HorizontalFlip(), Jitter(strength, strength)])
+    elif name == "oracle":
+        augment = lambda images, generator: render(images, WIDE.draw(len(images), generator))  # noqa: E731
     methods = []
     if name in GENERATED:
         search: Search = "random" if name in (RANDOM, NOISE) else "worst_of_k"
         methods = [NaTraTraining(grid, search, eps_max=strength, normalise=normalise, seed=seed)]
-    batches = Batches(
-        part, BATCH, seed=seed, normalise=normalise, augment=augments.get(name, lambda: None)(), indexed=bool(methods)
-    )
+    batches = Batches(part, BATCH, seed=seed, normalise=normalise, augment=augment, indexed=bool(methods))
     module = _module(name)(network, normalise, seed, lr, strength)
     fit(module, batches, epochs=epochs, callbacks=[*methods, CosineProgress()], seed=seed)
     return network

@@ -225,10 +225,9 @@ def gather_rows(ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     for value in padded:
         pieces = [torch.empty_like(value) for _ in range(world)]
         torch.distributed.all_gather(pieces, value.contiguous())
-        pieces = [piece[: int(n)] for piece, n in zip(pieces, counts, strict=True)]
-        if value is padded[0] and any(len(piece.unique()) < len(piece) for piece in pieces):
-            raise ValueError("ids must be different within a batch, got one twice")
-        found.append(torch.cat(pieces))
+        found.append(torch.cat([piece[: int(n)] for piece, n in zip(pieces, counts, strict=True)]))
+    if any(len(own.unique()) < len(own) for own in found[0].split([int(n) for n in counts])):
+        raise ValueError("ids must be different within a batch, got one twice")
     order = torch.argsort(found[0], stable=True)
     new = torch.ones(len(order), dtype=torch.bool, device=order.device)
     new[1:] = found[0][order][1:] != found[0][order][:-1]
