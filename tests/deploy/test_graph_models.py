@@ -84,7 +84,7 @@ def test_ours(make: Any) -> None:
     assert_exact(randomised(module), picture(28 if lenet else 32, 1 if lenet else 3))
 
 
-@pytest.mark.parametrize(("seed", "stem"), enumerate(["cifar", "strided", "imagenet"]))
+@pytest.mark.parametrize(("seed", "stem"), list(enumerate(["cifar", "strided", "imagenet"])))
 @pytest.mark.parametrize("name", sorted(name for name, s in spaces.SPACES.items() if isinstance(s, spaces.Space)))
 def test_search_spaces(name: str, seed: int, stem: Any) -> None:
     space = spaces.get(name)

@@ -19,7 +19,7 @@ from netwright.deploy.graph.ir import (
     Linear,
     Pool,
 )
-from netwright.deploy.graph.tracing import Translation, Unsupported, depends_on_input, outputs_of, trace
+from netwright.deploy.graph.tracing import Translation, Unsupported, depends_on_input, outputs_of, translate
 
 Run = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
@@ -108,8 +108,7 @@ def split(module: torch.nn.Module, example: Tensor | Sequence[Tensor]) -> Segmen
         >>> torch.allclose(result[0], net(x))
         True
     """
-    program = trace(module, example)
-    whole = Translation.of(program)
+    program, whole = translate(module, example)
     constants = {node: value for node, value in whole.values.items() if not depends_on_input(value)}
     cut = _Cut(program, constants, set(whole.unsupported))
     while (refused := cut.attempt()) is not None:

@@ -19,6 +19,7 @@ from netwright.deploy.exporters import first_line, silence
 from netwright.deploy.graph import arithmetic, convolution, joining, movement, normalisation  # noqa: F401
 from netwright.deploy.graph.axes import View
 from netwright.deploy.graph.builder import Builder
+from netwright.deploy.graph.functional import make_functional
 from netwright.deploy.graph.ir import Graph
 from netwright.deploy.graph.table import HANDLERS, MIXED, RefusedError
 from netwright.nn.sparse import unparametrized
@@ -105,8 +106,7 @@ def capture(module: nn.Module, example: Tensor | Sequence[Tensor]) -> Graph:
         >>> [node.op.name for node in graph]
         ['conv', 'activate', 'reshape']
     """
-    program = trace(module, example)
-    translation = Translation.of(program)
+    program, translation = translate(module, example)
     if translation.unsupported:
         # what is unknown may consist of what is known, but a message should name what the user wrote
         parts = Translation.of(_run(program.run_decompositions, _decompositions()))
@@ -116,8 +116,13 @@ def capture(module: nn.Module, example: Tensor | Sequence[Tensor]) -> Graph:
     return translation.builder.graph
 
 
-def trace(module: nn.Module, example: Tensor | Sequence[Tensor]) -> torch.export.ExportedProgram:
-    """The module as one graph of torch's operators, none of which changes its inputs; see :func:`capture`."""
+def translate(
+    module: nn.Module, example: Tensor | Sequence[Tensor]
+) -> tuple[torch.export.ExportedProgram, Translation]:
+    """The module as one program of torch's operators, none of which changes its inputs, and as a graph.
+
+    Arguments and errors are those of :func:`capture`, but operators that the graph cannot hold are only listed.
+    """
     inputs = (example,) if isinstance(example, Tensor) else tuple(example)
     for i, x in enumerate(inputs):
         if not isinstance(x, Tensor) or x.dtype != torch.float32 or x.device.type != "cpu":
@@ -128,7 +133,12 @@ def trace(module: nn.Module, example: Tensor | Sequence[Tensor]) -> torch.export
     if any(part.training for part in module.modules()):
         console.warn("the network is in training mode; it is compiled as in evaluation mode")
     network = plain_copy(module)
-    return _run(lambda: torch.export.export(network, inputs).run_decompositions({}))
+    program = _run(torch.export.export, network, inputs)
+    if make_functional(program) and not (translation := Translation.of(program)).unsupported:
+        return program, translation
+    # A second trace, which takes longer than the first, but also takes apart much that is unknown.
+    program = _run(program.run_decompositions, {})
+    return program, Translation.of(program)
 
 
 def _run(make: Callable[..., torch.export.ExportedProgram], *arguments: Any) -> torch.export.ExportedProgram:
