@@ -3,11 +3,11 @@
 import importlib.util
 import json
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from forked import Script
 
 from netwright.cost.timing import Timing
 
@@ -97,11 +97,10 @@ def test_a_benchmark_finds_what_it_imports_and_tells_its_options(path, monkeypat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RECORDED)
-def test_a_trial_of_a_benchmark_runs_and_leaves_nothing(name):
+def test_a_trial_of_a_benchmark_runs_and_leaves_nothing(name, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in (BENCHMARKS / "results").iterdir()}
-    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--quick", "--rounds", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    table = [line for line in done.stdout.splitlines() if line.startswith("| ")]
-    assert len(table) > 2
+    with Script(BENCHMARKS / f"{name}.py", "--quick", "--rounds", "1", folder=tmp_path) as trial:
+        assert trial.wait(300) == 0, trial.err[-2000:]
+        assert len([line for line in trial.out.splitlines() if line.startswith("| ")]) > 2
+    assert list(tmp_path.iterdir()) == []
     assert {path: path.stat().st_mtime_ns for path in (BENCHMARKS / "results").iterdir()} == before

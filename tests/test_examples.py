@@ -1,20 +1,18 @@
 """Every example runs to its end, says something, and leaves nothing behind."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked import Script
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example(path, tmp_path):
-    command = [sys.executable, "-W", "error::UserWarning", str(path)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+    with Script(path, folder=tmp_path, strict=True) as script:
+        assert script.wait(300) == 0, script.err
+        assert script.out.strip()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -119,3 +119,13 @@ def test_a_known_network_is_traced_once(monkeypatch: pytest.MonkeyPatch) -> None
     _, translation = tracing.translate(network, X)
     assert not translation.unsupported
     assert [node.op.name for node in translation.builder.graph][-1] == "pool"
+
+
+def test_a_region_under_autocast_is_taken_apart() -> None:
+    def function(x: Tensor) -> Tensor:
+        y = x.flatten(1) * 2
+        with torch.autocast("cpu", enabled=False):
+            z = functional.linear(y, torch.ones(4, 144, dtype=x.dtype))
+        return z.relu_()
+
+    assert_captured(Call(function).eval(), X)

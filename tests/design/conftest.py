@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from made_once import made_once
-from tiny_run import TINY
+from tiny_run import TINY, brief
+
+from netwright.design import timing
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _brief() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timing, "SOLVER_SECONDS", timing.SOLVER_SECONDS)  # to be as it was in tests elsewhere
+        brief()
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ from netwright.storage import read_json, write_json
 from netwright.train import Classifier, fit
 from netwright.train.schedules import CosineProgress, Deadline, Timetable
 
-BUDGET = 60.0
+BUDGET = 40.0
 
 
 class Clock:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import Command
 from tiny_run import ARGUMENTS
 
 from netwright.console import UserError
@@ -127,12 +128,9 @@ def test_the_whole_command_with_two_processes(tmp_path: Path):
     tensors = read_tensors(folder / "model.safetensors")
     assert all(bool(torch.isfinite(t).all()) for t in tensors.values())
     # The same command, now by one process, finds everything done.
-    again = subprocess.run(
-        [sys.executable, "-m", "netwright", "design", "digits", *ARGUMENTS, "--out", str(folder), "--json"],
-        env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert again.returncode == 0, again.stderr[-2000:]
-    assert json.loads(again.stdout)["accuracy"] == content["accuracy"]
+    with Command("design", "digits", *ARGUMENTS, "--out", str(folder), "--json") as again:
+        assert again.wait(120) == 0, again.err[-2000:]
+        assert json.loads(again.out)["accuracy"] == content["accuracy"]
 
 
 @pytest.mark.slow

@@ -282,6 +282,7 @@ def test_radii_stand_in_the_report(sparse_run: Path, tmp_path: Path, monkeypatch
 
 def test_radii_without_z3(sparse_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("netwright.verify.encoding.has_z3", lambda: False)
+    monkeypatch.setattr("netwright.design.timing.SOLVER_SECONDS", 60.0)
     model, data = load_run(sparse_run), load_data("digits", seed=1)
     arrays = radii(model.network, data, model(data.test.images).softmax(1).detach(), limit=3)
     assert not arrays["exact"].any()

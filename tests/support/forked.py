@@ -1,14 +1,18 @@
-"""The command line in processes of their own that need not import anything: forks of one that has done so."""
+"""Programs in processes of their own that need not import anything: forks of one that has done so."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import runpy
 import signal
 import sys
 import tempfile
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 IMPORTED = [
     "netwright.cli",
@@ -34,16 +38,21 @@ _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(IMPORTED)
 
 
-class Command:
-    """``netwright ARGUMENTS`` on the way; killed where the block that it is used in is left before it has ended."""
+class Forked:
+    """A process on the way; killed where the block that it is used in is left before it has ended.
 
-    def __init__(self, *arguments: str):
+    Args:
+        target: What it does.
+        *arguments: Of the target.
+    """
+
+    def __init__(self, target: Callable[..., None], *arguments: object):
         self._streams = tempfile.TemporaryDirectory(prefix="netwright-command-")
         self._files = [str(Path(self._streams.name, name)) for name in ("out", "err")]
-        self._process = _FORKS.Process(target=_run, args=(arguments, *self._files))
+        self._process = _FORKS.Process(target=_run, args=(target, arguments, *self._files))
         self._process.start()
 
-    def __enter__(self) -> Command:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -83,12 +92,42 @@ class Command:
         return Path(self._files[1]).read_text()
 
 
-def _run(arguments: tuple[str, ...], *files: str) -> None:
-    from netwright.cli import main
+class Command(Forked):
+    """``netwright ARGUMENTS``."""
 
+    def __init__(self, *arguments: str):
+        super().__init__(_command, arguments)
+
+
+class Script(Forked):
+    """``python SCRIPT ARGUMENTS`` in a folder; strict where a ``UserWarning`` is an error."""
+
+    def __init__(self, script: Path, *arguments: str, folder: Path, strict: bool = False):
+        super().__init__(_script, str(script), arguments, str(folder), strict)
+
+
+def _run(target: Callable[..., None], arguments: tuple[object, ...], *files: str) -> None:
     for handle, file in enumerate(files, start=1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), handle)
     # A test run in the background ignores Ctrl-C, and its children would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    target(*arguments)
+
+
+def _command(arguments: tuple[str, ...]) -> None:
+    from tiny_run import brief
+
+    from netwright.cli import main
+
+    brief()
     sys.argv = ["netwright", *arguments]
     main()
+
+
+def _script(script: str, arguments: tuple[str, ...], folder: str, strict: bool) -> None:
+    os.chdir(folder)
+    if strict:
+        warnings.simplefilter("error", UserWarning)
+    sys.argv = [script, *arguments]
+    sys.path.insert(0, str(Path(script).parent))
+    runpy.run_path(script, run_name="__main__")

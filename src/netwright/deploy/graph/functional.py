@@ -29,7 +29,8 @@ def make_functional(program: torch.export.ExportedProgram) -> bool:
         program: As ``torch.export.export`` gives it. It is changed, and computes the same as before in any case.
 
     Returns:
-        Whether none is left. Where one is, because views of the tensor may be about, ``run_decompositions({})`` helps.
+        Whether none is left, nor any region with a program of its own, such as one under autocast. Where one is left,
+        as there may be views of the tensor, ``run_decompositions({})`` helps.
 
     Example:
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(inplace=True)).eval()
@@ -41,7 +42,7 @@ def make_functional(program: torch.export.ExportedProgram) -> bool:
     """
     done = all([_rewrite(node) for node in program.graph.nodes if _changes(node)])
     program.graph_module.recompile()
-    return done
+    return done and not any(node.op == "get_attr" for node in program.graph.nodes)
 
 
 def _rewrite(node: fx.Node) -> bool:
