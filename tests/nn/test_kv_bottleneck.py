@@ -6,6 +6,7 @@ import math
 import warnings
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -108,6 +109,24 @@ def test_a_layer_that_has_not_run_is_exported_to_onnx(tmp_path):
     torch.onnx.export(layer, (z,), tmp_path / "layer.onnx", dynamo=True, verbose=False)
     (found,) = onnxruntime.InferenceSession(tmp_path / "layer.onnx").run(None, {"z": z.numpy()})
     assert np.allclose(found, layer(z).detach(), atol=1e-6)
+
+
+def test_frozen_keys_some_of_which_are_equal_are_exported_before_they_ran(tmp_path):
+    layer = KeyValueBottleneck(12, 10, 16, generator=stream(0, "init"))
+    layer.init_keys(random(5, 12, name="first"), stream(0, "keys"))
+    with torch.no_grad():
+        layer.values.copy_(random(*layer.values.shape, name="values"))
+    layer.freeze_keys()
+    z = random(100, 12, name="z")
+    expected = layer.eval()(z).detach()
+    copied = KeyValueBottleneck(12, 10, 16, generator=stream(1, "init")).eval()
+    copied.load_state_dict(layer.state_dict())
+    torch.onnx.export(copied, (z,), tmp_path / "layer.onnx", dynamo=True, verbose=False)
+    stored = map(onnx.numpy_helper.to_array, onnx.load(tmp_path / "layer.onnx").graph.initializer)
+    ruled_out = sum(int(np.isneginf(array).sum()) for array in stored if array.dtype == np.float32)
+    assert ruled_out == int(lookup.repeated(layer.keys).sum()) > 0
+    (found,) = onnxruntime.InferenceSession(tmp_path / "layer.onnx").run(None, {"z": z.numpy()})
+    assert np.allclose(found, expected, atol=1e-6)
 
 
 def test_one_step_moves_what_was_fetched_and_nothing_else():

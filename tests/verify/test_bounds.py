@@ -16,7 +16,7 @@ from netwright.deploy.graph.ir import Activation
 from netwright.deploy.graph.reference import activation
 from netwright.explain.prototypes import PrototypeClassifier
 from netwright.seeding import stream
-from netwright.verify import Network, Region, basis, forms, interval_bounds, verify_point
+from netwright.verify import Network, Region, deadline, forms, interval_bounds, verify_point
 from netwright.verify.bounds import analyse
 from netwright.verify.forms import pieces
 
@@ -304,7 +304,7 @@ def test_the_clock_is_looked_at_within_a_layer_and_pieces_change_nothing(monkeyp
     whole = analyse(small, *box)
     looks: list[float] = []
     monkeypatch.setattr(forms, "PIECE", 1)
-    monkeypatch.setattr(basis.time, "monotonic", lambda: looks.append(0.0) or 0.0)
+    monkeypatch.setattr(deadline.time, "monotonic", lambda: looks.append(0.0) or 0.0)
     pieced = analyse(small, *box)
     assert len(looks) > 2 * (1 + 25)  # of every row before each of the convolutions
     for one, other in zip(whole.layers, pieced.layers, strict=True):
@@ -313,6 +313,6 @@ def test_the_clock_is_looked_at_within_a_layer_and_pieces_change_nothing(monkeyp
     assert torch.allclose(whole.layers[-1].rows, pieced.layers[-1].rows, atol=1e-12)
     for allowed in (3, 20, len(looks) - 1):  # the time is over at the next look, wherever it is
         left = iter([0.0] * allowed + [2.0])
-        monkeypatch.setattr(basis.time, "monotonic", lambda left=left: next(left))
+        monkeypatch.setattr(deadline.time, "monotonic", lambda left=left: next(left))
         with pytest.raises(TimeoutError):
             analyse(small, *box, deadline=1.0)

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from netwright.verify.deadline import check_deadline
 
 # Far above the rounding errors of any sum here in float64, far below those of the network in float32.
 WIDEN = 2.0**-40
@@ -96,8 +97,7 @@ class Basis:
 
     def check_time(self) -> None:
         """Raises TimeoutError if the deadline is over."""
-        if time.monotonic() > self.deadline:
-            raise TimeoutError
+        check_deadline(self.deadline)
 
     def append(self, units: Units) -> None:
         """New units."""

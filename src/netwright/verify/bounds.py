@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable
 
 import torch
@@ -17,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from netwright.verify.basis import Basis
+from netwright.verify.deadline import check_deadline
 from netwright.verify.forms import LIMIT, Form, TooLargeError, transform
 from netwright.verify.network import Network, network_of
 
@@ -137,8 +137,7 @@ def analyse(
     uses = {value: i for i, node in enumerate(nodes) for value in node.inputs}
     with torch.no_grad():
         for i, node in enumerate(nodes):
-            if time.monotonic() > deadline:
-                raise TimeoutError
+            check_deadline(deadline)
             inputs = [values[value] for value in node.inputs]
             values[node.output] = transform(node.op, node, graph.shapes[node.output], inputs, basis)
             for value in node.inputs:

@@ -24,6 +24,7 @@ from netwright.console import task
 from netwright.deploy.graph.ir import IDENTITY, Activation, Affine, Channels, Conv, Linear, Node, Pad, Reshape
 from netwright.deploy.graph.reference import activation, kernel_of
 from netwright.verify.bounds import analyse, flat_margin
+from netwright.verify.deadline import check_deadline
 from netwright.verify.network import Network
 from netwright.verify.region import Region, short_count, size_of
 from netwright.verify.relaxation import Relaxation
@@ -124,8 +125,7 @@ def grid_search(
     evaluated = 0
     with task("grid points", total=region.count - pruned) as bar, contextlib.suppress(TimeoutError):
         for steps in _ordered(region, flat, boxes, batch, order == "distance", deadline):
-            if time.monotonic() > deadline:
-                raise TimeoutError
+            check_deadline(deadline)
             places = torch.arange(len(steps))
             if fast is not None and close is not None:
                 places = (~(flat_margin(fast(steps), label) > close)).nonzero().flatten()
@@ -184,8 +184,7 @@ def _ordered(
     parts, sizes = [], []
     for low, high in boxes:
         for steps in region.grid(low, high).split(CHUNK):
-            if time.monotonic() > deadline:
-                raise TimeoutError
+            check_deadline(deadline)
             kept = steps[region.kept(steps, alpha)]
             parts.append(kept.short() if max(region.steps) < 2**15 else kept)  # type: ignore[arg-type]
             sizes.append(size_of(kept * region.spans, region.norm))

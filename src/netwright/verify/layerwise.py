@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from netwright.console import nearest
 from netwright.seeding import stream
 from netwright.verify.bounds import analyse
+from netwright.verify.deadline import check_deadline
 from netwright.verify.network import Network
 from netwright.verify.region import Region, axis_moves, diagonal_moves
 
@@ -190,7 +190,6 @@ def _changes(
     """How much points of a region change the next layer, batch by batch."""
     widest = max(alpha.numel(), middle.numel())
     for part in steps.split(max(1, AT_ONCE // widest)):
-        if time.monotonic() > deadline:
-            raise TimeoutError
+        check_deadline(deadline)
         points = region.points(part, alpha)
         yield (network.forward(points, region.layer, region.layer + 1) - middle).abs()

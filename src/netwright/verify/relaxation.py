@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable
 from typing import Self
 
@@ -37,6 +36,7 @@ from netwright.deploy.graph.ir import (
 from netwright.deploy.graph.reference import kernel_of
 from netwright.verify.basis import WIDEN
 from netwright.verify.bounds import checked_box
+from netwright.verify.deadline import check_deadline
 from netwright.verify.forms import Form, bare, magnitude, pieces, selected, transform
 from netwright.verify.network import Network
 
@@ -170,8 +170,7 @@ class Relaxation:
         return torch.maximum(low[label] - high[rivals], back), rivals
 
     def _check_time(self) -> None:
-        if time.monotonic() > self.deadline:
-            raise TimeoutError
+        check_deadline(self.deadline)
 
     def _enter(self, node: Node, shape: tuple[int, ...]) -> None:
         """One more operation: its range, and how a row is taken back through it."""

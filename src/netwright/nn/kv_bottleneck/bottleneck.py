@@ -174,15 +174,22 @@ class KeyValueBottleneck(nn.Module):
     def _enter(self, stage: int) -> None:
         self._stage = stage
         self.key_stage.fill_(stage)
-        self._prepared = None
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Keeps what a lookup needs of frozen keys; before they are exported, as an export cannot compute all of it."""
+        ready = self._stage == FROZEN and not self.keys.is_meta
+        self._prepared = prepared(self.keys) if ready else None
 
     def _apply(self, fn: Any, recurse: bool = True) -> KeyValueBottleneck:
-        self._prepared = None
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)
+        self._prepare()
+        return self
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], *arguments: Any, **named: Any) -> None:
         super()._load_from_state_dict(state_dict, *arguments, **named)
-        self._stage, self._prepared = int(self.key_stage), None
+        self._stage = int(self.key_stage)
+        self._prepare()
 
     def heads(self, z: Float[Tensor, "batch *positions in_dim"]) -> Float[Tensor, "codebooks heads key_dim"]:
         """What each codebook sees of the embeddings; positions of one example follow one another.
@@ -211,12 +218,7 @@ class KeyValueBottleneck(nn.Module):
             raise RuntimeError("the keys are frozen: they cannot be changed any more")
 
     def _nearest(self, heads: Tensor) -> Int[Tensor, "codebooks heads"]:
-        ready = self._prepared
-        if ready is None:
-            ready = prepared(self.keys)
-            if self._stage == FROZEN and not torch.compiler.is_compiling():
-                self._prepared = ready
-        return nearest_keys(heads, ready)
+        return nearest_keys(heads, prepared(self.keys) if self._prepared is None else self._prepared)
 
     @torch.no_grad()
     def encode(self, z: Float[Tensor, "batch *positions in_dim"]) -> Int[Tensor, "batch *positions codebooks"]:

@@ -52,7 +52,7 @@ def repeated(keys: Float[Tensor, "codebooks pairs dim"]) -> Bool[Tensor, "codebo
     """
     found = torch.zeros_like(keys[..., 0], dtype=torch.bool)
     if torch.compiler.is_exporting():
-        # ONNX has no bits of a number; frozen keys that were looked up before know the answer.
+        # ONNX has no bits of a number; frozen keys know the answer already.
         return found
     words = (keys + 0.0).view(torch.int16 if keys.element_size() == 2 else torch.int32).long()  # -0 + 0 = 0
     # Integers wrap, so that no order of summation matters: equal keys have equal hashes, which sorting puts together.
