@@ -76,9 +76,14 @@ def a_slice_is_filled(x: Tensor) -> Tensor:
     return y + 1
 
 
+def dropout_at_rest(x: Tensor) -> Tensor:
+    y = x.flatten(1)
+    return functional.dropout(y, 0.5, training=False, inplace=True) + y
+
+
 PLAIN = [
     relu_after_convolution, one_change_after_another, read_before_and_after, added_to_itself,
-    the_output_is_changed_afterwards,
+    the_output_is_changed_afterwards, dropout_at_rest,
 ]  # fmt: skip
 SHARED = [
     a_view_made_before_sees_the_change, a_view_made_between_two_changes_sees_the_second, a_change_through_a_view,

@@ -47,6 +47,9 @@ def make_functional(program: torch.export.ExportedProgram) -> bool:
 
 def _rewrite(node: fx.Node) -> bool:
     """Replaces one that changes a tensor of which nothing else is a view; False where that is not sure."""
+    if node.target is aten.dropout_.default and node.args[2] is False:
+        node.target = aten.dropout.default  # like the other it gives its input as it is
+        return True
     changed, twin = node.args[0], _twin(node)
     if twin is None or not isinstance(changed, fx.Node) or not _new(changed):
         return False
