@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from forked import run_ranks
 from torch import nn
 from torch.nn.utils import parametrize
 from torchvision import models
@@ -292,7 +293,7 @@ def assert_no_less_exact_than_torch(x, weights, ranks):
 
 
 def test_two_processes_equal_one(tmp_path):
-    torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)
+    run_ranks(_rank, str(tmp_path))
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     x, weights = whole_batch()
     close = {"rtol": 1e-5, "atol": 1e-5}

@@ -4,9 +4,11 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
+from forked import run_ranks
 
 from netwright.data.tensors import Batches, TensorImages
 from netwright.nn.batchnorm import synchronise
@@ -90,13 +92,7 @@ def work(rank, world, folder):
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    context = torch.multiprocessing.get_context("spawn")
-    processes = [context.Process(target=work, args=(rank, 2, str(folder))) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-    assert [process.exitcode for process in processes] == [0, 0]
+    run_ranks(work, 2, str(folder))
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
@@ -141,7 +137,8 @@ torch.save(dict(module.supernet.state_dict()), f"{sys.argv[2]}/{trainer.global_r
 def test_lightning_ddp_equals_one_process(tmp_path):
     script = tmp_path / "fit.py"
     script.write_text(textwrap.dedent(SCRIPT))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    support = str(Path(__file__).parents[1] / "support")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "PYTHONPATH": support}
     done = subprocess.run(
         [sys.executable, str(script), __file__, str(tmp_path)], env=environment, capture_output=True, text=True,
         timeout=180, check=False,

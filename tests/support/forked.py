@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import runpy
@@ -104,6 +105,14 @@ class Script(Forked):
 
     def __init__(self, script: Path, *arguments: str, folder: Path, strict: bool = False):
         super().__init__(_script, str(script), arguments, str(folder), strict)
+
+
+def run_ranks(work: Callable[..., None], *arguments: object, world: int = 2) -> None:
+    """``work(rank, *arguments)`` in as many processes as ``world``, of which each must end well."""
+    with contextlib.ExitStack() as stack:
+        processes = [stack.enter_context(Forked(work, rank, *arguments)) for rank in range(world)]
+        for process in processes:
+            assert process.wait(120) == 0, process.err
 
 
 def _run(target: Callable[..., None], arguments: tuple[object, ...], *files: str) -> None:
