@@ -92,6 +92,17 @@ def _leave(message: str, code: int, debug: bool) -> NoReturn:
     raise typer.Exit(code)
 
 
+def tell_folder(options: Any, kind: str = "run") -> None:
+    """Says where a run without ``--out`` will lie, once its data are known; the first of several processes does."""
+    from netwright.data.sources import refuse_unknown
+    from netwright.design.distributed import is_main
+    from netwright.design.run import find_folder
+
+    if options.out is None and is_main():
+        refuse_unknown(options.data)
+        sys.stderr.write(f"run folder: {find_folder(options, kind)}\n")
+
+
 def show(value: Any, as_json: bool, text: Callable[[], str] | None = None) -> None:
     """Prints a result: as JSON, or as text (by default what it says itself)."""
     from netwright.results import plain

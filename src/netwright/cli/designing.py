@@ -27,6 +27,7 @@ from netwright.cli.common import (
     command_line,
     guarded,
     show,
+    tell_folder,
 )
 from netwright.console import UserError
 
@@ -175,7 +176,6 @@ def design(
         from netwright.design.options import Options, duration, from_config, quantity
         from netwright.design.pipeline import design as run_design
         from netwright.design.plan import Plan
-        from netwright.design.run import find_folder
 
         settings = {name: value for name, value in given.items() if value is not None}
         if time_budget is not None:
@@ -196,12 +196,7 @@ def design(
         options = Options(**settings)
         if needs_launch(options.devices, options.nodes):
             raise typer.Exit(launch(options.devices, options.nodes, sys.argv[1:]))
-        if options.out is None and is_main():
-            from netwright.data.sources import refuse_unknown
-
-            refuse_unknown(options.data)
-            folder = find_folder(options)
-            sys.stderr.write(f"run folder: {folder}\n")
+        tell_folder(options)
         result = run_design(options=options, plan=plan, command=command_line())
         if is_main():
             show(result, as_json, lambda: _told(result.folder))

@@ -17,6 +17,7 @@ from netwright.cli.common import (
     command_line,
     guarded,
     show,
+    tell_folder,
 )
 
 
@@ -95,12 +96,7 @@ def train(
         )
         if needs_launch(devices, nodes):
             raise typer.Exit(launch(devices, nodes, sys.argv[1:]))
-        if out is None and is_main():
-            from netwright.data.sources import refuse_unknown
-            from netwright.design.run import find_folder
-
-            refuse_unknown(options.data)
-            sys.stderr.write(f"run folder: {find_folder(options, KIND)}\n")
+        tell_folder(options, KIND)
         result = run_training(options, command=command_line())
         if is_main():
             show(
