@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from collections import Counter, defaultdict
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from scipy import sparse
 
+from netwright import storage
 from netwright.console import UserError
 from netwright.data import debian
 from netwright.data.graphs import (
@@ -126,6 +128,38 @@ def test_debians_packages_of_some_sections_are_the_nodes_of_the_largest_componen
     assert graph.x.to_dense().tolist() == [[0.5, 0.5], [1.0, 0.0], [0.0, 1.0]]
     assert graph.classes == ("net", "games")
     assert graph.source["index date"] == "2026-01-02"
+
+
+def test_the_graph_of_this_machine_is_kept_until_the_index_changes(monkeypatch, tmp_path):
+    monkeypatch.setattr(storage, "cache_home", lambda: tmp_path)
+
+    def ready(packages):
+        packages = tuple(packages)
+        digest = storage.digest([dataclasses.asdict(package) for package in packages])
+        index = debian.PackageIndex(packages, "2026-01-02", digest)
+        storage.write_json(debian.cached(), dataclasses.asdict(index))
+        return index
+
+    def same(graph, other):
+        assert torch.equal(graph.x.to_dense(), other.x.to_dense())
+        assert graph.x.crow_indices().dtype == other.x.crow_indices().dtype
+        assert torch.equal(graph.edge_index, other.edge_index)
+        assert torch.equal(graph.y, other.y)
+        assert (graph.classes, graph.source) == (other.classes, other.source)
+
+    made = debian_graph(["net", "games"], words=3, index=ready(PACKAGES))
+    same(debian_graph(["net", "games"], words=3), made)
+    with monkeypatch.context() as patch:
+        patch.setattr(debian, "load_packages", lambda: pytest.fail("read again"))
+        same(debian_graph(["net", "games"], words=3), made)
+    assert debian_graph(["games", "net"], words=3).y.tolist() == [1, 0, 1]
+    assert debian_graph(["net", "games"], words=1).num_features == 1
+    changed = ready([*PACKAGES, debian.Package("f", "games", "fast game", ("a",))])
+    same(debian_graph(["net", "games"], words=3), debian_graph(["net", "games"], words=3, index=changed))
+    for file in tmp_path.glob("debian/graph-*"):
+        file.write_bytes(b"damaged")
+    with pytest.raises(UserError, match="graph-"):
+        debian_graph(["net", "games"], words=3)
 
 
 def test_components_and_edges():

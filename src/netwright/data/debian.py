@@ -117,7 +117,7 @@ def absent() -> str | None:
         >>> absent() is None or "apt" in absent()
         True
     """
-    if _cached().is_file():
+    if cached().is_file():
         return None
     if shutil.which("apt-cache") is None:
         return "apt-cache is not installed: no Debian machine"
@@ -132,7 +132,7 @@ def load_packages() -> PackageIndex:
     Raises:
         UserError: If there is none, or the cached copy is damaged.
     """
-    path = _cached()
+    path = cached()
     if path.is_file():
         return _from_cache(path)
     reason = absent()
@@ -163,7 +163,8 @@ def make_index(text: str, date: str) -> PackageIndex:
     return PackageIndex(packages, date, storage.digest([asdict(package) for package in packages]))
 
 
-def _cached() -> Path:
+def cached() -> Path:
+    """Where the index lies once it was read."""
     return storage.cache_home() / "debian" / "packages.json"
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from netwright import storage
 from netwright.data import debian
 from netwright.nn.dagnn.adjacency import csr
 
+DEBIAN_VERSION = 1  # of what `debian_graph` makes of an index: another one is another file of the cache
 DEBIAN_SECTIONS = ("devel", "java", "net", "admin", "utils", "x11", "text", "science")
 
 Masks = tuple[Bool[Tensor, " nodes"], Bool[Tensor, " nodes"], Bool[Tensor, " nodes"]]
@@ -261,13 +264,41 @@ def debian_graph(
         index: Packages; those of this machine by default.
 
     Raises:
-        UserError: If no index is given and there is none on this machine.
+        UserError: If no index is given and there is none on this machine, or what is in the cache is damaged.
         ValueError: If fewer than two sections are given, one is not in the index, or ``words`` is below 1.
     """
     _sizes(words=words)
     if len(set(sections)) < 2 or len(set(sections)) < len(sections):
         raise ValueError(f"sections must be at least 2 different ones, got {', '.join(sections)}")
-    found = debian.load_packages() if index is None else index
+    if index is not None:
+        return _debian(sections, words, index)
+    packages = debian.cached()
+    if packages.is_file() and (file := _debian_file(packages, sections, words)).is_file():
+        return _read(file, tuple(sections))
+    graph = _debian(sections, words, debian.load_packages())
+    parts = {"crow": graph.x.crow_indices(), "columns": graph.x.col_indices(), "values": graph.x.values()}
+    tensors = {**parts, "edge_index": graph.edge_index, "y": graph.y}
+    storage.write_tensors(
+        _debian_file(packages, sections, words), tensors, graph.source | {"words": str(graph.x.shape[1])}
+    )
+    return graph
+
+
+def _debian_file(packages: Path, sections: Sequence[str], words: int) -> Path:
+    """Where the graph of a cached index is kept."""
+    key = storage.digest(DEBIAN_VERSION, storage.file_digest(packages), list(sections), words)
+    return packages.with_name(f"graph-{key[:16]}.safetensors")
+
+
+def _read(file: Path, classes: tuple[str, ...]) -> Graph:
+    tensors, facts = storage.read_tensors(file), storage.read_metadata(file)
+    crow, columns, values, edge_index, y = (tensors[name] for name in ("crow", "columns", "values", "edge_index", "y"))
+    x = csr(crow, columns, values, (len(y), int(facts.pop("words"))))
+    source = {name: facts[name] for name in ("index date", "index sha256", "sections")}
+    return Graph(x, edge_index, y, classes=classes, source=source)
+
+
+def _debian(sections: Sequence[str], words: int, found: debian.PackageIndex) -> Graph:
     place = {name: number for number, name in enumerate(sections)}
     label = np.array([place.get(package.section, -1) for package in found.packages])
     if absent := [name for number, name in enumerate(sections) if not (label == number).any()]:
