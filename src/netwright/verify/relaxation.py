@@ -149,7 +149,7 @@ class Relaxation:
         self._steps: list[Lines | Map] = []
         with torch.no_grad():
             for node in network.between(first, len(network.layers) - 1):
-                self._check_time()
+                check_deadline(self.deadline)
                 self._enter(node, graph.shapes[node.output])
                 tick()
         self._logits: Key = (network.layers[-1].value, 1)
@@ -168,9 +168,6 @@ class Relaxation:
         with torch.no_grad():
             back = self._least(rows.reshape(-1, *out.low.shape[1:]), self._logits)
         return torch.maximum(low[label] - high[rivals], back), rivals
-
-    def _check_time(self) -> None:
-        check_deadline(self.deadline)
 
     def _enter(self, node: Node, shape: tuple[int, ...]) -> None:
         """One more operation: its range, and how a row is taken back through it."""
@@ -254,7 +251,7 @@ class Relaxation:
             row = pending.pop(step.output, None)
             if row is None:
                 continue
-            self._check_time()
+            check_deadline(self.deadline)
             least -= row.abs().flatten(1) @ step.slack.flatten()
             if isinstance(step, Lines):
                 up, down = row.clamp(min=0), row.clamp(max=0)
